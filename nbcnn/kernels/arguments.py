@@ -1,0 +1,118 @@
+"""Checks of what a caller hands over, and output sizes. Every message names the argument, what it got and what is expected.
+
+Nothing here touches the data: a public function checks first, and only then allocates and writes.
+"""
+import operator
+
+import numpy as np
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def floats(value, name, *layouts):
+    """`value` as a float32 or float64 array whose number of axes is that of one of `layouts`.
+
+    Parameters
+    ----------
+    value : array_like
+    name : str
+        What the caller calls it: begins the message.
+    *layouts : str
+        Accepted layouts, for instance "(N, C, H, W)"; none accepts any number of axes.
+
+    Raises
+    ------
+    TypeError
+        When it is no float32 or float64 array.
+    ValueError
+        When its number of axes is not one of `layouts`.
+    """
+    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if array.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected a float32 or float64 array, got {describe(value, array)}")
+    axes(array, name, *layouts)
+    return array
+
+
+def axes(array, name, *layouts):
+    """Raise ValueError unless `array` has as many axes as one of `layouts`."""
+    if layouts and array.ndim not in [layout.count(",") + (layout[-2:] != ",)") for layout in layouts]:
+        raise ValueError(f"{name}: expected shape {' or '.join(layouts)}, got shape {array.shape}")
+
+
+def same_dtype(x, name, other, other_name):
+    """Raise TypeError unless both arrays have the same dtype."""
+    if x.dtype != other.dtype:
+        raise TypeError(f"{name}: expected {other.dtype}, the dtype of {other_name}, got {x.dtype}")
+
+
+def same_shape(x, name, shape, reason):
+    """Raise ValueError unless `x` has the given shape; `reason` says where that comes from."""
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, {reason}, got shape {tuple(x.shape)}")
+
+
+def describe(value, array):
+    """How a message names something of the wrong type."""
+    return f"{type(value).__name__}" + (f" of dtype {array.dtype}" if array.dtype != object else "")
+
+
+def pair(value, name, minimum):
+    """An int or a pair of ints as (along H, along W), each at least `minimum`."""
+    expected = f"an int or a pair of ints >= {minimum}"
+    items = tuple(value) if isinstance(value, tuple | list | np.ndarray) else (value, value)
+    if any(isinstance(item, bool) for item in items):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+    try:
+        items = tuple(operator.index(item) for item in items)
+    except TypeError:
+        raise TypeError(f"{name}: expected {expected}, got {value!r}") from None
+    if len(items) != 2 or min(items) < minimum:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return items
+
+
+def integer(value, name, minimum):
+    """An int that is at least `minimum`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int >= {minimum}, got {value!r}") from None
+    if number < minimum:
+        raise ValueError(f"{name}: expected an int >= {minimum}, got {value!r}")
+    return number
+
+
+def one_of(value, name, choices):
+    """`value`, which must be one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def conv_size(size, kernel, stride, padding, dilation, name):
+    """Output size (OH, OW) of a convolution: floor((in + 2p - d(k-1) - 1) / s) + 1 along each axis."""
+    out = tuple((i + 2 * p - d * (k - 1) - 1) // s + 1
+                for i, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True))
+    if min(out) < 1:
+        raise ValueError(f"{name}: expected an output of at least 1x1, got {out[0]}x{out[1]} from an input of "
+                         f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
+    return out
+
+
+def pool_size(size, kernel, stride, padding, dilation, ceil_mode, name):
+    """Output size (OH, OW) of a pooling; with `ceil_mode` the last window may begin inside, never beyond, the input."""
+    for k, p, d in zip(kernel, padding, dilation, strict=True):
+        if 2 * p > (k - 1) * d + 1:
+            raise ValueError(f"{name}: expected a padding of at most half the window of (kernel-1)*dilation+1 cells, "
+                             f"got padding {padding} for kernel {kernel} with dilation {dilation}")
+    out = []
+    for i, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
+        o = (i + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
+        out.append(o - 1 if ceil_mode and (o - 1) * s >= i + p else o)
+    if min(out) < 1:
+        raise ValueError(f"{name}: expected an output of at least 1x1, got {out[0]}x{out[1]} from an input of "
+                         f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
+    return tuple(out)

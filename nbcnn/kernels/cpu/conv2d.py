@@ -1,0 +1,264 @@
+"""Convolution on the CPU: one correlation kernel runs forward and input gradient, a second one the weight gradient."""
+import functools
+from math import gcd
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, prange
+
+from nbcnn.kernels.cpu.buffer import allocate
+from nbcnn.kernels.cpu.launch import PARALLEL, launch
+from nbcnn.kernels.cpu.tile import (
+    TILE_VERSION,
+    lanes,
+    rows_of_pixels,
+    rows_strided,
+    tile_outer,
+    tile_rows,
+    tile_shape,
+    tile_store,
+    tile_zero,
+)
+
+MOST_PARTS = 8      # partial sums of a weight gradient: fixed, so that no result depends on the number of threads
+
+
+@functools.cache
+def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
+    """The correlation kernel for a tile of P pixels x V vectors of channels."""
+
+    @njit(parallel=PARALLEL, cache=True)
+    def correlate(y, x, w, b, count, size, taps, y_at, x_at, w_at, reads):
+        """y[pixel, o] = b[o] + sum over (p, q, k) of x[x's pixel + (p, q) + k] * w[o's block, p, q, k, o].
+
+        count is the number of output pixels of all pictures, size = (OH, OW, O), taps = (KH, KW, K): K is the length of a
+        contiguous run of x under a tap. The *_at are strides in elements, y_at = (start, image, row, pixel), x_at = (start,
+        image, row, pixel, p, q), w_at = (start, block, p, q, k). reads = (start, i, p, H) says that output row i reads under
+        tap p the input row start + i*reads[1] + p*reads[2] of H; taps above or below the picture are left out.
+        """
+        _ = VERSION
+        OH, OW, O = size
+        KH, KW, K = taps
+        tiles = (count + P - 1) // P
+        blocks = (O + V * LANES - 1) // (V * LANES)
+        for task in prange(blocks * tiles):
+            first = task % tiles * P
+            block = task // tiles
+            top = first // OW % OH
+            bottom = top + (min(first + P, count) - 1) // OW - first // OW      # >= OH: in the next picture
+            rows = rows_of_pixels(P, first, count, OW, OH, x_at[3], x_at[2], x_at[1])
+            acc = tile_rows(P, V, b, block * V * LANES)
+            for p in range(KH):
+                r = reads[0] + p * reads[2]
+                if bottom < OH and (r + bottom * reads[1] < 0 or r + top * reads[1] >= reads[3]):
+                    continue
+                for q in range(KW):
+                    at_x = x_at[0] + p * x_at[4] + q * x_at[5]
+                    at_w = w_at[0] + block * w_at[1] + p * w_at[2] + q * w_at[3]
+                    for k in range(K):
+                        acc = tile_outer(acc, x, rows, at_x + k, w, at_w + k * w_at[4])
+            rows = rows_of_pixels(P, first, count, OW, OH, y_at[3], y_at[2], y_at[1])
+            o = block * V * LANES
+            tile_store(acc, y, rows, y_at[0] + o, count - first, O - o)
+
+    return correlate
+
+
+@functools.cache
+def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
+    """The weight gradient kernel for a tile of P output channels x V vectors of one kernel row."""
+
+    @njit(parallel=PARALLEL, cache=True)
+    def weight_gradient(dw_parts, db_parts, dy, x, one, n, parts, size, taps, dy_at, x_at, rows_read, columns_read):
+        """dw_parts[part, o, p, q, k] = sum over the part's pictures and all (i, j) of dy[n, i, j, o] * x[x's pixel + (p, q) + k].
+
+        size = (OH, OW, O), taps = (KH, KW, K), strides as in the correlation: dy_at = (start, image, row, pixel), x_at =
+        (start, image, row, pixel, p, q). rows_read and columns_read = (start, step of i, step of p, H): only the pixels (i, j)
+        that read inside the picture under a tap are visited.
+        """
+        _ = VERSION
+        OH, OW, O = size
+        KH, KW, K = taps
+        blocks = (O + P - 1) // P
+        dy_rows, dw_rows = rows_strided(P, 0, 1), rows_strided(P, 0, KH * KW * K)
+        for task in prange(parts * blocks):
+            part, o = task // blocks, task % blocks * P
+            start, stop = part * n // parts, (part + 1) * n // parts
+            sums = tile_zero(1, 1, dy)
+            for m in range(start, stop):
+                for i in range(OH):
+                    at_dy = dy_at[0] + m * dy_at[1] + i * dy_at[2] + o
+                    for j in range(OW):
+                        sums = tile_outer(sums, one, rows_strided(1, 0, 0), 0, dy, at_dy + j * dy_at[3])
+            tile_store(sums, db_parts, rows_strided(1, 0, 0), part * O + o, 1, min(P, O - o))
+            for p in range(KH):
+                r = rows_read[0] + p * rows_read[2]
+                i_start = max(0, -(r // rows_read[1]))
+                i_stop = min(OH, (rows_read[3] - 1 - r) // rows_read[1] + 1)
+                for q in range(KW):
+                    s = columns_read[0] + q * columns_read[2]
+                    j_start = max(0, -(s // columns_read[1]))
+                    j_stop = min(OW, (columns_read[3] - 1 - s) // columns_read[1] + 1)
+                    for k in range(0, K, V * LANES):
+                        acc = tile_zero(P, V, dy)
+                        for m in range(start, stop):
+                            for i in range(i_start, i_stop):
+                                at_dy = dy_at[0] + m * dy_at[1] + i * dy_at[2] + o
+                                at_x = x_at[0] + m * x_at[1] + i * x_at[2] + p * x_at[4] + q * x_at[5] + k
+                                for j in range(j_start, j_stop):
+                                    acc = tile_outer(acc, dy, dy_rows, at_dy + j * dy_at[3], x, at_x + j * x_at[3])
+                        tile_store(acc, dw_parts, dw_rows, ((part * O + o) * KH * KW + p * KW + q) * K + k, O - o, K - k)
+
+    return weight_gradient
+
+
+@njit(parallel=PARALLEL, cache=True)
+def pack_weight(packed, w, width, O, run):
+    """packed[block, k, lane] = w[block*width + lane, k], zero beyond the last output: a row of lanes for each of `run` weights."""
+    for o in prange((O + width - 1) // width * width):
+        at = o // width * run * width + o % width
+        if o < O:
+            for k in range(run):
+                packed[at + k * width] = w[o * run + k]
+        else:
+            for k in range(run):
+                packed[at + k * width] = 0
+
+
+@njit(parallel=PARALLEL, cache=True)
+def add_parts(total, partial, parts, add):
+    """total (+)= the sum of partial[0], partial[1], ..., in this order."""
+    size = total.size
+    chunk = 1024
+    for task in prange((size + chunk - 1) // chunk):
+        start, stop = task * chunk, min((task + 1) * chunk, size)
+        if not add:
+            for k in range(start, stop):
+                total[k] = 0
+        for part in range(parts):
+            for k in range(start, stop):
+                total[k] += partial[part * size + k]
+
+
+class Conv2d:
+    """A convolution of pictures of one shape: its borders, tiles, strides and workspace.
+
+    Weights are (O, KH, KW, C), flat. Forward packs them into rows of lanes; the input gradient reads them where they are.
+    """
+
+    def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, dtype):
+        self.x_size, self.y_size = x_shape[1:], y_shape[1:]
+        self.C, self.O, self.dtype = x_shape[0], y_shape[0], np.dtype(dtype)
+        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+        self.phases = [_phases(*axis) for axis in zip(
+            self.x_size, self.y_size, kernel_size, stride, padding, dilation, strict=True)]
+        self.x_border = padding
+        self.dy_border = tuple(max([0, *(phase.reach for phase in axis)]) for axis in self.phases)
+        KH, KW = kernel_size
+        width = lanes(dtype)
+        # Without dilation the taps of a kernel row touch one contiguous run of x: one loop instead of two.
+        self.taps = (KH, 1, KW * self.C) if dilation[1] == 1 else (KH, KW, self.C)
+        self.run = KH * KW * self.C
+
+        P, V = tile_shape(self.O, dtype)
+        self.width = V * width
+        self.correlate = make_correlate(P, V, width)
+        blocks = -(-self.O // self.width)
+        self.packed_w = allocate((blocks * self.run * self.width,), dtype)
+        self.packed_b = allocate((blocks * self.width,), dtype)
+        self.w_at = (0, self.run * self.width, KW * self.C * self.width, self.C * self.width, self.width)
+
+        P, V = tile_shape(self.C, dtype)
+        self.correlate_dx, self.dx_width = make_correlate(P, V, width), V * width
+        self.zeros = allocate((-(-self.C // self.dx_width) * self.dx_width,), dtype)
+
+        # Where the channels fill whole tiles, taking the taps one by one lets each leave out the pixels in the border.
+        self.dw_taps = (KH, KW, self.C) if self.C % (2 * width) == 0 else self.taps
+        P, V = tile_shape(self.dw_taps[2], dtype)
+        self.weight_gradient = make_weight_gradient(P, V, width)
+        self.one = np.ones(1, dtype)
+
+    def parts(self, n):
+        """Into how many partial sums the weight gradient of n pictures is split: it follows from the shapes alone."""
+        return max(1, min(MOST_PARTS, n, n * self.y_size[0] * self.y_size[1] // 64))
+
+    def reserve(self, batch):
+        """Allocate the partial sums for up to `batch` pictures."""
+        parts = self.parts(batch)
+        self.dw_parts = allocate((parts * self.O * self.run,), self.dtype)
+        self.db_parts = allocate((parts * self.O,), self.dtype)
+
+    def forward(self, n, y, x, params):
+        """y = conv(x, w) + b for n pictures."""
+        w, b = params
+        launch(pack_weight, self.packed_w, w, self.width, self.O, self.run)
+        if b is not None:
+            self.packed_b[:self.O] = b
+        launch(self.correlate, y.array, x.array, self.packed_w, self.packed_b, n * self.y_size[0] * self.y_size[1],
+               (*self.y_size, self.O), self.taps, y.strides, self._x_at(x), self.w_at, self._reads(0))
+
+    def backward(self, n, dx, dparams, dy, x, y, params, add):
+        """dw, db and, unless dx is None, dx = the correlation of dy with the flipped weights, one phase of the stride at a time."""
+        (dw, db), w = dparams, params[0]
+        parts = self.parts(n)
+        columns = self._reads(1) if self.dw_taps[1] > 1 else (0, 1, 0, self.y_size[1])
+        launch(self.weight_gradient, self.dw_parts, self.db_parts, dy.array, x.array, self.one, n, parts,
+               (*self.y_size, self.O), self.dw_taps, dy.strides, self._x_at(x), self._reads(0), columns)
+        launch(add_parts, dw, self.dw_parts, parts, add[0])
+        if db is not None:
+            launch(add_parts, db, self.db_parts, parts, add[1])
+        if dx is None:
+            return
+        KH, KW = self.kernel_size
+        dx_start, dx_image, dx_row, dx_pixel = dx.strides
+        dy_start, dy_image, dy_row, dy_pixel = dy.strides
+        for u in self.phases[0]:
+            for v in self.phases[1]:
+                launch(self.correlate_dx, dx.array, dy.array, w, self.zeros, n * u.count * v.count,
+                       (u.count, v.count, self.C), (u.taps, v.taps, self.O),
+                       (dx_start + u.first * dx_row + v.first * dx_pixel, dx_image,
+                        self.stride[0] * dx_row, self.stride[1] * dx_pixel),
+                       (dy_start + u.read * dy_row + v.read * dy_pixel, dy_image, dy_row, dy_pixel,
+                        u.read_step * dy_row, v.read_step * dy_pixel),
+                       ((u.tap * KW + v.tap) * self.C, self.dx_width, u.tap_step * KW * self.C, v.tap_step * self.C, self.run),
+                       (u.read, 1, u.read_step, self.y_size[0]))
+
+    def _x_at(self, x):
+        """Strides by which an output pixel and a tap move in x."""
+        start, image, row, pixel = x.strides
+        return (start - self.padding[0] * row - self.padding[1] * pixel, image, self.stride[0] * row, self.stride[1] * pixel,
+                self.dilation[0] * row, self.dilation[1] * pixel)
+
+    def _reads(self, axis):
+        """Input row (or column) start + i*step + p*tap_step, of so many, is what output i reads under tap p."""
+        return -self.padding[axis], self.stride[axis], self.dilation[axis], self.x_size[axis]
+
+
+class Phase(NamedTuple):
+    """The input rows first, first + stride, ...: their gradient is a correlation of stride 1 with every so-manyth tap.
+
+    The taps are counted backwards: the first is `tap`, the next tap + tap_step. Input row first + i*stride receives from dy's
+    row read + i + t*read_step under the t-th of them.
+    """
+    first: int
+    count: int
+    taps: int
+    tap: int
+    tap_step: int
+    read: int
+    read_step: int
+    reach: int      # how far it reads beyond dy on either side
+
+
+def _phases(size, out_size, kernel, stride, padding, dilation):
+    """The phases of one axis: input r gets w[p] * dy[(r + padding - p*dilation) / stride] where that division is exact."""
+    phases = []
+    for first in range(min(stride, size)):
+        count = (size - first + stride - 1) // stride
+        taps = [p for p in range(kernel) if (first + padding - p * dilation) % stride == 0]
+        tap = taps[-1] if taps else 0
+        read, read_step = (first + padding - tap * dilation) // stride, dilation // gcd(stride, dilation)
+        end = read + count - 1 + (len(taps) - 1) * read_step
+        reach = max(-read, end - (out_size - 1)) if taps else 0
+        phases.append(Phase(first, count, len(taps), tap, -(stride // gcd(stride, dilation)), read, read_step, reach))
+    return phases

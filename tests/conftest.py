@@ -1,0 +1,22 @@
+"""Settings of the whole suite: Hypothesis profiles, the torch marker."""
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The default deadline of 200 ms would time the compiler, not the kernel.
+COMMON = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+settings.register_profile("default", max_examples=40, **COMMON)
+settings.register_profile("small", max_examples=8, derandomize=True, **COMMON)
+settings.register_profile("thorough", max_examples=500, **COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_modifyitems(items):
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        skip = pytest.mark.skip(reason="PyTorch is not installed")
+        for item in items:
+            if item.get_closest_marker("torch"):
+                item.add_marker(skip)
