@@ -2,6 +2,7 @@
 
 Nothing here touches the data: a public function checks first, and only then allocates and writes.
 """
+import numbers
 import operator
 
 import numpy as np
@@ -83,6 +84,15 @@ def integer(value, name, minimum):
     if number < minimum:
         raise ValueError(f"{name}: expected an int >= {minimum}, got {value!r}")
     return number
+
+
+def fraction(value, name):
+    """A number in [0, 1]."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number in [0, 1], got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value!r}")
+    return value
 
 
 def one_of(value, name, choices):

@@ -1,0 +1,15 @@
+"""The CPU backend: one file per operation, forward and backward side by side.
+
+The scheduler sees a backend as a namespace: `Buffer` and `allocate` for memory, and a class for each operation a layer can ask for.
+"""
+from nbcnn.kernels.cpu.buffer import ALIGNMENT, Buffer, allocate
+from nbcnn.kernels.cpu.conv2d import Conv2d
+try:
+    from nbcnn.kernels.cpu.flatten import Flatten
+    from nbcnn.kernels.cpu.maxpool2d import MaxPool2d
+    from nbcnn.kernels.cpu.relu import ReLU
+except ImportError:
+    pass
+from nbcnn.kernels.cpu.linear import Linear
+
+__all__ = ["ALIGNMENT", "Buffer", "Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU", "allocate"]

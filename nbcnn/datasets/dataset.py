@@ -1,0 +1,48 @@
+"""What every data set is: pictures, labels and the names of the classes."""
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(eq=False)
+class Dataset:
+    """Labelled pictures.
+
+    Parameters
+    ----------
+    images : uint8 array (M, C, H, W)
+    labels : int array (M,)
+        Positions in `classes`; kept as int64.
+    classes : list of str
+    name : str
+
+    Raises
+    ------
+    TypeError, ValueError
+        When images or labels have the wrong dtype or shape, or a label names no class.
+    """
+
+    images: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    classes: list
+    name: str
+
+    def __post_init__(self):
+        images, labels = np.asarray(self.images), np.asarray(self.labels)
+        if images.dtype != np.uint8:
+            raise TypeError(f"images: expected a uint8 array, got dtype {images.dtype}")
+        if images.ndim != 4:
+            raise ValueError(f"images: expected shape (M, C, H, W), got shape {images.shape}")
+        if labels.dtype.kind not in "iu":
+            raise TypeError(f"labels: expected an integer array, got dtype {labels.dtype}")
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"labels: expected shape {images.shape[:1]}, one per picture, got shape {labels.shape}")
+        bad = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
+        if bad.size:
+            raise ValueError(f"labels: expected numbers in [0, {len(self.classes)}), the classes, "
+                             f"got {labels[bad[0]]} at position {bad[0]}")
+        self.images, self.labels = np.ascontiguousarray(images), labels.astype(np.int64)
+        self.classes = list(self.classes)
+
+    def __len__(self):
+        return len(self.images)

@@ -1,0 +1,116 @@
+"""Batches: which pictures, in which order, how augmented; all of it follows from the seed and the epoch."""
+import numpy as np
+
+from ..kernels.arguments import integer
+from ..kernels.images import load_images, normalization_table
+
+
+class Loader:
+    """Cut a data set into batches of normalised, perhaps augmented, pictures.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    batch_size : int
+        The last batch of an epoch is shorter where the number of pictures is no multiple.
+    shuffle : bool
+        A new order every epoch; otherwise the data set's own.
+    seed : int, at least 0
+    augment : bool
+        Flip pictures and shift batches.
+    flip : float
+        Probability with which a picture is mirrored left to right.
+    shift : int
+        A batch moves by up to so many pixels along each axis; bytes of value 0 fill the gap before normalising.
+    mean, std : sequence of one float per channel, or None
+        Bytes become (byte / 255 - mean) / std; None stands for 0 and 1.
+    dtype : float32 or float64
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has the wrong type or lies out of range.
+
+    Notes
+    -----
+    Order, flips and shifts are drawn from three generators seeded with (seed, epoch) and nothing else, so that a run
+    can begin anywhere: epoch 7 is the same whether or not epochs 0 to 6 were read, and `start` skips batches without
+    reading them. A picture's flip does not depend on its place in the order, nor either of them on the batch size.
+    The same bits for any number of threads; another release of NumPy may draw other numbers.
+
+    Examples
+    --------
+    >>> from nbcnn.datasets import Dataset
+    >>> pictures = np.zeros((5, 3, 32, 32), np.uint8)
+    >>> loader = Loader(Dataset(pictures, np.array([0, 1, 1, 0, 1]), ["cat", "dog"], "pets"), 2, shuffle=False)
+    >>> [(images.shape, labels.tolist()) for images, labels in loader.epoch(0)]
+    [((2, 3, 32, 32), [0, 1]), ((2, 3, 32, 32), [1, 0]), ((1, 3, 32, 32), [1])]
+    """
+
+    def __init__(self, dataset, batch_size, shuffle=True, seed=0, augment=False, *,
+                 flip=0.5, shift=2, mean=None, std=None, dtype=np.float32):
+        channels, height, width = dataset.images.shape[1:]
+        self.dataset, self.shuffle, self.augment = dataset, shuffle, augment
+        self.batch_size, self.seed = integer(batch_size, "batch_size", 1), integer(seed, "seed", 0)
+        self.flip, self.shift = flip, integer(shift, "shift", 0)
+        if not 0 <= flip <= 1:
+            raise ValueError(f"flip: expected a probability, got {flip!r}")
+        if self.shift > min(height, width):
+            raise ValueError(f"shift: expected at most the pictures' {min(height, width)} pixels, got {shift}")
+        self.dtype = np.dtype(dtype)
+        self.table = normalization_table(mean, std, channels, dtype)
+
+    def __len__(self):
+        """The number of batches in an epoch."""
+        return -(-len(self.dataset) // self.batch_size)
+
+    def order(self, epoch):
+        """The pictures' numbers in the order of that epoch, (M,)."""
+        count = len(self.dataset)
+        return self._generator(epoch, 0).permutation(count) if self.shuffle else np.arange(count)
+
+    def flips(self, epoch):
+        """Whether each picture, in the data set's own order, is mirrored in that epoch, (M,)."""
+        return self._generator(epoch, 1).random(len(self.dataset)) < (self.flip if self.augment else 0)
+
+    def shifts(self, epoch):
+        """How far (down, right) each batch moves in that epoch, (batches, 2)."""
+        furthest = self.shift if self.augment else 0
+        return self._generator(epoch, 2).integers(-furthest, furthest + 1, (len(self), 2))
+
+    def _generator(self, epoch, purpose):
+        return np.random.default_rng([self.seed, epoch, purpose])
+
+    def epoch(self, epoch, into=None, start=0):
+        """The batches of an epoch.
+
+        Parameters
+        ----------
+        epoch : int, at least 0
+        into : callable, optional
+            Given the size n of a batch, the array (n, C, H, W) to write it to, which is then handed on: a scheduler's
+            `images`. By default every batch gets an array of its own, in channels-last memory.
+        start : int
+            The first batch wanted; those before it cost nothing.
+
+        Returns
+        -------
+        generator of (images, labels)
+            Float array (n, C, H, W) and int64 array (n,).
+        """
+        epoch, start = integer(epoch, "epoch", 0), integer(start, "start", 0)
+        if start > len(self):
+            raise ValueError(f"start: expected at most {len(self)}, the number of batches, got {start}")
+        return self._batches(epoch, into or self._new, start)
+
+    def _batches(self, epoch, into, start):
+        order, flips, shifts = self.order(epoch), self.flips(epoch), self.shifts(epoch).tolist()
+        for batch in range(start, len(self)):
+            index = order[batch * self.batch_size:(batch + 1) * self.batch_size]
+            images = into(len(index))
+            load_images(images, self.dataset.images, index, flips[index], shifts[batch], self.table)
+            yield images, self.dataset.labels[index]
+
+    def _new(self, n):
+        channels, height, width = self.dataset.images.shape[1:]
+        return np.empty((n, height, width, channels), self.dtype).transpose(0, 3, 1, 2)

@@ -1,0 +1,148 @@
+"""2-D convolution (cross-correlation, as in every deep-learning library) and its gradients."""
+
+from nbcnn.kernels import cpu
+from nbcnn.kernels.arguments import axes, conv_size, floats, pair, same_dtype, same_shape
+
+
+def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
+    """Convolve pictures with a bank of kernels.
+
+    y[n, o, i, j] = b[o] + sum over c, p, q of x[n, c, i*stride + p*dilation - padding, j*stride + q*dilation - padding]
+    * w[o, c, p, q], where x is zero outside the picture.
+
+    Parameters
+    ----------
+    x : float array (N, C, H, W)
+    w : float array (O, C, KH, KW)
+    b : float array (O,), optional
+    stride, padding, dilation : int or pair of ints
+        Along H and along W, in pixels.
+
+    Returns
+    -------
+    y : float array (N, O, OH, OW)
+        OH = floor((H + 2*padding - dilation*(KH-1) - 1) / stride) + 1, OW likewise. A view of channels-last memory.
+
+    Raises
+    ------
+    TypeError
+        An array is not float32 or float64, or its dtype is not that of x; a stride, padding or dilation is no int.
+    ValueError
+        Numbers of axes or of channels that do not fit, or an output without a pixel.
+
+    Notes
+    -----
+    The order of the additions depends on the kernel's shape alone: a picture's result has the same bits in any batch.
+
+    Source: PyTorch's torch.nn.functional.conv2d.
+
+    Examples
+    --------
+    The definition, as a loop nest, against the kernel; integers, so that every sum is exact:
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x, w, b = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 3, 6, 5), (4, 3, 3, 2), 4))
+    >>> y = np.zeros((2, 4, 3, 2), np.float32)
+    >>> for n, o, i, j in np.ndindex(y.shape):
+    ...     y[n, o, i, j] = b[o]
+    ...     for c, p, q in np.ndindex(w.shape[1:]):
+    ...         r, s = 2 * i + p - 1, 3 * j + q - 0                  # stride (2, 3), padding (1, 0)
+    ...         if 0 <= r < 6 and 0 <= s < 5:
+    ...             y[n, o, i, j] += x[n, c, r, s] * w[o, c, p, q]
+    >>> bool((conv2d_forward(x, w, b, stride=(2, 3), padding=(1, 0)) == y).all())
+    True
+    """
+    x, w, operation = _check(x, w, stride, padding, dilation)
+    if b is not None:
+        b = floats(b, "b", "(O,)")
+        same_dtype(b, "b", x, "x")
+        same_shape(b, "b", w.shape[:1], "one bias for each kernel in w")
+    N = len(x)
+    y = cpu.Buffer(N, (operation.O, *operation.y_size), x.dtype)
+    operation.forward(N, y, cpu.Buffer.holding(x, operation.x_border), (_flat(w), b))
+    return y.view(N)
+
+
+def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
+    """Gradients of a convolution with respect to its input, its kernels and its bias.
+
+    Each product x * w that forward added into y passes dy on to both of its factors:
+    dx[.., r, s] += dy[.., i, j] * w[.., p, q] and dw[.., p, q] += dy[.., i, j] * x[.., r, s]; db = sum of dy over n, i, j.
+
+    Parameters
+    ----------
+    dy : float array (N, O, OH, OW)
+        The upstream gradient dLoss/dy.
+    x : float array (N, C, H, W)
+    w : float array (O, C, KH, KW)
+    stride, padding, dilation : int or pair of ints
+        As in forward.
+    need_dx : bool
+        False leaves dx out: the first layer of a network needs none.
+
+    Returns
+    -------
+    dx : float array (N, C, H, W) or None
+    dw : float array (O, C, KH, KW)
+    db : float array (O,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in forward; and where dy has not the shape of forward's result.
+
+    Notes
+    -----
+    dw and db are sums of at most 8 partial sums whose borders follow from the shapes alone: equal bits for any number
+    of threads.
+
+    Source: PyTorch's torch.ops.aten.convolution_backward.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x, w, dy = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 3, 6, 5), (4, 3, 3, 2), (2, 4, 3, 2)))
+    >>> dx, dw, db = np.zeros_like(x), np.zeros_like(w), np.zeros(4, np.float32)
+    >>> for n, o, i, j in np.ndindex(dy.shape):
+    ...     db[o] += dy[n, o, i, j]
+    ...     for c, p, q in np.ndindex(w.shape[1:]):
+    ...         r, s = 2 * i + p - 1, 3 * j + q - 0                  # stride (2, 3), padding (1, 0)
+    ...         if 0 <= r < 6 and 0 <= s < 5:
+    ...             dx[n, c, r, s] += dy[n, o, i, j] * w[o, c, p, q]
+    ...             dw[o, c, p, q] += dy[n, o, i, j] * x[n, c, r, s]
+    >>> [bool((a == b).all()) for a, b in zip(conv2d_backward(dy, x, w, stride=(2, 3), padding=(1, 0)), (dx, dw, db))]
+    [True, True, True]
+    """
+    x, w, operation = _check(x, w, stride, padding, dilation)
+    dy = floats(dy, "dy", "(N, O, OH, OW)")
+    same_dtype(dy, "dy", x, "x")
+    N, (O, C, KH, KW) = len(x), w.shape
+    same_shape(dy, "dy", (N, O, *operation.y_size), "that of the convolution's result")
+    operation.reserve(N)
+    dx = cpu.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
+    dw, db = cpu.allocate((w.size,), x.dtype), cpu.allocate((O,), x.dtype)
+    operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy, operation.dy_border),
+                       cpu.Buffer.holding(x, operation.x_border), None, (_flat(w), None), (False, False))
+    return dx.view(N) if need_dx else None, dw.reshape(O, KH, KW, C).transpose(0, 3, 1, 2), db
+
+
+def _check(x, w, stride, padding, dilation):
+    """x and w as arrays, and the convolution that fits them."""
+    x, w = floats(x, "x", "(N, C, H, W)"), floats(w, "w", "(O, C, KH, KW)")
+    same_dtype(w, "w", x, "x")
+    if 0 in w.shape:
+        raise ValueError(f"w: expected shape (O, C, KH, KW) with every size >= 1, got shape {w.shape}")
+    if x.shape[1] != w.shape[1]:
+        raise ValueError(f"x: expected shape (N, C, H, W) with C = {w.shape[1]} channels, as w {w.shape} has, got shape {x.shape}")
+    stride, padding, dilation = pair(stride, "stride", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1)
+    size = conv_size(x.shape[2:], w.shape[2:], stride, padding, dilation, "x")
+    return x, w, cpu.Conv2d(x.shape[1:], (len(w), *size), w.shape[2:], stride, padding, dilation, x.dtype)
+
+
+def _flat(w):
+    """The weights in the kernels' order (O, KH, KW, C), flat."""
+    flat = cpu.allocate((w.size,), w.dtype)
+    flat.reshape(len(w), *w.shape[2:], w.shape[1])[...] = w.transpose(0, 2, 3, 1)
+    return flat

@@ -1,0 +1,57 @@
+"""ReLU on the CPU: max(x, 0), a row of pixels at a time."""
+from numba import njit, prange
+
+from nbcnn.kernels.cpu.launch import launch
+
+
+@njit(cache=True, parallel=True)
+def relu_forward(y, x, n, y_border, x_border):
+    """y = max(x, 0) for the first n pictures of x (batch, H+2b, W+2b, C); NaN stays NaN."""
+    for row in prange(n * (x.shape[1] - 2 * x_border[0])):
+        _forward_row(_row(y, row, y_border), _row(x, row, x_border))
+
+
+@njit(cache=True, parallel=True)
+def relu_backward(dx, dy, y, n, dx_border, dy_border, y_border):
+    """dx = dy where y > 0 or y is NaN, else 0."""
+    for row in prange(n * (y.shape[1] - 2 * y_border[0])):
+        _backward_row(_row(dx, row, dx_border), _row(dy, row, dy_border), _row(y, row, y_border))
+
+
+@njit(cache=True)
+def _row(a, row, border):
+    """Row number `row`, counted through all pictures without their borders, of a (batch, H+2b, W+2b, C): a flat view."""
+    H, W = a.shape[1] - 2 * border[0], a.shape[2] - 2 * border[1]
+    return a[row // H, row % H + border[0], border[1]:border[1] + W].reshape(-1)
+
+
+@njit(cache=True)
+def _forward_row(y, x):
+    zero = x.dtype.type(0)
+    for k in range(len(x)):
+        y[k] = zero if x[k] <= zero else x[k]
+
+
+@njit(cache=True)
+def _backward_row(dx, dy, y):
+    zero = y.dtype.type(0)
+    for k in range(len(y)):
+        dx[k] = zero if y[k] <= zero else dy[k]
+
+
+class ReLU:
+    """max(x, 0) of pictures (C, H, W) or vectors (F,)."""
+    x_border = dy_border = (0, 0)
+
+    def __init__(self, x_shape, dtype):
+        pass
+
+    def reserve(self, batch):
+        pass
+
+    def forward(self, n, y, x, params=()):
+        launch(relu_forward, y.array, x.array, n, y.border, x.border)
+
+    def backward(self, n, dx, dparams, dy, x, y, params, add):
+        if dx is not None:
+            launch(relu_backward, dx.array, dy.array, y.array, n, dx.border, dy.border, y.border)

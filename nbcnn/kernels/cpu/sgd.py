@@ -1,0 +1,16 @@
+"""Stochastic gradient descent on the CPU: one pass over parameters, gradient and momentum."""
+from numba import njit, prange
+
+
+@njit(cache=True, parallel=True)
+def sgd(param, momentum_buffer, grad, lr, momentum, keep, weight_decay, has_decay, has_momentum, nesterov, maximize, first):
+    """One step, in place, on flat vectors; `keep` is 1 - dampening. The buffer is not looked at without has_momentum."""
+    for k in prange(len(param)):
+        g = -grad[k] if maximize else grad[k]
+        if has_decay:
+            g += weight_decay * param[k]
+        if has_momentum:
+            b = g if first else momentum * momentum_buffer[k] + keep * g
+            momentum_buffer[k] = b
+            g = g + momentum * b if nesterov else b
+        param[k] -= lr * g

@@ -1,0 +1,168 @@
+"""Pictures as stored, one byte a value, to a network's floating-point input."""
+import operator
+
+import numpy as np
+
+from .arguments import FLOATS, axes, describe, floats, same_dtype, same_shape
+from .cpu import images as cpu
+from .cpu.launch import launch
+
+
+def normalization_table(mean, std, channels, dtype):
+    """What each byte v of each channel c becomes: (v / 255 - mean[c]) / std[c], computed in float64, rounded once.
+
+    Parameters
+    ----------
+    mean, std : sequence of `channels` floats, or None
+        In units of the pixel range [0, 1]. None stands for 0 and 1.
+    channels : int
+    dtype : float32 or float64
+
+    Returns
+    -------
+    table : float array (channels, 256)
+
+    Raises
+    ------
+    TypeError
+        When dtype is neither float32 nor float64.
+    ValueError
+        When mean or std does not hold one finite number per channel, or a number in std is not positive.
+
+    Examples
+    --------
+    >>> float(normalization_table([0.5, 0.0], [0.25, 1.0], 2, np.float32)[0, 255])
+    2.0
+    """
+    if np.dtype(dtype) not in FLOATS:
+        raise TypeError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
+    mean = _per_channel(np.zeros(channels) if mean is None else mean, "mean", channels)
+    std = _per_channel(np.ones(channels) if std is None else std, "std", channels)
+    if not (std > 0).all():
+        raise ValueError(f"std: expected positive numbers, got {std.tolist()}")
+    return ((np.arange(256) / 255 - mean[:, None]) / std[:, None]).astype(dtype)
+
+
+def _per_channel(value, name, channels):
+    """`value` as a float64 array (channels,)."""
+    array = np.asarray(value, np.float64)
+    if array.shape != (channels,) or not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected {channels} finite numbers, one per channel, got {value!r}")
+    return array
+
+
+def load_images(out, pictures, index, flip, shift, table):
+    """Gather, flip, shift and normalise pictures, written straight to where a network reads them.
+
+    out[b, c, i, j] = table[c, v], where v is the byte of picture index[b] that its flip and the shift bring to (i, j).
+    The gap that a shift leaves is filled with byte 0 before it is normalised.
+
+    Parameters
+    ----------
+    out : float array (B, C, H, W)
+        Written; any strides, usually a view of channels-last memory, for which the loops are made.
+    pictures : uint8 array (M, C, H, W)
+    index : int array (B,)
+        Which pictures, in [0, M), in any order, as often as one likes.
+    flip : bool array (B,)
+        Which of them to mirror left to right, before the shift.
+    shift : pair of ints
+        (dy, dx): the whole batch moves dy pixels down and dx to the right.
+    table : array (C, 256) of out's dtype
+        From `normalization_table`.
+
+    Raises
+    ------
+    TypeError
+        When an array has the wrong dtype.
+    ValueError
+        When shapes do not agree, out is read-only, or the shift exceeds the picture.
+    IndexError
+        When an index is out of range; it says which.
+
+    Notes
+    -----
+    Exact: every value is one of table's, and the same for any number of threads.
+
+    Examples
+    --------
+    The loops that define it:
+
+    >>> def plain(out, pictures, index, flip, shift, table):
+    ...     B, C, H, W = out.shape
+    ...     for b in range(B):
+    ...         for c in range(C):
+    ...             for i in range(H):
+    ...                 for j in range(W):
+    ...                     r, s = i - shift[0], j - shift[1]
+    ...                     inside = 0 <= r < H and 0 <= s < W
+    ...                     if flip[b]:
+    ...                         s = W - 1 - s
+    ...                     out[b, c, i, j] = table[c, pictures[index[b], c, r, s] if inside else 0]
+    >>> rng = np.random.default_rng(0)
+    >>> pictures = rng.integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
+    >>> index, flip, shift = np.array([4, 0, 4]), np.array([True, False, False]), (1, -2)
+    >>> table = normalization_table([0.4, 0.5, 0.6], None, 3, np.float32)
+    >>> expected, out = np.empty((2, 3, 3, 4, 6), np.float32)
+    >>> plain(expected, pictures, index, flip, shift, table)
+    >>> load_images(out, pictures, index, flip, shift, table)
+    >>> bool((out == expected).all())
+    True
+    """
+    floats(out, "out", "(B, C, H, W)")
+    if not isinstance(out, np.ndarray) or not out.flags.writeable:
+        raise ValueError("out: expected a writable NumPy array, got a read-only one or a list")
+    pictures = _array(pictures, "pictures", np.uint8, "(M, C, H, W)")
+    batch, channels, height, width = out.shape
+    same_shape(out, "out", (batch, *pictures.shape[1:]), "B and the pictures' (C, H, W)")
+    index = _array(index, "index", np.integer, "(B,)")
+    same_shape(index, "index", (batch,), "out's B")
+    bad = np.flatnonzero((index < 0) | (index >= len(pictures)))
+    if bad.size:
+        raise IndexError(f"index: expected numbers in [0, {len(pictures)}), got {index[bad[0]]} at position {bad[0]}")
+    flip = _array(flip, "flip", np.bool_, "(B,)")
+    same_shape(flip, "flip", (batch,), "out's B")
+    dy, dx = (operator.index(pixels) for pixels in shift)
+    if abs(dy) > height or abs(dx) > width:
+        raise ValueError(f"shift: expected at most {height} rows and {width} columns, got {(dy, dx)}")
+    floats(table, "table", "(C, 256)")
+    same_shape(table, "table", (channels, 256), "out's C and one value per byte")
+    same_dtype(table, "table", out, "out")
+
+    if not pictures.flags.c_contiguous:     # copy only what is asked for
+        pictures, index = np.ascontiguousarray(pictures[index]), np.arange(batch)
+    pictures = pictures.view()
+    pictures.flags.writeable = False        # so that writable and read-only pictures share one compilation
+    launch(cpu.gather, out, pictures, np.ascontiguousarray(index, np.int64), np.ascontiguousarray(flip), (dy, dx),
+           np.ascontiguousarray(table))
+
+
+def normalize_images(out, pictures, table):
+    """Normalise pictures in their order, unchanged otherwise: `load_images` without flips or shift.
+
+    Parameters
+    ----------
+    out : float array (N, C, H, W)
+        Written; any strides.
+    pictures : uint8 array (N, C, H, W)
+    table : array (C, 256) of out's dtype
+
+    Examples
+    --------
+    >>> pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), dtype=np.uint8)
+    >>> out = np.empty(pictures.shape)
+    >>> normalize_images(out, pictures, normalization_table(None, None, 3, np.float64))
+    >>> bool((out == pictures / 255).all())
+    True
+    """
+    same_shape(out, "out", np.shape(pictures), "that of the pictures")
+    load_images(out, pictures, np.arange(len(out)), np.zeros(len(out), bool), (0, 0), table)
+
+
+def _array(value, name, dtype, layout):
+    """`value` as an array whose dtype is (a kind of) `dtype` and whose axes fit `layout`."""
+    array = np.asarray(value)
+    if not np.issubdtype(array.dtype, dtype):
+        raise TypeError(f"{name}: expected an array of dtype {dtype.__name__}, got {describe(value, array)}")
+    axes(array, name, layout)
+    return array

@@ -1,0 +1,125 @@
+"""The linear (fully connected) layer and its gradients."""
+
+from nbcnn.kernels import cpu
+from nbcnn.kernels.arguments import floats, same_dtype, same_shape
+
+
+def linear_forward(x, w, b=None):
+    """Multiply vectors with a matrix: y = x W^T + b.
+
+    Parameters
+    ----------
+    x : float array (N, in)
+    w : float array (out, in)
+    b : float array (out,), optional
+
+    Returns
+    -------
+    y : float array (N, out)
+
+    Raises
+    ------
+    TypeError
+        An array is not float32 or float64, or its dtype is not that of x.
+    ValueError
+        Shapes that do not fit.
+
+    Notes
+    -----
+    The order of the additions depends on `in` alone: a sample's result has the same bits in any batch.
+
+    Source: PyTorch's torch.nn.functional.linear.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x, w, b = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 5), (3, 5), 3))
+    >>> y = np.zeros((2, 3), np.float32)
+    >>> for n, o in np.ndindex(y.shape):
+    ...     y[n, o] = b[o]
+    ...     for c in range(5):
+    ...         y[n, o] += x[n, c] * w[o, c]
+    >>> bool((linear_forward(x, w, b) == y).all())
+    True
+    """
+    x, w, operation = _check(x, w)
+    if b is not None:
+        b = floats(b, "b", "(out,)")
+        same_dtype(b, "b", x, "x")
+        same_shape(b, "b", w.shape[:1], "one bias for each row of w")
+    N = len(x)
+    y = cpu.Buffer(N, w.shape[:1], x.dtype)
+    operation.forward(N, y, cpu.Buffer.holding(x), (_flat(w), b))
+    return y.view(N)
+
+
+def linear_backward(dy, x, w, *, need_dx=True):
+    """Gradients of the linear layer: dx = dy W, dw = dy^T x, db = sum of dy over n.
+
+    Parameters
+    ----------
+    dy : float array (N, out)
+        The upstream gradient dLoss/dy.
+    x : float array (N, in)
+    w : float array (out, in)
+    need_dx : bool
+        False leaves dx out.
+
+    Returns
+    -------
+    dx : float array (N, in) or None
+    dw : float array (out, in)
+    db : float array (out,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in forward; and where dy has not the shape of forward's result.
+
+    Notes
+    -----
+    Source: PyTorch's torch.nn.functional.linear, differentiated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> dy, x, w = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 3), (2, 5), (3, 5)))
+    >>> dx, dw, db = np.zeros_like(x), np.zeros_like(w), np.zeros(3, np.float32)
+    >>> for n, o in np.ndindex(dy.shape):
+    ...     db[o] += dy[n, o]
+    ...     for c in range(5):
+    ...         dx[n, c] += dy[n, o] * w[o, c]
+    ...         dw[o, c] += dy[n, o] * x[n, c]
+    >>> [bool((a == b).all()) for a, b in zip(linear_backward(dy, x, w), (dx, dw, db))]
+    [True, True, True]
+    """
+    x, w, operation = _check(x, w)
+    dy = floats(dy, "dy", "(N, out)")
+    same_dtype(dy, "dy", x, "x")
+    N = len(x)
+    same_shape(dy, "dy", (N, len(w)), "that of the layer's result")
+    operation.reserve(N)
+    dx = cpu.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
+    dw, db = cpu.allocate((w.size,), x.dtype), cpu.allocate(w.shape[:1], x.dtype)
+    operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy), cpu.Buffer.holding(x), None, (_flat(w), None), (False, False))
+    return dx.view(N) if need_dx else None, dw.reshape(w.shape), db
+
+
+def _check(x, w):
+    """x and w as arrays, and the linear layer that fits them."""
+    x, w = floats(x, "x", "(N, in)"), floats(w, "w", "(out, in)")
+    same_dtype(w, "w", x, "x")
+    if 0 in w.shape:
+        raise ValueError(f"w: expected shape (out, in) with both sizes >= 1, got shape {w.shape}")
+    if x.shape[1] != w.shape[1]:
+        raise ValueError(f"x: expected shape (N, in) with in = {w.shape[1]} features, as w {w.shape} has, got shape {x.shape}")
+    return x, w, cpu.Linear(x.shape[1:], w.shape[:1], x.dtype)
+
+
+def _flat(w):
+    """The weights in memory of the kernels' own."""
+    flat = cpu.allocate((w.size,), w.dtype)
+    flat.reshape(w.shape)[...] = w
+    return flat

@@ -1,0 +1,168 @@
+"""The layers: parameters and their initial range, output shape, and which operation of a backend computes them.
+
+A layer is a description. It holds no activations and computes nothing: the scheduler asks it for its operation, whose forward and
+backward stand side by side in `kernels/cpu/`. Shapes here are those of one sample, (C, H, W) or (F,).
+"""
+import math
+
+from nbcnn.kernels.arguments import conv_size, integer, pair, pool_size
+from nbcnn.parameter import Parameter
+
+
+class Layer:
+    """What all layers have in common.
+
+    Attributes
+    ----------
+    arguments : dict
+        The constructor's arguments, as a checkpoint stores them.
+    weight, bias : Parameter or None
+    """
+    weight = bias = None
+
+    def __init__(self, **arguments):
+        self.arguments = arguments
+
+    @property
+    def parameters(self):
+        """The parameters by name."""
+        return {name: p for name, p in (("weight", self.weight), ("bias", self.bias)) if p is not None}
+
+    def output_shape(self, shape):
+        """The shape of a sample's output for an input of the given shape; ValueError where that does not fit."""
+        raise TypeError(f"{type(self).__name__}: a layer defines output_shape(shape)")
+
+    def operation(self, backend, shape, dtype):
+        """The backend's operation for inputs of the given shape."""
+        raise TypeError(f"{type(self).__name__}: a layer defines operation(backend, shape, dtype)")
+
+    def flop(self, shape):
+        """Floating-point operations of forward for one sample, a multiplication and an addition counted as two."""
+        return 0
+
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.arguments.items())})"
+
+
+class Conv2d(Layer):
+    """2-D convolution; see `nbcnn.kernels.conv2d_forward`.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size, stride, padding, dilation : int or pair of ints
+    bias : bool
+
+    Notes
+    -----
+    Initial values, weight and bias alike: uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), fan_in = in_channels*KH*KW, as torch.nn.Conv2d.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, bias=True):
+        super().__init__(
+            in_channels=integer(in_channels, "in_channels", 1), out_channels=integer(out_channels, "out_channels", 1),
+            kernel_size=pair(kernel_size, "kernel_size", 1), stride=pair(stride, "stride", 1),
+            padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), bias=bool(bias))
+        self.__dict__.update({k: v for k, v in self.arguments.items() if k != "bias"})
+        fan_in = in_channels * math.prod(self.kernel_size)
+        self.weight = Parameter((out_channels, in_channels, *self.kernel_size), fan_in)
+        self.bias = Parameter((out_channels,), fan_in) if bias else None
+
+    def output_shape(self, shape):
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise ValueError(f"expected pictures (N, {self.in_channels}, H, W), got {_batch(shape)}")
+        return (self.out_channels,
+                *conv_size(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, "input"))
+
+    def operation(self, backend, shape, dtype):
+        return backend.Conv2d(shape, self.output_shape(shape), self.kernel_size, self.stride, self.padding, self.dilation, dtype)
+
+    def flop(self, shape):
+        return 2 * self.weight.size * math.prod(self.output_shape(shape)[1:])
+
+
+class MaxPool2d(Layer):
+    """The largest value of each window; see `nbcnn.kernels.maxpool2d_forward`.
+
+    Parameters
+    ----------
+    kernel_size, padding, dilation : int or pair of ints
+    stride : int or pair of ints, optional
+        The kernel size when not given.
+    ceil_mode : bool
+        Whether a last window that begins inside the input and ends outside counts.
+    """
+
+    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+        super().__init__(
+            kernel_size=pair(kernel_size, "kernel_size", 1),
+            stride=pair(kernel_size if stride is None else stride, "stride", 1),
+            padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), ceil_mode=bool(ceil_mode))
+        self.__dict__.update(self.arguments)
+
+    def output_shape(self, shape):
+        if len(shape) != 3:
+            raise ValueError(f"expected pictures (N, C, H, W), got {_batch(shape)}")
+        return (shape[0],
+                *pool_size(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, "input"))
+
+    def operation(self, backend, shape, dtype):
+        return backend.MaxPool2d(shape, self.kernel_size, self.stride, self.padding, self.dilation, self.output_shape(shape), dtype)
+
+
+class ReLU(Layer):
+    """max(x, 0); see `nbcnn.kernels.relu_forward`."""
+
+    def output_shape(self, shape):
+        return shape
+
+    def operation(self, backend, shape, dtype):
+        return backend.ReLU(shape, dtype)
+
+
+class Flatten(Layer):
+    """Pictures (N, C, H, W) as vectors (N, C*H*W), channel by channel as in PyTorch."""
+
+    def output_shape(self, shape):
+        return (math.prod(shape),)
+
+    def operation(self, backend, shape, dtype):
+        return backend.Flatten(shape, dtype)
+
+
+class Linear(Layer):
+    """y = x W^T + b; see `nbcnn.kernels.linear_forward`.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+
+    Notes
+    -----
+    Initial values, weight and bias alike: uniform(-1/sqrt(in_features), 1/sqrt(in_features)), as torch.nn.Linear.
+    """
+
+    def __init__(self, in_features, out_features, bias=True):
+        super().__init__(in_features=integer(in_features, "in_features", 1),
+                         out_features=integer(out_features, "out_features", 1), bias=bool(bias))
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = Parameter((out_features, in_features), in_features)
+        self.bias = Parameter((out_features,), in_features) if bias else None
+
+    def output_shape(self, shape):
+        if tuple(shape) != (self.in_features,):
+            hint = "; a Flatten layer makes vectors of pictures" if len(shape) == 3 else ""
+            raise ValueError(f"expected vectors (N, {self.in_features}), got {_batch(shape)}{hint}")
+        return (self.out_features,)
+
+    def operation(self, backend, shape, dtype):
+        return backend.Linear(shape, self.output_shape(shape), dtype)
+
+    def flop(self, shape):
+        return 2 * self.weight.size
+
+
+def _batch(shape):
+    """The shape of a batch of samples of this shape."""
+    return f"({', '.join(map(str, ('N', *shape)))})"

@@ -1,0 +1,112 @@
+"""Losses with PyTorch's options: call one on arrays, or hand it to the scheduler.
+
+    loss = nbcnn.CrossEntropyLoss(label_smoothing=0.1)
+    value = loss(logits, labels)                # or loss.forward(logits, labels)
+    dlogits = loss.backward(logits, labels)
+
+Formulas, shapes and errors are those of the functions in nbcnn.kernels that a class names in `kernels`.
+"""
+import numpy as np
+
+from nbcnn.kernels import losses
+from nbcnn.kernels.arguments import fraction, one_of
+
+
+class Loss:
+    """What all losses share: a reduction, weights, and the calls of the two kernels.
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum", "none"}
+    size_average, reduce
+        Retired in PyTorch, refused here.
+    **weights : arrays, optional
+        Of the dtype that x will have. Lists and numbers are kept as arrays too, and converted to the dtype of x.
+    """
+
+    kernels = ()                # (forward, backward)
+    options = ("reduction",)    # attributes that are arguments of both
+
+    def __init__(self, reduction, size_average, reduce, **weights):
+        for name, value in (("size_average", size_average), ("reduce", reduce)):
+            if value is not None:
+                raise TypeError(f"{name} is retired: choose reduction='mean', 'sum' or 'none'")
+        self.reduction = one_of(reduction, "reduction", losses.REDUCTIONS)
+        self._without_dtype = []
+        for name, value in weights.items():
+            if value is not None and not isinstance(value, np.ndarray):
+                self._without_dtype.append(name)
+                value = np.asarray(value, np.float64)
+            setattr(self, name, value)
+
+    def __call__(self, x, t):
+        return self.forward(x, t)
+
+    def forward(self, x, t):
+        """The loss: a scalar of x's dtype, or an array with reduction "none"."""
+        return self.kernels[0](x, t, **self._arguments(x))
+
+    def backward(self, x, t, dloss=1.0):
+        """dx = +dLoss/dx for the upstream gradient `dloss`, a number or an array of the loss's shape."""
+        return self.kernels[1](x, t, dloss=dloss, **self._arguments(x))
+
+    def _arguments(self, x):
+        arguments = {name: getattr(self, name) for name in self.options}
+        for name in self._without_dtype:
+            arguments[name] = arguments[name].astype(np.asarray(x).dtype)
+        return arguments
+
+    def __repr__(self):
+        options = (f"{name}={getattr(self, name)!r}" for name in self.options if getattr(self, name) is not None)
+        return f"{type(self).__name__}({', '.join(options)})"
+
+
+class L1Loss(Loss):
+    """Absolute error, |x - t|."""
+
+    kernels = losses.l1_loss_forward, losses.l1_loss_backward
+
+    def __init__(self, *, reduction="mean", size_average=None, reduce=None):
+        super().__init__(reduction, size_average, reduce)
+
+
+class MSELoss(Loss):
+    """Squared error, (x - t)^2."""
+
+    kernels = losses.mse_loss_forward, losses.mse_loss_backward
+
+    def __init__(self, *, reduction="mean", size_average=None, reduce=None):
+        super().__init__(reduction, size_average, reduce)
+
+
+class CrossEntropyLoss(Loss):
+    """Cross-entropy of class scores (logits) with class indices or class probabilities."""
+
+    kernels = losses.cross_entropy_forward, losses.cross_entropy_backward
+    options = ("weight", "ignore_index", "reduction", "label_smoothing")
+
+    def __init__(self, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0,
+                 size_average=None, reduce=None):
+        super().__init__(reduction, size_average, reduce, weight=weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = fraction(label_smoothing, "label_smoothing")
+
+
+class BCELoss(Loss):
+    """Binary cross-entropy of probabilities."""
+
+    kernels = losses.bce_loss_forward, losses.bce_loss_backward
+    options = ("weight", "reduction")
+
+    def __init__(self, weight=None, *, reduction="mean", size_average=None, reduce=None):
+        super().__init__(reduction, size_average, reduce, weight=weight)
+
+
+class BCEWithLogitsLoss(Loss):
+    """Binary cross-entropy of logits."""
+
+    kernels = losses.bce_with_logits_forward, losses.bce_with_logits_backward
+    options = ("weight", "reduction", "pos_weight")
+
+    def __init__(self, weight=None, *, reduction="mean", pos_weight=None, size_average=None, reduce=None):
+        super().__init__(reduction, size_average, reduce, weight=weight, pos_weight=pos_weight)

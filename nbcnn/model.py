@@ -1,0 +1,194 @@
+"""Sequential: layers in a row, their parameters, and what is known about the pictures they take."""
+import keyword
+
+import numpy as np
+
+from nbcnn import layers as layer_types
+from nbcnn.kernels.arguments import FLOATS, integer
+from nbcnn.kernels.images import normalization_table
+from nbcnn.layers import Layer
+from nbcnn.parameter import ParameterVector
+from nbcnn.scheduler import BackpropScheduler
+from nbcnn.table import format_table
+
+
+class Sequential:
+    """A network whose layers follow one another.
+
+    Parameters
+    ----------
+    layers : sequence of layers or of (name, layer) pairs
+        A layer without a name is called by its position, "0", "1", ..., as in PyTorch.
+    input_shape : tuple, optional
+        (C, H, W) of a picture, or (F,); only `summary()` and `BackpropScheduler.images` before the first batch need it.
+    mean, std : sequence of C floats, optional
+        uint8 pictures become (byte / 255 - mean) / std. Pictures that are floats are taken as they are.
+    classes : sequence of str, optional
+        The names of the outputs.
+    seed : int
+        Of the initial values, which are drawn in float64 and cast: the same for either dtype.
+    dtype : float32 or float64
+
+    Examples
+    --------
+    >>> import nbcnn
+    >>> model = nbcnn.Sequential([("conv1", nbcnn.Conv2d(3, 8, 3, padding=1)), ("maxpool1", nbcnn.MaxPool2d(2)),
+    ...                           ("flatten", nbcnn.Flatten()), ("linear1", nbcnn.Linear(8 * 4 * 4, 10))])
+    >>> model(np.zeros((2, 3, 8, 8), np.uint8)).shape
+    (2, 10)
+    >>> model.conv1.weight.data.shape, model[-1].bias.grad
+    ((8, 3, 3, 3), None)
+    """
+
+    def __init__(self, layers, *, input_shape=None, mean=None, std=None, classes=None, seed=0, dtype=np.float32):
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in FLOATS:
+            raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
+        self.input_shape = None if input_shape is None else tuple(integer(size, "input_shape", 1) for size in input_shape)
+        self.mean, self.std = (None if v is None else [float(x) for x in v] for v in (mean, std))
+        self.classes = None if classes is None else [str(name) for name in classes]
+        self.layers = {}
+        for position, item in enumerate(layers):
+            name, layer = item if isinstance(item, tuple | list) else (str(position), item)
+            self._add(name, layer)
+        if not self.layers:
+            raise ValueError("layers: expected at least one layer, got none")
+        self.seed = integer(seed, "seed", 0)
+        self.vector = ParameterVector(self.parameters(), self.dtype)
+        rng = np.random.default_rng(self.seed)
+        for parameter in self.parameters():
+            bound = parameter.fan_in ** -0.5
+            parameter.data[...] = rng.uniform(-bound, bound, parameter.shape)
+        self._forward = BackpropScheduler(self, None)
+        if self.input_shape is not None:
+            self.shapes(self.input_shape)
+
+    def _add(self, name, layer):
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layers: expected layers or (name, layer) pairs, got {layer!r} as {name!r}")
+        if not isinstance(name, str) or not name or "." in name or keyword.iskeyword(name):
+            raise ValueError(f"layers: expected a name without dots for {layer!r}, got {name!r}")
+        if name in self.layers or hasattr(self, name):
+            raise ValueError(f"layers: the name {name!r} is taken")
+        if any(parameter.vector is not None for parameter in layer.parameters.values()) or layer in self.layers.values():
+            raise ValueError(f"layers: {name} is already part of a model; make a new {type(layer).__name__}")
+        self.layers[name] = layer
+
+    def __getattr__(self, name):
+        try:
+            return self.__dict__["layers"][name]
+        except KeyError:
+            raise AttributeError(f"the model has no layer {name!r}; it has {', '.join(self.__dict__.get('layers', {}))}") from None
+
+    def __getitem__(self, position):
+        return list(self.layers.values())[position]
+
+    def __len__(self):
+        return len(self.layers)
+
+    def __call__(self, images):
+        return self.predict(images)
+
+    def predict(self, images, batch_size=256):
+        """Logits of a batch of pictures.
+
+        Parameters
+        ----------
+        images : uint8 or float array (N, C, H, W)
+        batch_size : int
+            How many are computed at a time; it changes the memory needed, not a bit of the result.
+
+        Returns
+        -------
+        logits : float array (N, classes)
+        """
+        images = np.asarray(images)
+        step = integer(batch_size, "batch_size", 1)
+        starts = range(0, len(images) if images.ndim else 1, step) or [0]
+        return np.concatenate([self._forward.predict(images[start:start + step] if images.ndim else images) for start in starts])
+
+    def named_parameters(self):
+        """A list of (name, Parameter): "conv1.weight", "conv1.bias", ..."""
+        return [(f"{layer_name}.{name}", parameter) for layer_name, layer in self.layers.items()
+                for name, parameter in layer.parameters.items()]
+
+    def parameters(self):
+        """All Parameters, in the order of the layers."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def state_dict(self):
+        """The parameters as contiguous arrays with PyTorch's names and shapes: copies."""
+        return {name: np.array(parameter.data, order="C") for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state):
+        """Take over parameters.
+
+        Parameters
+        ----------
+        state : dict of str to array
+            As `state_dict` gives it; values are cast to the model's dtype.
+
+        Raises
+        ------
+        ValueError
+            When names are missing or unexpected or a shape differs: all of them are listed, and nothing is changed.
+        """
+        own = dict(self.named_parameters())
+        arrays = {name: np.asarray(value) for name, value in state.items()}
+        faults = [f"missing {name} {own[name].shape}" for name in own if name not in arrays]
+        faults += [f"unexpected {name} {arrays[name].shape}" for name in arrays if name not in own]
+        faults += [f"{name} expected shape {own[name].shape}, got {arrays[name].shape}"
+                   for name in own if name in arrays and arrays[name].shape != own[name].shape]
+        if faults:
+            raise ValueError(f"state: {'; '.join(faults)}")
+        for name, parameter in own.items():
+            parameter.data[...] = arrays[name]
+
+    def table(self, channels):
+        """What uint8 pictures of so many channels are normalised with, (channels, 256)."""
+        return normalization_table(self.mean, self.std, channels, self.dtype)
+
+    def shapes(self, input_shape):
+        """The shape of a sample after each layer, by the layer's name.
+
+        Raises
+        ------
+        ValueError
+            When a layer cannot take what the one before gives: names the layer and both shapes.
+        """
+        shape, shapes = tuple(input_shape), {}
+        for name, layer in self.layers.items():
+            try:
+                shape = shapes[name] = layer.output_shape(shape)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return shapes
+
+    def summary(self):
+        """A table of the layers: output shape, parameters and forward MFLOP of a sample."""
+        shapes = self.shapes(self.input_shape) if self.input_shape else {}
+        rows, before, total = [], self.input_shape, 0
+        for name, layer in self.layers.items():
+            flop = layer.flop(before) if shapes else 0
+            count = sum(parameter.size for parameter in layer.parameters.values())
+            before, total = shapes.get(name), total + flop
+            rows.append([name, repr(layer), " x ".join(map(str, before)) if shapes else "?", f"{count:,}",
+                         f"{flop / 1e6:.2f}" if shapes else "?"])
+        count = sum(parameter.size for parameter in self.parameters())
+        rows.append(["total", "", "", f"{count:,}", f"{total / 1e6:.2f}" if shapes else "?"])
+        return format_table(["layer", "", "output", "parameters", "MFLOP"], rows)
+
+    def structure(self):
+        """The layers as plain data: [name, type, arguments] each, enough to build the model again."""
+        return [[name, type(layer).__name__, layer.arguments] for name, layer in self.layers.items()]
+
+    @classmethod
+    def from_structure(cls, structure, **options):
+        """The model that `structure` describes; the options are those of the constructor."""
+        layers = []
+        for name, kind, arguments in structure:
+            layer = getattr(layer_types, kind, None) if isinstance(kind, str) else None
+            if not (isinstance(layer, type) and issubclass(layer, Layer)) or layer is Layer:
+                raise ValueError(f"structure: unknown layer type {kind!r} for {name!r}")
+            layers.append((name, layer(**arguments)))
+        return cls(layers, **options)

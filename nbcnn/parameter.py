@@ -1,0 +1,87 @@
+"""Parameters: named views of three flat vectors (data, gradient, and the optimizer's momentum)."""
+import math
+
+import numpy as np
+
+from nbcnn.kernels import cpu
+
+
+class ParameterVector:
+    """The memory of a model's parameters: one vector of data and one of gradients, each parameter starting on 64 bytes.
+
+    The gaps between parameters are zero and stay zero, so an update may run over the whole vector in one go.
+    """
+
+    def __init__(self, parameters, dtype):
+        step = cpu.ALIGNMENT // np.dtype(dtype).itemsize
+        size = 0
+        for parameter in parameters:
+            parameter.vector, parameter.start = self, size
+            size += -(-parameter.size // step) * step
+        self.data, self.grad = cpu.allocate((size,), dtype), cpu.allocate((size,), dtype)
+
+
+class Parameter:
+    """A tensor that is learned. Its layer makes it, the model that takes the layer gives it memory and initial values.
+
+    Attributes
+    ----------
+    shape : tuple
+        PyTorch's shape.
+    data : float array
+        The values: a writable view in PyTorch's shape. Four axes (O, C, KH, KW) lie in memory as (O, KH, KW, C).
+    grad : float array or None
+        dLoss/d(data), a writable view; None before the first backward and after zero_grad(). Unlike PyTorch's it is the
+        same memory every time: copy what is to outlive the next step. Assigning an array copies it in, assigning None
+        removes it.
+    """
+
+    def __init__(self, shape, fan_in):
+        self.shape, self.size, self.fan_in = tuple(shape), math.prod(shape), fan_in
+        self.vector = self.start = None
+        self.has_grad = False
+
+    @property
+    def stop(self):
+        """Where the parameter ends in its vector."""
+        return self.start + self.size
+
+    @property
+    def flat(self):
+        """The values in the order of memory, as the kernels take them."""
+        return self._memory().data[self.start:self.stop]
+
+    @property
+    def flat_grad(self):
+        """The gradient in the order of memory; meaningful while `grad` is not None."""
+        return self._memory().grad[self.start:self.stop]
+
+    @property
+    def data(self):
+        return self._shaped(self.flat)
+
+    @property
+    def grad(self):
+        return self._shaped(self.flat_grad) if self.has_grad else None
+
+    @grad.setter
+    def grad(self, value):
+        if value is not None:
+            if np.shape(value) != self.shape:
+                raise ValueError(f"grad: expected shape {self.shape}, that of the parameter, got shape {np.shape(value)}")
+            self._shaped(self.flat_grad)[...] = value
+        self.has_grad = value is not None
+
+    def _shaped(self, flat):
+        if len(self.shape) != 4:
+            return flat.reshape(self.shape)
+        O, C, KH, KW = self.shape
+        return flat.reshape(O, KH, KW, C).transpose(0, 3, 1, 2)
+
+    def _memory(self):
+        if self.vector is None:
+            raise RuntimeError("a parameter has values once its layer is part of a nbcnn.Sequential")
+        return self.vector
+
+    def __repr__(self):
+        return f"Parameter{self.shape}"

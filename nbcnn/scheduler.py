@@ -1,0 +1,249 @@
+"""The backprop scheduler: plans buffers once, then runs the kernels of the layers in order and back again.
+
+It knows no layer type. A layer says what shape it makes and which operation of the backend computes it; the operation says what border
+it needs around what it reads. From that follow the buffers, and a training step is two loops:
+
+    for step in steps:            step.operation.forward(n, step.y, step.x, ...)
+    for step in reversed(steps):  step.operation.backward(n, step.dx, ..., step.dy, step.x, step.y, ...)
+"""
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbcnn.kernels import cpu
+from nbcnn.kernels.arguments import integer
+from nbcnn.kernels.images import normalize_images
+from nbcnn.table import format_table
+
+
+@dataclass
+class Step:
+    """One operation and the buffers it is bound to."""
+    name: str
+    layer: object
+    operation: object
+    x_shape: tuple
+    y_shape: tuple
+    x: object = None
+    y: object = None
+    dx: object = None
+    dy: object = None
+
+    def params(self):
+        """The parameters as the operation takes them: a tuple of flat arrays, None for a bias left out."""
+        if not self.layer.parameters:
+            return ()
+        return tuple(p and p.flat for p in (self.layer.weight, self.layer.bias))
+
+    def gradients(self):
+        """Where their gradients go, and which of them are to be added to."""
+        if not self.layer.parameters:
+            return (), ()
+        pair = self.layer.weight, self.layer.bias
+        return tuple(p and p.flat_grad for p in pair), tuple(p is not None and p.has_grad for p in pair)
+
+
+class BackpropScheduler:
+    """Runs forward and backward of a model, and of a loss on its output.
+
+    Parameters
+    ----------
+    model : Sequential
+    loss : a loss of `nbcnn.losses`, or None for a model that is only to predict
+
+    Examples
+    --------
+    >>> import nbcnn
+    >>> model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(12, 3)])
+    >>> step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss())
+    >>> optimizer = nbcnn.SGD(model.parameters(), lr=0.01)
+    >>> images, labels = np.ones((4, 3, 2, 2), np.float32), np.array([0, 2, 1, 2])
+    >>> before = step.forward(images, labels)
+    >>> optimizer.zero_grad(); step.backward(); optimizer.step()
+    >>> step.forward(images, labels) < before
+    True
+    """
+
+    def __init__(self, model, loss):
+        self.model, self.loss = model, loss
+        self.shape = None           # of a sample, which the plan is made for
+        self.steps = []
+        self.capacity = 0           # samples the forward buffers hold
+        self.backward_capacity = 0
+        self._targets = None        # of the forward pass that backward may follow
+        self._n = 0
+
+    def forward(self, images, targets, *, training=True):
+        """The loss of a batch.
+
+        Parameters
+        ----------
+        images : uint8 or float array (N, C, H, W)
+            uint8 pictures are normalised with the model's mean and std; floats are taken as they are. The view that
+            `images(n)` gave is not copied.
+        targets : array
+            What the loss takes.
+        training : bool
+            False: no backward pass follows.
+
+        Returns
+        -------
+        loss : float
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            When a shape does not fit (the message names the layer), or the loss refuses the targets.
+        """
+        self._targets = None
+        logits = self._run(images)
+        loss = float(self._required_loss()(logits, targets))
+        if training:
+            self._targets = targets
+        return loss
+
+    def predict(self, images):
+        """The model's output for a batch, as a copy."""
+        self._targets = None
+        return np.array(self._run(images), order="C")
+
+    def backward(self):
+        """Gradients of the last forward pass's loss: into each parameter's `grad`, added where one is there already.
+
+        Raises
+        ------
+        RuntimeError
+            When no forward pass with training=True came directly before.
+        """
+        if self._targets is None:
+            raise RuntimeError("backward: expected a forward pass of its own before it; call forward(images, targets) first")
+        n, targets, self._targets = self._n, self._targets, None
+        self._reserve_backward(n)
+        last = self.steps[-1]
+        last.dy.view(n)[...] = self.loss.backward(last.y.view(n), targets)
+        for step in reversed(self.steps):
+            if step.dy is None:     # nothing to learn from here on
+                break
+            gradients, add = step.gradients()
+            step.operation.backward(n, step.dx, gradients, step.dy, step.x, step.y, step.params(), add)
+            for parameter in step.layer.parameters.values():
+                parameter.has_grad = True
+
+    def train_step(self, images, targets, optimizer):
+        """zero_grad, forward, backward and the optimizer's step; the update is left out where the loss is not finite.
+
+        Returns
+        -------
+        loss : float
+        """
+        optimizer.zero_grad()
+        loss = self.forward(images, targets)
+        if math.isfinite(loss):
+            self.backward()
+            optimizer.step()
+        return loss
+
+    def images(self, n):
+        """A writable (n, C, H, W) view of the first buffer; `forward` takes it without a copy.
+
+        Raises
+        ------
+        RuntimeError
+            When neither the model's input_shape nor a first batch tells the pictures' shape.
+        """
+        if self.shape is None and self.model.input_shape is None:
+            raise RuntimeError("images: expected a model with input_shape, or a batch before")
+        self._plan(self.shape or self.model.input_shape)
+        self._reserve(integer(n, "n", 0))
+        return self.steps[0].x.view(n)
+
+    @property
+    def outputs(self):
+        """What each layer gave in the last forward pass, by name: views that the next pass overwrites."""
+        return {step.name: step.y.view(self._n) for step in self.steps if step.y is not None}
+
+    def first_nonfinite(self):
+        """The name of the first layer whose last output holds a NaN or an infinity, "input", or None."""
+        if not self.steps or not np.isfinite(self.steps[0].x.view(self._n)).all():
+            return "input"
+        return next((name for name, y in self.outputs.items() if not np.isfinite(y).all()), None)
+
+    def _required_loss(self):
+        if self.loss is None:
+            raise RuntimeError("forward: expected a scheduler with a loss; predict(images) needs none")
+        return self.loss
+
+    def _run(self, images):
+        """Forward through all layers; the last one's output, a view."""
+        images = images if isinstance(images, np.ndarray) else np.asarray(images)
+        if images.dtype not in (np.uint8, np.float32, np.float64):
+            raise TypeError(f"images: expected a uint8, float32 or float64 array, got {images.dtype}")
+        if images.ndim < 2:
+            raise ValueError(f"images: expected shape (N, C, H, W), got shape {images.shape}")
+        self._plan(images.shape[1:])
+        self._n = n = len(images)
+        self._reserve(n)
+        view = self.steps[0].x.view(n)
+        if images.__array_interface__ != view.__array_interface__:
+            if images.dtype == np.uint8:
+                pictures = images if images.ndim == 4 else images.reshape(*images.shape, 1, 1)
+                normalize_images(view.reshape(pictures.shape), pictures, self.model.table(pictures.shape[1]))
+            else:
+                view[...] = images
+        for step in self.steps:
+            step.operation.forward(n, step.y, step.x, step.params())
+        return self.steps[-1].y.view(n)
+
+    def _plan(self, shape):
+        """Infer the shapes and choose the operations, once for each shape of a sample."""
+        if shape == self.shape:
+            return
+        shapes = self.model.shapes(shape)
+        steps, before = [], shape
+        for name, layer in self.model.layers.items():
+            steps.append(Step(name, layer, layer.operation(cpu, before, self.model.dtype), before, shapes[name]))
+            before = shapes[name]
+        self.shape, self.steps, self.capacity, self.backward_capacity = shape, steps, 0, 0
+
+    def _reserve(self, n):
+        """Forward buffers for n samples, each with the border its reader needs."""
+        if n <= self.capacity and self.steps[0].x is not None:
+            return
+        dtype = self.model.dtype
+        self.steps[0].x = cpu.Buffer(n, self.shape, dtype, self.steps[0].operation.x_border)
+        borders = [step.operation.x_border for step in self.steps[1:]] + [(0, 0)]
+        for step, border in zip(self.steps, borders, strict=True):
+            step.y = cpu.Buffer(n, step.y_shape, dtype, border)
+            step.operation.reserve(n)
+        for step, following in zip(self.steps, self.steps[1:]):
+            following.x = step.y
+        self.capacity = n
+
+    def _reserve_backward(self, n):
+        """Gradient buffers, back to the first layer that learns."""
+        if n <= self.backward_capacity:
+            return
+        first = next((k for k, step in enumerate(self.steps) if step.layer.parameters), len(self.steps))
+        for k, step in enumerate(self.steps[first:], first):
+            step.dy = cpu.Buffer(self.capacity, step.y_shape, self.model.dtype, step.operation.dy_border)
+            if k > first:
+                step.dx = self.steps[k - 1].dy
+        self.backward_capacity = self.capacity
+
+    def __str__(self):
+        shape = self.shape or self.model.input_shape
+        if shape is None:
+            return "no plan yet: it is made at the first batch, or from the model's input_shape"
+        self._plan(tuple(shape))
+        itemsize, rows = self.model.dtype.itemsize, []
+        for step in self.steps:
+            flop = step.layer.flop(step.x_shape)
+            rows.append([step.name, type(step.operation).__name__, _shape(step.x_shape), _shape(step.y_shape),
+                         "{} x {}".format(*step.operation.x_border), f"{math.prod(step.y_shape) * itemsize:,}",
+                         f"{flop / 1e6:.2f}"])
+        return format_table(["step", "kernel", "input", "output", "border", "bytes", "MFLOP"], rows)
+
+
+def _shape(shape):
+    return " x ".join(map(str, shape))

@@ -1,0 +1,29 @@
+"""A look at the code that Numba makes of a kernel."""
+import re
+
+import numba
+from numba import types
+
+
+def double_operations(kernel):
+    """Lines of double arithmetic in the float32 specialisations of a jitted kernel, each compiled afresh.
+
+    The kernel must have been called with float32 arrays before: the signatures are those of real calls, so a Python
+    float that a caller hands over shows as well. Code that loads from the cache cannot be looked at, hence afresh.
+    """
+    signatures = [signature for signature in kernel.signatures if any(_is_float32(argument) for argument in signature)]
+    if not signatures:
+        raise ValueError(f"{kernel.py_func.__name__} has not been called with float32")
+    fresh = numba.jit(**kernel.targetoptions)(kernel.py_func)
+    lines = []
+    for signature in signatures:
+        fresh.compile(signature)
+        # The wrapper that Python calls boxes a float32 result into a Python float: not the kernel's doing.
+        functions = re.split(r"^(?=define )", fresh.inspect_llvm(signature), flags=re.MULTILINE)
+        lines += [line.strip() for function in functions[1:] if "@_ZN7cpython" not in function.partition("\n")[0]
+                  for line in function.splitlines() if re.search(r"\bdouble\b", line)]
+    return lines
+
+
+def _is_float32(argument):
+    return getattr(argument, "dtype", argument) == types.float32

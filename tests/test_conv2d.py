@@ -1,0 +1,241 @@
+"""Convolution: frozen values, oracle, gradients, contract, errors, and parity with PyTorch."""
+import numba
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbcnn.kernels import cpu
+from nbcnn.kernels.conv2d import conv2d_backward, conv2d_forward
+
+DTYPES = [np.float32, np.float64]
+
+
+@st.composite
+def geometries(draw, channels=40, outputs=70):
+    """Shapes of x and w with stride, padding and dilation, such that the output has at least one pixel."""
+    pairs = lambda low, high: draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+    kernel, stride, dilation, padding = pairs(1, 5), pairs(1, 3), pairs(1, 3), pairs(0, 6)
+    size = tuple(max(1, d * (k - 1) + 1 - 2 * p) + extra
+                 for k, d, p, extra in zip(kernel, dilation, padding, pairs(0, 12), strict=True))
+    C, O = draw(st.integers(1, channels)), draw(st.integers(1, outputs))
+    return (draw(st.integers(0, 3)), C, *size), (O, C, *kernel), {"stride": stride, "padding": padding, "dilation": dilation}
+
+
+def integers(seed, *shapes, dtype=np.float32):
+    """Arrays of small integers: every sum of their products is exact in float32, in any order."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(-4, 5, shape).astype(dtype) for shape in shapes]
+
+
+def output_shape(x_shape, w_shape, options):
+    return oracles.conv2d_forward(np.zeros(x_shape), np.zeros(w_shape), np.zeros(w_shape[0]), *options.values()).shape
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_frozen_values(dtype):
+    # By hand: the kernel [[1, 0], [0, -1]] takes x[i, j] - x[i+1, j+1], which is -4 everywhere in 1..9 row by row.
+    x = np.arange(1, 10, dtype=dtype).reshape(1, 1, 3, 3)
+    w = np.array([[[[1, 0], [0, -1]]]], dtype)
+    y = conv2d_forward(x, w, np.array([0.5], dtype))
+    assert y.dtype == dtype and y.tolist() == [[[[-3.5, -3.5], [-3.5, -3.5]]]]
+    # By hand: each of the four windows hands dy to its first cell with +1 and to its last with -1.
+    dx, dw, db = conv2d_backward(np.array([[[[1, 2], [3, 4]]]], dtype), x, w)
+    assert dx.tolist() == [[[[1, 2, 0], [3, 3, -2], [0, -3, -4]]]]
+    # dw[p, q] = sum of dy[i, j] * x[i+p, j+q]: 1*1+2*2+3*4+4*5 = 37, and each step to the right adds 1+2+3+4 = 10, down 30.
+    assert dw.tolist() == [[[[37, 47], [67, 77]]]] and db.tolist() == [10]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(geometry=geometries(), seed=st.integers(0, 2**32 - 1))
+def test_equals_oracle(dtype, geometry, seed):
+    x_shape, w_shape, options = geometry
+    x, w, b, dy = integers(seed, x_shape, w_shape, w_shape[:1], output_shape(*geometry), dtype=dtype)
+    y = conv2d_forward(x, w, b, **options)
+    expected = oracles.conv2d_forward(x, w, b, *options.values())
+    assert y.shape == expected.shape and y.dtype == dtype and (y == expected).all()
+    got = conv2d_backward(dy, x, w, **options)
+    for name, a, e in zip(("dx", "dw", "db"), got, oracles.conv2d_backward(dy, x, w, *options.values()), strict=True):
+        assert a.shape == e.shape and a.dtype == dtype and (a == e).all(), name
+
+
+def test_large_input_equals_oracle():
+    """More pictures than partial sums and more pixels than a few tiles, as in training."""
+    x, w, b, dy = integers(0, (33, 3, 32, 32), (32, 3, 5, 5), 32, (33, 32, 32, 32))
+    options = {"stride": (1, 1), "padding": (2, 2), "dilation": (1, 1)}
+    assert (conv2d_forward(x, w, b, padding=2) == oracles.conv2d_forward(x, w, b, *options.values())).all()
+    for a, e in zip(conv2d_backward(dy, x, w, padding=2), oracles.conv2d_backward(dy, x, w, *options.values()), strict=True):
+        assert (a == e).all()
+
+
+@given(geometry=geometries(channels=20, outputs=20), seed=st.integers(0, 2**32 - 1))
+def test_gradients_are_adjoint(geometry, seed):
+    """<dy, conv(x', w)> = <dx, x'> and <dy, conv(x, w')> = <dw, w'>: conv is linear in each. Integers, so == holds."""
+    x_shape, w_shape, options = geometry
+    x, w, u, v, dy = integers(seed, x_shape, w_shape, x_shape, w_shape, output_shape(*geometry), dtype=np.float64)
+    dx, dw, db = conv2d_backward(dy, x, w, **options)
+    assert (dy * conv2d_forward(u, w, **options)).sum() == (dx * u).sum()
+    assert (dy * conv2d_forward(x, v, **options)).sum() == (dw * v).sum()
+    bias = np.arange(1.0, 1 + len(w))
+    assert (dy * conv2d_forward(x, 0 * w, bias, **options)).sum() == (db * bias).sum()
+
+
+def test_full_jacobian():
+    """Central differences of every element; conv is linear in each argument, so a step of 1 has no truncation error."""
+    rng = np.random.default_rng(1)
+    x, w, b = rng.standard_normal((2, 3, 5, 4)), rng.standard_normal((4, 3, 3, 2)), rng.standard_normal(4)
+    options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
+    dy = rng.standard_normal(conv2d_forward(x, w, b, **options).shape)
+    for array, gradient in zip((x, w, b), conv2d_backward(dy, x, w, **options), strict=True):
+        for index in np.ndindex(array.shape):
+            value = array[index]
+            array[index] = value + 1
+            above = conv2d_forward(x, w, b, **options)
+            array[index] = value - 1
+            below = conv2d_forward(x, w, b, **options)
+            array[index] = value
+            # Sums of at most 160 products of order 1 in float64: 1e-12 is a few hundred roundings.
+            assert abs((dy * (above - below)).sum() / 2 - gradient[index]) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(geometry=geometries(), seed=st.integers(0, 2**32 - 1))
+def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
+    """Results lie in buffers full of NaN, with guard zones around them; the buffers read from stay as they are."""
+    x_shape, w_shape, options = geometry
+    y_shape = output_shape(*geometry)
+    x, w, b, dy = integers(seed, x_shape, w_shape, w_shape[:1], y_shape, dtype=dtype)
+    operation = cpu.Conv2d(x_shape[1:], y_shape[1:], w_shape[2:], *options.values(), dtype)
+    operation.reserve(len(x))
+
+    def guarded(shape):
+        buffer = cpu.Buffer(len(x) + 1, shape, dtype, (1, 2))
+        buffer.array[...] = np.nan
+        return buffer
+
+    def written(buffer):
+        assert np.isfinite(buffer.view(len(x))).all()
+        assert np.isfinite(buffer.array).sum() == buffer.view(len(x)).size
+
+    y, dx = guarded(y_shape[1:]), guarded(x_shape[1:])
+    guards = 8
+    vectors = {name: np.full(size + 2 * guards, np.nan, dtype) for name, size in (("dw", w.size), ("db", b.size))}
+    dw, db = (vector[guards:-guards] for vector in vectors.values())
+    flat = np.ascontiguousarray(w.transpose(0, 2, 3, 1)).ravel()
+    # Wider borders than needed: the operation may not rely on its own.
+    x_buffer = cpu.Buffer.holding(x, tuple(b + 1 for b in operation.x_border))
+    dy_buffer = cpu.Buffer.holding(dy, tuple(b + 2 for b in operation.dy_border))
+    before = [a.copy() for a in (x_buffer.array, dy_buffer.array, flat, b)]
+
+    operation.forward(len(x), y, x_buffer, (flat, b))
+    operation.backward(len(x), dx, (dw, db), dy_buffer, x_buffer, y, (flat, b), (False, False))
+    written(y)
+    written(dx)
+    for vector in vectors.values():
+        assert np.isfinite(vector[guards:-guards]).all() and np.isnan(vector[:guards]).all() and np.isnan(vector[-guards:]).all()
+    assert all((a == e).all() for a, e in zip((x_buffer.array, dy_buffer.array, flat, b), before, strict=True))
+    # Asked to add, it adds to what is there.
+    once = dw.copy(), db.copy()
+    operation.backward(len(x), None, (dw, db), dy_buffer, x_buffer, y, (flat, b), (True, False))
+    assert (dw == 2 * once[0]).all() and (db == once[1]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strided_and_read_only_inputs(dtype):
+    x, w, b, dy = integers(3, (2, 3, 8, 7), (5, 3, 3, 3), 5, (2, 5, 6, 5), dtype=dtype)
+    y, gradients = conv2d_forward(x, w, b), conv2d_backward(dy, x, w)
+
+    def awkward(a):
+        """The same values, backwards in memory in every axis and with gaps between them, not writable."""
+        memory = np.full(tuple(2 * size for size in a.shape), np.nan, a.dtype)
+        view = memory[tuple(slice(None, None, -2) for _ in a.shape)]
+        view[...] = a
+        view.flags.writeable = False
+        return view
+
+    x, w, b, dy = map(awkward, (x, w, b, dy))
+    assert (conv2d_forward(x, w, b) == y).all()
+    assert all((a == e).all() for a, e in zip(conv2d_backward(dy, x, w), gradients, strict=True))
+
+
+def test_same_bits_for_any_batch_and_any_threads():
+    rng = np.random.default_rng(5)
+    x, w, b, dy = (rng.standard_normal(s, dtype=np.float32) for s in ((21, 5, 9, 7), (33, 5, 3, 3), 33, (21, 33, 9, 7)))
+    y, gradients = conv2d_forward(x, w, b, padding=1), conv2d_backward(dy, x, w, padding=1)
+    for n in (0, 7, 20):
+        assert (conv2d_forward(x[n:n + 1], w, b, padding=1) == y[n]).all()
+        assert (conv2d_forward(x[n:n + 3], w, b, padding=1) == y[n:n + 3]).all()
+    threads = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        assert (conv2d_forward(x, w, b, padding=1) == y).all()
+        assert all((a == e).all() for a, e in zip(conv2d_backward(dy, x, w, padding=1), gradients, strict=True))
+    finally:
+        numba.set_num_threads(threads)
+
+
+def test_need_dx_false_leaves_it_out():
+    x, w, dy = integers(0, (2, 3, 4, 4), (5, 3, 3, 3), (2, 5, 2, 2))
+    dx, dw, db = conv2d_backward(dy, x, w, need_dx=False)
+    assert dx is None and (dw == conv2d_backward(dy, x, w)[1]).all() and (db == dy.sum((0, 2, 3))).all()
+
+
+X, W, B = np.zeros((2, 3, 8, 8), np.float32), np.zeros((4, 3, 3, 3), np.float32), np.zeros(4, np.float32)
+
+
+@pytest.mark.parametrize(("arguments", "options", "error", "message"), [
+    ((X[0], W), {}, ValueError, r"x: expected shape \(N, C, H, W\), got shape \(3, 8, 8\)"),
+    ((X.astype(int), W), {}, TypeError, "x: expected a float32 or float64 array, got ndarray of dtype int64"),
+    ((X, W.astype(np.float64)), {}, TypeError, "w: expected float32, the dtype of x, got float64"),
+    ((X, W[0]), {}, ValueError, r"w: expected shape \(O, C, KH, KW\), got shape \(3, 3, 3\)"),
+    ((X, W[:, :2]), {}, ValueError, r"x: expected shape .* C = 2 channels.* got shape \(2, 3, 8, 8\)"),
+    ((X, W[:0]), {}, ValueError, "w: .*every size >= 1"),
+    ((X, W, B[:3]), {}, ValueError, r"b: expected shape \(4,\).* got shape \(3,\)"),
+    ((X, W, B.astype(np.float64)), {}, TypeError, "b: expected float32"),
+    ((X, W), {"stride": 0}, ValueError, "stride: expected an int or a pair of ints >= 1, got 0"),
+    ((X, W), {"stride": 1.5}, TypeError, "stride: .* got 1.5"),
+    ((X, W), {"padding": -1}, ValueError, "padding: .* >= 0, got -1"),
+    ((X, W), {"dilation": (1, 2, 3)}, ValueError, r"dilation: .* got \(1, 2, 3\)"),
+    ((X, W), {"dilation": 4}, ValueError, "x: expected an output of at least 1x1, got 0x0 from an input of 8x8"),
+])
+def test_errors(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        conv2d_forward(*arguments, **options)
+
+
+@pytest.mark.parametrize(("dy", "error", "message"), [
+    (np.zeros((2, 4, 5, 6), np.float32), ValueError, r"dy: expected shape \(2, 4, 6, 6\).* got shape \(2, 4, 5, 6\)"),
+    (np.zeros((2, 4, 6, 6)), TypeError, "dy: expected float32, the dtype of x, got float64"),
+    (None, TypeError, "dy: expected a float32 or float64 array, got NoneType"),
+])
+def test_errors_of_backward(dy, error, message):
+    with pytest.raises(error, match=message):
+        conv2d_backward(dy, X, W)
+
+
+@pytest.mark.torch
+@given(geometry=geometries(), seed=st.integers(0, 2**32 - 1))
+def test_no_less_exact_than_torch(geometry, seed):
+    """Against float64, the largest float32 error is at most twice PyTorch's plus two roundings of the largest sum of |products|."""
+    import torch
+    x_shape, w_shape, options = geometry
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(s, dtype=np.float32) for s in (x_shape, w_shape, w_shape[:1], output_shape(*geometry))]
+
+    def by_nbcnn(x, w, b, dy):
+        return [conv2d_forward(x, w, b, **options), *conv2d_backward(dy, x, w, **options)]
+
+    def by_torch(x, w, b, dy):
+        x, w, b = (torch.tensor(a, requires_grad=True) for a in (x, w, b))
+        y = torch.nn.functional.conv2d(x, w, b, **options)
+        return [a.detach().numpy() for a in (y, *torch.autograd.grad(y, (x, w, b), torch.tensor(dy)))]
+
+    doubles = [a.astype(np.float64) for a in arrays]
+    scales = by_nbcnn(*map(np.abs, doubles))
+    for mine, theirs, double, reference, scale in zip(
+            by_nbcnn(*arrays), by_torch(*arrays), by_torch(*doubles), by_nbcnn(*doubles), scales, strict=True):
+        scale = scale.max(initial=0)
+        assert np.abs(reference - double).max(initial=0) <= 8 * np.finfo(np.float64).eps * scale
+        bound = 2 * np.abs(theirs - double).max(initial=0) + 2 * np.finfo(np.float32).eps * scale
+        assert np.abs(mine - double).max(initial=0) <= bound
