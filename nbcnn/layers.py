@@ -3,6 +3,7 @@
 A layer is a description. It holds no activations and computes nothing: the scheduler asks it for its operation, whose forward and
 backward stand side by side in `kernels/cpu/`. Shapes here are those of one sample, (C, H, W) or (F,).
 """
+import inspect
 import math
 
 from nbcnn.kernels.arguments import conv_size, integer, pair, pool_size
@@ -41,7 +42,10 @@ class Layer:
         return 0
 
     def __repr__(self):
-        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.arguments.items())})"
+        defaults = {k: p.default for k, p in inspect.signature(type(self)).parameters.items()}
+        shown = [f"{k}={v[0] if isinstance(v, tuple) and v[0] == v[1] else v}" for k, v in self.arguments.items()
+                 if v not in (defaults[k], (defaults[k],) * 2)]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class Conv2d(Layer):
@@ -96,9 +100,10 @@ class MaxPool2d(Layer):
     def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
         super().__init__(
             kernel_size=pair(kernel_size, "kernel_size", 1),
-            stride=pair(kernel_size if stride is None else stride, "stride", 1),
+            stride=None if stride is None else pair(stride, "stride", 1),
             padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), ceil_mode=bool(ceil_mode))
         self.__dict__.update(self.arguments)
+        self.stride = self.stride or self.kernel_size
 
     def output_shape(self, shape):
         if len(shape) != 3:

@@ -1,11 +1,12 @@
 """The backprop scheduler: plans buffers once, then runs the kernels of the layers in order and back again.
 
-It knows no layer type. A layer says what shape it makes and which operation of the backend computes it; the operation says what border
-it needs around what it reads. From that follow the buffers, and a training step is two loops:
+It knows no layer type. A layer says what shape it makes and which operation of the backend computes it; the operation says what
+border it needs around what it reads. From that follow the buffers, and a training step is two loops:
 
     for step in steps:            step.operation.forward(n, step.y, step.x, ...)
     for step in reversed(steps):  step.operation.backward(n, step.dx, ..., step.dy, step.x, step.y, ...)
 """
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -216,13 +217,13 @@ class BackpropScheduler:
         for step, border in zip(self.steps, borders, strict=True):
             step.y = cpu.Buffer(n, step.y_shape, dtype, border)
             step.operation.reserve(n)
-        for step, following in zip(self.steps, self.steps[1:]):
+        for step, following in itertools.pairwise(self.steps):
             following.x = step.y
         self.capacity = n
 
     def _reserve_backward(self, n):
         """Gradient buffers, back to the first layer that learns."""
-        if n <= self.backward_capacity:
+        if n <= self.backward_capacity and self.steps[-1].dy is not None:
             return
         first = next((k for k, step in enumerate(self.steps) if step.layer.parameters), len(self.steps))
         for k, step in enumerate(self.steps[first:], first):

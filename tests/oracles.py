@@ -31,3 +31,121 @@ def conv2d_backward(dy, x, w, stride, padding, dilation):
         dx[read] += np.einsum("noij,oc->ncij", dy, w[:, :, p, q])
     H, W = x.shape[2:]
     return dx[:, :, padding[0]:padding[0] + H, padding[1]:padding[1] + W], dw, dy.sum((0, 2, 3))
+
+
+def maxpool2d_forward(x, kernel_size, stride, padding, dilation, ceil_mode):
+    """y and argmax, all cells of all windows side by side on a last axis. A window without a cell in the picture is an error."""
+    N, C, H, W = x.shape
+    cells, inside = [], []
+    for size, k, s, p, d in zip((H, W), kernel_size, stride, padding, dilation, strict=True):
+        end, span = size + p, d * (k - 1) + 1
+        starts = list(range(-p, end - span + 1, s))
+        if ceil_mode and starts[-1] + span < end and starts[-1] + s < size:
+            starts.append(starts[-1] + s)
+        cells.append(np.add.outer(starts, d * np.arange(k)))
+        inside.append((cells[-1] >= 0) & (cells[-1] < size))
+    (rows, columns), (rows_inside, columns_inside) = cells, inside
+    valid = (rows_inside[:, None, :, None] & columns_inside[None, :, None, :]).reshape(len(rows), len(columns), -1)
+    assert valid.any(-1).all()
+    index = np.where(valid, (rows[:, None, :, None] * W + columns[None, :, None, :]).reshape(valid.shape), 0)
+    v = x.reshape(N, C, H * W)[:, :, index]
+    nan = np.isnan(v) & valid
+    largest = valid & (v == np.where(valid & ~nan, v, -np.inf).max(-1, keepdims=True))
+    winner = np.where(nan.any(-1), v.shape[-1] - 1 - nan[..., ::-1].argmax(-1), largest.argmax(-1))[..., None]
+    return np.take_along_axis(v, winner, -1)[..., 0], np.take_along_axis(np.broadcast_to(index, v.shape), winner, -1)[..., 0]
+
+
+def maxpool2d_backward(dy, argmax, x_shape):
+    """dx, dy added up where argmax points."""
+    N, C, H, W = x_shape
+    dx = np.zeros((N, C, H * W), dy.dtype)
+    n, c = np.ogrid[:N, :C]
+    np.add.at(dx, (n[..., None, None], c[..., None, None], argmax), dy)
+    return dx.reshape(x_shape)
+
+
+def relu(x, dy):
+    """y and dx."""
+    keep = ~(x <= 0)
+    return np.where(keep, x, 0), np.where(keep, dy, 0)
+
+
+def sgd(param, grads, lr, momentum, dampening, weight_decay, nesterov, maximize):
+    """Parameter and momentum buffer after a step for each gradient."""
+    buffer = None
+    for grad in grads:
+        g = (-1) ** maximize * grad + weight_decay * param
+        buffer = g if buffer is None else momentum * buffer + (1 - dampening) * g
+        step = g + momentum * buffer if nesterov else buffer if momentum else g
+        param = param - lr * step
+    return param, buffer
+
+
+# Losses: a function returns l, element by element, and dl/dx.
+
+def l1_loss(x, t):
+    return np.abs(x - t), np.sign(x - t)
+
+
+def mse_loss(x, t):
+    return (x - t) ** 2, 2 * (x - t)
+
+
+def bce_loss(x, t, weight=1):
+    with np.errstate(divide="ignore"):
+        positive, negative = np.maximum(np.log(x), -100), np.maximum(np.log1p(-x), -100)
+    return -weight * (t * positive + (1 - t) * negative), weight * (x - t) / np.maximum(x * (1 - x), 1e-12)
+
+
+def bce_with_logits(x, t, weight=1, pos_weight=1):
+    """The two halves apart: -log sigmoid(x) = log(1 + exp(-x)) for positives, -log sigmoid(-x) for negatives."""
+    positive, negative = np.logaddexp(0, -x), np.logaddexp(0, x)
+    return (weight * (pos_weight * t * positive + (1 - t) * negative),
+            weight * ((1 - t) * np.exp(-positive) - pos_weight * t * np.exp(-negative)))
+
+
+def cross_entropy(x, t, weight=None, ignore_index=-100, label_smoothing=0.0):
+    """Both kinds of targets as one-hot-like distributions q; returns the mean's divisor too."""
+    axis = min(1, x.ndim - 1)
+    x = np.moveaxis(x, axis, -1)
+    C = x.shape[-1]
+    w = np.ones(C) if weight is None else np.asarray(weight)
+    if t.ndim == x.ndim:
+        q = np.moveaxis(t, axis, -1)
+        kept, divisor = np.ones(q.shape[:-1]), q[..., 0].size
+    else:
+        kept = (t != ignore_index).astype(float)
+        y = np.where(kept, t, 0)
+        q, divisor = np.eye(C)[y], (w[y] * kept).sum()
+    v = w * ((1 - label_smoothing) * q + label_smoothing / C) * kept[..., None]
+    a = x - np.logaddexp.reduce(x, -1, keepdims=True)
+    return -(v * a).sum(-1), np.moveaxis(np.exp(a) * v.sum(-1, keepdims=True) - v, -1, axis), divisor
+
+
+def reduce_loss(losses, gradient, reduction, divisor, dloss):
+    """The reduced loss, and dx for the upstream gradient dloss; the mean of nothing is NaN, its gradient zero."""
+    if reduction == "none":
+        extra = gradient.ndim - losses.ndim     # the class axis, which the loss lacks
+        return losses, gradient * (np.expand_dims(dloss, min(1, losses.ndim)) if extra else dloss)
+    if reduction == "sum":
+        divisor = 1
+    return (losses.sum() / divisor, gradient * dloss / divisor) if divisor else (np.nan, np.zeros_like(gradient))
+
+
+def central_differences(f, x, dy, step=1e-6):
+    """The gradient of sum(dy * f(x)) with respect to x, column by column of the Jacobian, in float64."""
+    dx = np.empty(x.shape)
+    for k in np.ndindex(x.shape):
+        low, high = np.array(x), np.array(x)
+        low[k] -= step
+        high[k] += step
+        dx[k] = np.sum(dy * (f(high) - f(low))) / (high[k] - low[k])
+    return dx
+
+
+def load_images(pictures, index, flip, shift, table):
+    """The pictures asked for: mirrored, cut from the middle of a wide black frame at the shift's opposite, then looked up."""
+    H, W = pictures.shape[2:]
+    x = np.where(flip[:, None, None, None], pictures[index, :, :, ::-1], pictures[index])
+    x = np.pad(x, ((0, 0), (0, 0), (H, H), (W, W)))[:, :, H - shift[0]:2 * H - shift[0], W - shift[1]:2 * W - shift[1]]
+    return table[np.arange(x.shape[1])[:, None, None], x]

@@ -125,4 +125,9 @@ def pool_size(size, kernel, stride, padding, dilation, ceil_mode, name):
     if min(out) < 1:
         raise ValueError(f"{name}: expected an output of at least 1x1, got {out[0]}x{out[1]} from an input of "
                          f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
+    for o, i, s, p, d in zip(out, size, stride, padding, dilation, strict=True):
+        # start % d is the first cell that a window beginning at start < 0 has inside.
+        if any(start % d >= i for start in range(-p, min(0, o * s - p), s)):
+            raise ValueError(f"{name}: expected every window to cover a cell, got one with padding only from an input of "
+                             f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
     return tuple(out)

@@ -1,7 +1,7 @@
 """2-D convolution (cross-correlation, as in every deep-learning library) and its gradients."""
 
 from nbcnn.kernels import cpu
-from nbcnn.kernels.arguments import axes, conv_size, floats, pair, same_dtype, same_shape
+from nbcnn.kernels.arguments import conv_size, floats, pair, same_dtype, same_shape
 
 
 def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):

@@ -4,12 +4,9 @@ The scheduler sees a backend as a namespace: `Buffer` and `allocate` for memory,
 """
 from nbcnn.kernels.cpu.buffer import ALIGNMENT, Buffer, allocate
 from nbcnn.kernels.cpu.conv2d import Conv2d
-try:
-    from nbcnn.kernels.cpu.flatten import Flatten
-    from nbcnn.kernels.cpu.maxpool2d import MaxPool2d
-    from nbcnn.kernels.cpu.relu import ReLU
-except ImportError:
-    pass
+from nbcnn.kernels.cpu.flatten import Flatten
 from nbcnn.kernels.cpu.linear import Linear
+from nbcnn.kernels.cpu.maxpool2d import MaxPool2d
+from nbcnn.kernels.cpu.relu import ReLU
 
 __all__ = ["ALIGNMENT", "Buffer", "Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU", "allocate"]

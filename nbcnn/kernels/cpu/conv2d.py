@@ -67,6 +67,7 @@ def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
 @functools.cache
 def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
     """The weight gradient kernel for a tile of P output channels x V vectors of one kernel row."""
+    P_VECS = -(-P // LANES)     # vectors that hold P channels of dy, for db
 
     @njit(parallel=PARALLEL, cache=True)
     def weight_gradient(dw_parts, db_parts, dy, x, one, n, parts, size, taps, dy_at, x_at, rows_read, columns_read):
@@ -84,7 +85,7 @@ def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
         for task in prange(parts * blocks):
             part, o = task // blocks, task % blocks * P
             start, stop = part * n // parts, (part + 1) * n // parts
-            sums = tile_zero(1, 1, dy)
+            sums = tile_zero(1, P_VECS, dy)
             for m in range(start, stop):
                 for i in range(OH):
                     at_dy = dy_at[0] + m * dy_at[1] + i * dy_at[2] + o
@@ -127,17 +128,17 @@ def pack_weight(packed, w, width, O, run):
 
 @njit(parallel=PARALLEL, cache=True)
 def add_parts(total, partial, parts, add):
-    """total (+)= the sum of partial[0], partial[1], ..., in this order."""
+    """total (+)= partial[0] + partial[1] + ..., added up in this order, in partial[0]."""
     size = total.size
     chunk = 1024
     for task in prange((size + chunk - 1) // chunk):
         start, stop = task * chunk, min((task + 1) * chunk, size)
-        if not add:
+        for part in range(1, parts):
             for k in range(start, stop):
-                total[k] = 0
-        for part in range(parts):
-            for k in range(start, stop):
-                total[k] += partial[part * size + k]
+                partial[k] += partial[part * size + k]
+        for k in range(start, stop):
+            total[k] = partial[k] + total[k] if add else partial[k]
+
 
 
 class Conv2d:
@@ -209,7 +210,7 @@ class Conv2d:
             launch(add_parts, db, self.db_parts, parts, add[1])
         if dx is None:
             return
-        KH, KW = self.kernel_size
+        KW = self.kernel_size[1]
         dx_start, dx_image, dx_row, dx_pixel = dx.strides
         dy_start, dy_image, dy_row, dy_pixel = dy.strides
         for u in self.phases[0]:

@@ -20,23 +20,25 @@ def relu_backward(dx, dy, y, n, dx_border, dy_border, y_border):
 
 @njit(cache=True)
 def _row(a, row, border):
-    """Row number `row`, counted through all pictures without their borders, of a (batch, H+2b, W+2b, C): a flat view."""
+    """Row number `row`, counted through all pictures without their borders, of a (batch, H+2b, W+2b, C): a view (W, C)."""
     H, W = a.shape[1] - 2 * border[0], a.shape[2] - 2 * border[1]
-    return a[row // H, row % H + border[0], border[1]:border[1] + W].reshape(-1)
+    return a[row // H, row % H + border[0], border[1]:border[1] + W]
 
 
 @njit(cache=True)
 def _forward_row(y, x):
     zero = x.dtype.type(0)
-    for k in range(len(x)):
-        y[k] = zero if x[k] <= zero else x[k]
+    for s in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            y[s, c] = zero if x[s, c] <= zero else x[s, c]
 
 
 @njit(cache=True)
 def _backward_row(dx, dy, y):
     zero = y.dtype.type(0)
-    for k in range(len(y)):
-        dx[k] = zero if y[k] <= zero else dy[k]
+    for s in range(y.shape[0]):
+        for c in range(y.shape[1]):
+            dx[s, c] = zero if y[s, c] <= zero else dy[s, c]
 
 
 class ReLU:

@@ -1,0 +1,152 @@
+"""Checkpoints: one safetensors file with all it takes to go on with a training, or to use what it made.
+
+Tensors: the parameters with PyTorch's names and shapes, and `momentum.<name>` for each that has momentum. The metadata holds
+one entry, "nbcnn", JSON: the structure of the model, what it knows of its pictures and classes, the optimizer's options, how
+far the training is, and the options it was started with. Floats are written so that they read back with the same bits.
+"""
+import contextlib
+import json
+import os
+import secrets
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save as to_bytes
+
+from nbcnn.fit import Progress
+from nbcnn.model import Sequential
+from nbcnn.optim import SGD
+
+FORMAT = 1
+ABOUT_MODEL = ("input_shape", "mean", "std", "classes", "seed")
+
+
+@dataclass
+class Checkpoint:
+    """What `load` gives.
+
+    Attributes
+    ----------
+    model : Sequential
+    optimizer : SGD or None
+        Of the model's parameters, with the momentum they had.
+    progress : Progress
+    options : dict
+    """
+    model: Sequential
+    optimizer: SGD | None
+    progress: Progress
+    options: dict
+
+
+def save(path, model, *, optimizer=None, progress=None, options=None):
+    """Write a checkpoint; the file that was there stays until the new one is whole.
+
+    Parameters
+    ----------
+    path : path
+    model : Sequential
+    optimizer : SGD, optional
+    progress : Progress, optional
+    options : dict, optional
+        Anything that JSON can hold.
+    """
+    tensors = model.state_dict()
+    about = {"format": FORMAT, "structure": model.structure(), **{name: getattr(model, name) for name in ABOUT_MODEL},
+             "dtype": model.dtype.name, "optimizer": None, "progress": asdict(progress or Progress()), "options": options or {}}
+    if optimizer is not None:
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        state = optimizer.state_dict()
+        about["optimizer"] = {"params": [names[parameter] for parameter in optimizer.params], **state}
+        for name, buffer in zip(about["optimizer"]["params"], about["optimizer"].pop("momentum_buffers"), strict=True):
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+    about["crc32"] = _checksum(about, tensors)
+    write_atomically(path, to_bytes(tensors, metadata={"nbcnn": json.dumps(about)}))
+
+
+def load(path):
+    """Read a checkpoint and build what it describes. Nothing in the file is run.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be read.
+    ValueError
+        When it is no checkpoint, or a damaged one: a line that begins with the file's name.
+    """
+    path = os.fspath(path)
+    with open(path, "rb"):      # for an OSError that names the file
+        pass
+    try:
+        with safe_open(path, framework="numpy") as file:
+            entry = (file.metadata() or {}).get("nbcnn")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except Exception as error:
+        raise ValueError(f"{path}: not a safetensors file, or a damaged one ({error})") from None
+    if entry is None:
+        raise ValueError(f"{path}: a safetensors file, but not a checkpoint of nbcnn")
+    try:
+        about = json.loads(entry)
+        if about["format"] != FORMAT:
+            raise ValueError(f"its format is {about['format']!r}, this version of nbcnn reads {FORMAT}")
+        if about.pop("crc32") != _checksum(about, tensors):
+            raise ValueError("its contents do not match their checksum")
+        return _build(about, tensors)
+    except Exception as error:      # whatever a file can hold that it should not
+        reason = f"it has no entry {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path}: not a readable checkpoint: {reason}") from None
+
+
+def write_atomically(path, data):
+    """Replace a file by bytes such that at any moment, power cuts included, the old or the new file is there whole."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            error.filename = os.fspath(path)        # not the temporary one
+        raise
+    if hasattr(os, "O_DIRECTORY"):      # elsewhere folders cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _build(about, tensors):
+    model = Sequential.from_structure(about["structure"], dtype=about["dtype"], **{name: about[name] for name in ABOUT_MODEL})
+    for name, tensor in tensors.items():
+        if tensor.dtype != model.dtype:
+            raise ValueError(f"{name}: expected {model.dtype}, got {tensor.dtype}")
+    momentum = {name: tensors.pop(name) for name in list(tensors) if name.startswith("momentum.")}
+    model.load_state_dict(tensors)
+    optimizer = None
+    if about["optimizer"] is not None:
+        state, parameters = dict(about["optimizer"]), dict(model.named_parameters())
+        names = state.pop("params")
+        optimizer = SGD([parameters[name] for name in names], lr=0)
+        optimizer.load_state_dict({**state, "momentum_buffers": [momentum.pop(f"momentum.{name}", None) for name in names]})
+    if momentum:
+        raise ValueError(f"momentum of no parameter: {', '.join(momentum)}")
+    return Checkpoint(model, optimizer, Progress(**about["progress"]), dict(about["options"]))
+
+
+def _checksum(about, tensors):
+    """A CRC-32 of the description and of every tensor's name, type, shape and bytes."""
+    crc = zlib.crc32(json.dumps(about).encode())
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        crc = zlib.crc32(tensor, zlib.crc32(f"{name} {tensor.dtype} {tensor.shape}".encode(), crc))
+    return crc

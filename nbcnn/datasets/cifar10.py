@@ -1,0 +1,165 @@
+"""CIFAR-10 as its authors distribute it: the binary version, or the python version without running what it pickles."""
+import io
+import itertools
+import pickle
+import pickletools
+from pathlib import Path
+
+import numpy as np
+
+from .dataset import Dataset
+
+RECORDS, SHAPE, CLASSES = 10_000, (3, 32, 32), 10       # of each batch file
+PIXELS = 3 * 32 * 32
+BATCHES = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
+ARCHIVE = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+
+
+def cifar10(folder):
+    """Read CIFAR-10: 50,000 training and 10,000 test pictures of ten classes.
+
+    Parameters
+    ----------
+    folder : path
+        Holds the official batches, or their folder `cifar-10-batches-bin` (preferred) or `cifar-10-batches-py`.
+
+    Returns
+    -------
+    train, test : Dataset
+        Images uint8 (50000, 3, 32, 32) and (10000, 3, 32, 32), in the files' order.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the folder holds no batches, or a file is missing; it says which and where to get it.
+    ValueError
+        When a file is damaged; it names the file and the byte.
+
+    Notes
+    -----
+    A pickle can run any code when it is read. Of the python version's only numpy's array is accepted, and not even that
+    is called: a record of its arguments stands in for it, and its bytes are taken from there.
+
+    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+    """
+    found = find_cifar10(folder)
+    if found is None:
+        raise FileNotFoundError(f"{folder}: no CIFAR-10 there; looked for {BATCHES[0]}.bin and {BATCHES[0]}, also in "
+                                f"{' and '.join(home for home, *_ in VERSIONS.values())}; unpack {ARCHIVE} there")
+    folder, version = found
+    _, suffix, meta, read_batch, read_classes = VERSIONS[version]
+    paths = [folder / (name + suffix) for name in BATCHES]
+    missing = [path.name for path in (*paths, folder / meta) if not path.exists()]
+    if missing:
+        raise FileNotFoundError(f"{folder}: CIFAR-10's {version} version lacks {', '.join(missing)} there; "
+                                f"unpack {ARCHIVE} again")
+    classes = read_classes(folder / meta)
+    if len(classes) != CLASSES:
+        raise ValueError(f"{folder / meta}: expected {CLASSES} class names, got {len(classes)}")
+    images = np.empty((len(paths) * RECORDS, *SHAPE), np.uint8)
+    labels = np.empty(len(images), np.int64)
+    for k, path in enumerate(paths):
+        part = slice(k * RECORDS, (k + 1) * RECORDS)
+        labels[part], pixels = read_batch(path)
+        images[part] = pixels.reshape(RECORDS, *SHAPE)
+    train, test = slice(-RECORDS), slice(-RECORDS, None)
+    return tuple(Dataset(images[part], labels[part], classes, "cifar10") for part in (train, test))
+
+
+def find_cifar10(folder):
+    """Where `cifar10(folder)` reads: (folder of the batches, "binary" or "python"), or None where there are none."""
+    for version, (home, suffix, *_) in VERSIONS.items():
+        for place in (Path(folder) / home, Path(folder)):
+            if any((place / (name + suffix)).exists() for name in BATCHES):
+                return place, version
+    return None
+
+
+def _binary_batch(path):
+    """Labels (10000,) and pixels (10000, 3072) of a binary batch: records of one label byte and the planes R, G, B."""
+    content, size = np.fromfile(path, np.uint8), 1 + PIXELS
+    if len(content) != RECORDS * size:
+        raise ValueError(f"{path}: expected {RECORDS * size} bytes, {RECORDS} records of {size}, but it ends at byte "
+                         f"{len(content)}, {len(content) % size} bytes into record {len(content) // size}")
+    records = content.reshape(RECORDS, size)
+    _check_labels(path, records[:, 0].tolist(), lambda k: k * size)
+    return records[:, 0], records[:, 1:]
+
+
+def _binary_classes(path):
+    return path.read_bytes().decode("latin-1").split()
+
+
+def _python_batch(path):
+    """Labels and pixels of a python batch: a pickled dict with a list `labels` and an array `data`."""
+    content = path.read_bytes()
+    match _unpickle(path, content):
+        case {b"labels": list(labels), b"data": _Pickled(state=(
+                _, shape, _Pickled(arguments=(b"u1" | "u1", *_)), is_fortran, bytes(data)))}:
+            pass
+        case _:
+            raise ValueError(f"{path}: expected a dict with a list b'labels' and a uint8 array b'data'")
+    if shape != (RECORDS, PIXELS) or len(data) != RECORDS * PIXELS or len(labels) != RECORDS:
+        raise ValueError(f"{path}: expected {RECORDS} labels and data of shape {(RECORDS, PIXELS)}, "
+                         f"got {len(labels)} labels and {len(data)} bytes of shape {shape}")
+    _check_labels(path, labels, lambda k: _label_byte(content, k))
+    return labels, np.frombuffer(data, np.uint8).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _python_classes(path):
+    match _unpickle(path, path.read_bytes()):
+        case {b"label_names": [*names]} if all(isinstance(name, bytes) for name in names):
+            return [name.decode("latin-1") for name in names]
+    raise ValueError(f"{path}: expected a dict with a list of class names b'label_names'")
+
+
+def _check_labels(path, labels, byte_of):
+    """Raise ValueError at the first label that is none; byte_of(k) is where label k stands in the file."""
+    for k, label in enumerate(labels):
+        if label not in range(CLASSES):
+            raise ValueError(f"{path}: byte {byte_of(k)}: expected a label from 0 to {CLASSES - 1} for record {k}, "
+                             f"got {label}")
+
+
+def _label_byte(content, k):
+    """Where the k-th number after the key `labels` stands in a pickle."""
+    operations = itertools.dropwhile(lambda operation: operation[1] != "labels", pickletools.genops(content))
+    numbers = (byte for operation, _, byte in operations if operation.stack_after == [pickletools.pyint])
+    return next(itertools.islice(numbers, k, None), "unknown")
+
+
+class _Pickled:
+    """What a pickle gets where it asks for numpy: it notes what it is given and does nothing."""
+
+    def __init__(self, *arguments):
+        self.arguments, self.state = arguments, None
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class _Unpickler(pickle._Unpickler):
+    """Knows the names with which numpy's arrays are pickled, and no others.
+
+    It is the one written in Python: the one in C takes as many gigabytes as damaged bytes tell it to.
+    """
+
+    def find_class(self, module, name):
+        if f"{module}.{name}" in ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+                                  "numpy.ndarray", "numpy.dtype"):
+            return _Pickled
+        raise pickle.UnpicklingError(f"refused to load {module}.{name}, which no CIFAR-10 file needs")
+
+
+def _unpickle(path, content):
+    stream = io.BytesIO(content)
+    try:
+        return _Unpickler(stream, encoding="bytes").load()
+    except Exception as error:      # damaged bytes fail in many ways
+        raise ValueError(f"{path}: byte {stream.tell()}: no pickle of CIFAR-10: {error}") from None
+
+
+VERSIONS = {    # folder, suffix of a batch, file of the class names, how to read either
+    "binary": ("cifar-10-batches-bin", ".bin", "batches.meta.txt", _binary_batch, _binary_classes),
+    "python": ("cifar-10-batches-py", "", "batches.meta", _python_batch, _python_classes),
+}

@@ -1,0 +1,158 @@
+"""The built-in data set: ten kinds of figures, drawn, not downloaded."""
+import hashlib
+import math
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image, ImageDraw
+
+from ..kernels.arguments import integer
+from .dataset import Dataset
+
+TRAIN, TEST, SIZE = 10_000, 2_000, 32
+FINE = 4        # figures are drawn so many times larger, then averaged: smooth edges
+
+
+def shapes(seed=0):
+    """Draw the ten figures with random place, size, angle, stretch, colours, shading and noise.
+
+    Parameters
+    ----------
+    seed : int, at least 0
+        The same seed gives the same pictures.
+
+    Returns
+    -------
+    train, test : Dataset
+        10,000 and 2,000 RGB pictures of 32x32 pixels, as many of each class.
+
+    Notes
+    -----
+    A figure differs from its ground by 90 to 167 levels in every channel and may be the darker or the lighter one, so
+    colour says nothing about the class. Drawing takes one or two seconds; the pictures are then kept in the user's cache
+    folder, where a damaged or unwritable file does no harm.
+    """
+    seed = integer(seed, "seed", 0)
+    path = _cache_path(seed)
+    arrays = _read(path)
+    if arrays is None:
+        arrays = [array for split, count in enumerate((TRAIN, TEST))
+                  for array in _draw(count, np.random.default_rng([seed, split]))]
+        _write(path, arrays)
+    return tuple(Dataset(images, labels, list(FIGURES), "shapes") for images, labels in (arrays[:2], arrays[2:]))
+
+
+def _arc(count, first=0.0, radius=1.0, dent=1.0, x=0.0):
+    """`count` points around (x, 0), clockwise from the angle `first` in degrees; every second one is at radius * dent."""
+    angles = [math.radians(first + 360 * k / count) for k in range(count)]
+    radii = [radius * (dent if k % 2 else 1) for k in range(count)]
+    return [(x + r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
+
+
+# Each figure is a list of polygons, about 1 in radius, y pointing down; the second one is cut out of the first.
+FIGURES = {
+    "arrow": [[(-1, -.28), (.1, -.28), (.1, -.8), (1, 0), (.1, .8), (.1, .28), (-1, .28)]],
+    "bolt": [[(.25, -1), (-.6, .15), (-.08, .15), (-.3, 1), (.6, -.25), (.08, -.25)]],
+    "circle": [_arc(40, radius=.85)],
+    "cross": [[(-.3, -1), (.3, -1), (.3, -.3), (1, -.3), (1, .3), (.3, .3), (.3, 1), (-.3, 1), (-.3, .3), (-1, .3),
+               (-1, -.3), (-.3, -.3)]],
+    "heart": [[(.95 * math.sin(t)**3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16)
+               for t in np.linspace(0, 2 * math.pi, 40)]],
+    "moon": [_arc(40), _arc(40, radius=.85, x=.5)],
+    "ring": [_arc(40), _arc(40, radius=.55)],
+    "square": [_arc(4, first=45, radius=1.1)],
+    "star": [_arc(10, first=-90, radius=1.1, dent=.4)],
+    "triangle": [_arc(3, first=-90, radius=1.1)],
+}
+
+
+def _draw(count, rng):
+    """Images uint8 (count, 3, 32, 32) and labels int64 (count,)."""
+    labels = rng.permutation(np.arange(count) % len(FIGURES))
+    masks = _masks(labels, rng)
+    images = np.empty((count, 3, SIZE, SIZE), np.uint8)
+    ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    for first in range(0, count, 500):      # a few at a time: floats take four times the memory
+        part = slice(first, first + 500)
+        mask = masks[part, None] / np.float32(255)
+        per_channel = (len(mask), 3, 1, 1)
+        ground = rng.integers(0, 256, per_channel)
+        figure = (ground + rng.integers(90, 167, per_channel)) % 256        # far from ground, above it or below
+        across, down = rng.uniform(-30, 30, (2, *per_channel)).astype(np.float32)
+        noise = rng.standard_normal((len(mask), 3, SIZE, SIZE), np.float32)
+        noise *= rng.uniform(3, 15, (len(mask), 1, 1, 1)).astype(np.float32)
+        pictures = ground + across * ramp + down * ramp[:, None] + mask * (figure - ground) + noise
+        images[part] = np.clip(pictures, 0, 255)
+    return images, labels
+
+
+def _masks(labels, rng):
+    """How much of each pixel its figure covers, uint8 (count, 32, 32)."""
+    figures = list(FIGURES.values())
+    count = len(labels)
+    angles, radii = np.radians(rng.uniform(-20, 20, count)), rng.uniform(8.5, 14, count)
+    stretches, mirrors = rng.uniform(.85, 1.18, count), rng.choice([-1, 1], count)
+    centres = SIZE / 2 + rng.uniform(-1, 1, (2, count)) * (SIZE / 2 - radii)
+    masks = np.empty((count, SIZE, SIZE), np.uint8)
+    for k, (label, angle, radius, stretch, mirror, cx, cy) in enumerate(
+            zip(labels, angles, radii, stretches, mirrors, *centres, strict=True)):
+        cos, sin = FINE * math.cos(angle), FINE * math.sin(angle)
+        rx, ry = radius * stretch * mirror, radius / stretch
+        fine = Image.new("L", (SIZE * FINE, SIZE * FINE))
+        draw = ImageDraw.Draw(fine)
+        for polygon, fill in zip(figures[label], (255, 0), strict=False):
+            draw.polygon([(round(FINE * cx + cos * rx * x - sin * ry * y), round(FINE * cy + sin * rx * x + cos * ry * y))
+                          for x, y in polygon], fill=fill)
+        masks[k] = fine.reduce(FINE)
+    return masks
+
+
+def _cache_path(seed):
+    """Where the pictures of a seed are kept: a name that changes with all that decides how they look."""
+    code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    return _cache_folder() / f"shapes-{seed}-{code}-pillow-{PIL.__version__}-numpy-{np.__version__}.npz"
+
+
+def _cache_folder():
+    """The user's cache folder by the platform's custom, in it a folder of our own."""
+    if sys.platform == "win32":
+        folder = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        folder = os.environ.get("XDG_CACHE_HOME") or "~/Library/Caches"
+    else:
+        folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(folder)) / "nbcnn"
+
+
+def _read(path):
+    """The four arrays of a cache file, or None where it is missing, damaged or not ours. The zip format checks sums."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = [file[name] for name in file.files]
+    except Exception:       # a damaged file fails in many ways, and each is mended by drawing anew
+        return None
+    expected = [((count, *rest), dtype) for count in (TRAIN, TEST)
+                for rest, dtype in (((3, SIZE, SIZE), np.uint8), ((), np.int64))]
+    return arrays if [(array.shape, array.dtype) for array in arrays] == expected else None
+
+
+def _write(path, arrays):
+    """Keep the arrays for the next time, all or nothing; without a folder to write to there is just no next time."""
+    if not path.is_absolute():      # there is no home folder
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, *arrays)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError:
+        pass

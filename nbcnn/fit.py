@@ -1,0 +1,214 @@
+"""The training loop: batches to the scheduler, a learning rate for each step, a test after each epoch."""
+import math
+import time
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from nbcnn.datasets import Loader
+from nbcnn.kernels.arguments import integer
+from nbcnn.losses import CrossEntropyLoss
+from nbcnn.model import Sequential
+from nbcnn.optim import SGD
+from nbcnn.scheduler import BackpropScheduler
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss became NaN or infinite. The parameters are those before the step, or were not finite then already.
+
+    Attributes
+    ----------
+    epoch, step : int
+        Where, both counted from 1.
+    loss : float
+    layer : str
+        The first layer whose output, or parameter, is not finite; "loss" where all of them are.
+    """
+
+    def __init__(self, epoch, step, loss, layer):
+        super().__init__(f"epoch {epoch}, step {step}: the loss is {loss}; the first value that is not finite is in {layer}")
+        self.epoch, self.step, self.loss, self.layer = epoch, step, loss, layer
+
+
+@dataclass
+class Progress:
+    """How far a training is: with parameters and momentum, all it takes to go on with the same bits.
+
+    Parameters
+    ----------
+    epoch : int
+        Epochs finished.
+    step : int
+        Batches done of the next one.
+    loss_sum : float
+        Sum of their losses, each times its number of pictures.
+    samples : int
+        Pictures in them.
+    best_accuracy : float or None
+        The best test accuracy so far, a fraction, and
+    best_epoch : int
+        the epoch it was reached after, counted from 1.
+    """
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    samples: int = 0
+    best_accuracy: float | None = None
+    best_epoch: int = 0
+
+    def __post_init__(self):
+        for name in ("epoch", "step", "samples", "best_epoch"):
+            integer(getattr(self, name), name, 0)
+
+
+@dataclass
+class State:
+    """What `fit` hands to its callbacks, and returns.
+
+    Attributes
+    ----------
+    model, optimizer, scheduler
+    progress : Progress
+        Kept up to date; copy what is to be kept.
+    epochs, batches : int
+        How many epochs, and how many batches in each.
+    loss : float
+        Of the last batch.
+    history : list of dict
+        For each epoch finished in this call: epoch (counted from 1), lr (of its last step), train_loss (mean over its pictures,
+        each with the parameters it met), test_loss, test_accuracy (None without test pictures), images_per_second (training
+        alone), seconds (of the whole epoch, or of what this call did of it).
+    stop : bool
+        A callback sets it to end the training after the current batch or epoch.
+    """
+    model: Sequential
+    optimizer: SGD
+    scheduler: BackpropScheduler
+    progress: Progress
+    epochs: int
+    batches: int
+    loss: float = math.nan
+    history: list = field(default_factory=list)
+    stop: bool = False
+
+
+def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimizer=None, schedule=None, shuffle=True,
+        augment=False, seed=0, progress=None, on_step=None, on_epoch=None):
+    """Train a model.
+
+    Parameters
+    ----------
+    model : Sequential
+        Its mean and std normalise the pictures.
+    train, test : Dataset
+        What to learn from, and what to measure after each epoch.
+    epochs : int
+        How many in all, those that `progress` counts as finished included.
+    batch_size : int
+    loss : loss of `nbcnn.losses`, optional
+        CrossEntropyLoss() by default. Any other gets one-hot rows as targets: 1 in the column of the class, 0 elsewhere.
+    optimizer : SGD, optional
+        By default SGD(model.parameters(), lr=0.01).
+    schedule : callable, optional
+        From the number of a step, counted from 0 over all epochs, to its learning rate; see `nbcnn.optim`. The optimizer's
+        own rate stays without it.
+    shuffle, augment, seed
+        Of `nbcnn.datasets.Loader`.
+    progress : Progress, optional
+        Where to go on; model and optimizer are as they were then, and all other arguments the same.
+    on_step, on_epoch : callable, optional
+        Called with the State after each batch and after each epoch.
+
+    Returns
+    -------
+    State
+
+    Raises
+    ------
+    NonFiniteLoss
+        As soon as the loss of a batch, or of a test, is not finite; that batch changes nothing.
+
+    Examples
+    --------
+    >>> import numpy as np, nbcnn
+    >>> labels = np.arange(64) % 2                      # dark and bright pictures
+    >>> pictures = np.full((64, 1, 4, 4), 255, np.uint8) * labels[:, None, None, None].astype(np.uint8)
+    >>> train = nbcnn.datasets.Dataset(pictures, labels, ["dark", "bright"], "lamps")
+    >>> model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(16, 2)], input_shape=(1, 4, 4))
+    >>> nbcnn.fit(model, train, train, epochs=3, batch_size=8).history[-1]["test_accuracy"]
+    1.0
+    """
+    loss = loss or CrossEntropyLoss()
+    if loss.reduction != "mean":
+        raise ValueError(f"loss: expected reduction 'mean', got {loss.reduction!r}")
+    for name, dataset in (("train", train), ("test", test)):
+        if dataset is not None and not len(dataset):
+            raise ValueError(f"{name}: expected at least one picture, got none")
+    optimizer = optimizer or SGD(model.parameters(), lr=0.01)
+    progress = replace(progress) if progress else Progress()
+    loader = Loader(train, batch_size, shuffle, seed, augment, mean=model.mean, std=model.std, dtype=model.dtype)
+    scheduler = BackpropScheduler(model, loss)
+    targets = _targets(loss, train, model.dtype)
+    state = State(model, optimizer, scheduler, progress, integer(epochs, "epochs", 0), len(loader))
+    while progress.epoch < epochs and not state.stop:
+        started, before = time.perf_counter(), progress.samples
+        for images, labels in loader.epoch(progress.epoch, scheduler.images, progress.step):
+            if schedule:
+                optimizer.lr = schedule(progress.epoch * len(loader) + progress.step)
+            state.loss = scheduler.train_step(images, targets(labels), optimizer)
+            if not math.isfinite(state.loss):
+                raise NonFiniteLoss(progress.epoch + 1, progress.step + 1, state.loss, scheduler.first_nonfinite() or "loss")
+            progress.step += 1
+            progress.samples += len(labels)
+            progress.loss_sum += state.loss * len(labels)
+            if on_step:
+                on_step(state)
+            if state.stop:
+                break
+        trained = time.perf_counter()
+        _require_finite(state)
+        if state.stop:
+            break
+        test_loss, accuracy = (None, None) if test is None else evaluate(scheduler, test, max(batch_size, 64))
+        if test_loss is not None and not math.isfinite(test_loss):
+            raise NonFiniteLoss(progress.epoch + 1, progress.step, test_loss, scheduler.first_nonfinite() or "loss")
+        state.history.append({
+            "epoch": progress.epoch + 1, "lr": optimizer.lr, "train_loss": progress.loss_sum / progress.samples,
+            "test_loss": test_loss, "test_accuracy": accuracy,
+            "images_per_second": (progress.samples - before) / (trained - started), "seconds": time.perf_counter() - started})
+        progress.epoch, progress.step, progress.loss_sum, progress.samples = progress.epoch + 1, 0, 0.0, 0
+        if accuracy is not None and (progress.best_accuracy is None or accuracy > progress.best_accuracy):
+            progress.best_accuracy, progress.best_epoch = accuracy, progress.epoch
+        if on_epoch:
+            on_epoch(state)
+    return state
+
+
+def evaluate(scheduler, dataset, batch_size=256):
+    """Loss and accuracy on a data set: a mean and a fraction over its pictures.
+
+    The loss of each batch is weighted with its size; the batch size changes the rounding of the loss, nothing else.
+    """
+    model, loss = scheduler.model, scheduler.loss
+    loader = Loader(dataset, batch_size, shuffle=False, mean=model.mean, std=model.std, dtype=model.dtype)
+    targets, loss_sum, correct = _targets(loss, dataset, model.dtype), 0.0, 0
+    for images, labels in loader.epoch(0, scheduler.images):
+        logits = scheduler.predict(images)
+        loss_sum += float(loss(logits, targets(labels))) * len(labels)
+        correct += int((logits.argmax(1) == labels).sum())
+    return loss_sum / len(dataset), correct / len(dataset)
+
+
+def _targets(loss, dataset, dtype):
+    """What makes the loss's targets of labels."""
+    if isinstance(loss, CrossEntropyLoss):
+        return lambda labels: labels
+    one_hot = np.eye(len(dataset.classes), dtype=dtype)
+    return lambda labels: one_hot[labels]
+
+
+def _require_finite(state):
+    """Raise NonFiniteLoss when the last update has spoiled the parameters, which the next loss would only show."""
+    for name, parameter in state.model.named_parameters():
+        if not np.isfinite(parameter.flat).all():
+            raise NonFiniteLoss(state.progress.epoch + 1, state.progress.step, state.loss, name.split(".")[0])

@@ -1,0 +1,149 @@
+"""Max pooling: the largest value of each window, and the gradient's way back to where it stood."""
+import numpy as np
+
+from nbcnn.kernels import cpu
+from nbcnn.kernels.arguments import describe, floats, integer, pair, pool_size, same_shape
+from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.cpu.maxpool2d import maxpool2d_scatter
+
+
+def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, ceil_mode=False):
+    """Find the largest value of each window and where it stands.
+
+    y[n, c, i, j] = maximum over p, q of x[n, c, i*stride + p*dilation - padding, j*stride + q*dilation - padding],
+    cells outside the picture left out.
+
+    Parameters
+    ----------
+    x : float array (N, C, H, W)
+    kernel_size, padding, dilation : int or pair of ints
+        Along H and along W. The padding is at most half the window of (kernel_size-1)*dilation + 1 cells.
+    stride : int or pair of ints, optional
+        The kernel size when not given.
+    ceil_mode : bool
+        Whether a last window that begins inside the padded picture and ends outside counts.
+
+    Returns
+    -------
+    y : float array (N, C, OH, OW)
+        OH = floor((H + 2*padding - dilation*(kernel_size-1) - 1) / stride) + 1, OW likewise; ceil instead of floor with
+        `ceil_mode`, less a last window that would begin beyond the picture. A view of channels-last memory, as argmax.
+    argmax : int64 array (N, C, OH, OW)
+        The cell r*W + s of the input plane that won, as PyTorch's return_indices.
+
+    Raises
+    ------
+    TypeError
+        x is not float32 or float64; a size, stride, padding or dilation is no int.
+    ValueError
+        x has not four axes, the padding is too large, the output would have no pixel, or a window no cell.
+
+    Notes
+    -----
+    Windows are scanned row by row. The first of equal values wins. A NaN wins over every number, and over an earlier NaN.
+
+    A dilated window can lie in the padding with every cell. PyTorch then gives -inf and an index outside the picture;
+    here such a geometry is an error.
+
+    Source: PyTorch's aten/src/ATen/native/cpu/MaxPoolKernel.cpp.
+
+    Examples
+    --------
+    The definition, as a loop nest, against the kernel:
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.integers(-9, 10, (2, 3, 6, 5)).astype(np.float32)
+    >>> y, argmax = np.full((2, 3, 3, 2), -np.inf, np.float32), np.zeros((2, 3, 3, 2), np.int64)
+    >>> for n, c, i, j in np.ndindex(y.shape):
+    ...     for p, q in np.ndindex(3, 2):
+    ...         r, s = 2 * i + p - 1, 3 * j + q - 0                  # stride (2, 3), padding (1, 0)
+    ...         if 0 <= r < 6 and 0 <= s < 5 and x[n, c, r, s] > y[n, c, i, j]:
+    ...             y[n, c, i, j], argmax[n, c, i, j] = x[n, c, r, s], r * 5 + s
+    >>> [bool((a == b).all()) for a, b in zip(maxpool2d_forward(x, (3, 2), stride=(2, 3), padding=(1, 0)), (y, argmax))]
+    [True, True]
+    """
+    x = floats(x, "x", "(N, C, H, W)")
+    kernel_size, padding, dilation = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1)
+    stride = kernel_size if stride is None else pair(stride, "stride", 1)
+    (N, C, H, W) = x.shape
+    y_shape = C, *pool_size((H, W), kernel_size, stride, padding, dilation, ceil_mode, "x")
+    operation = cpu.MaxPool2d((C, H, W), kernel_size, stride, padding, dilation, y_shape, x.dtype)
+    operation.reserve(N)
+    y = cpu.Buffer(N, y_shape, x.dtype)
+    operation.forward(N, y, cpu.Buffer.holding(x))
+    return y.view(N), operation.argmax.astype(np.int64).transpose(0, 3, 1, 2)
+
+
+def maxpool2d_backward(dy, argmax, x_shape):
+    """Hand each window's gradient to the cell that won: dx[n, c, argmax[n, c, i, j]] += dy[n, c, i, j].
+
+    Parameters
+    ----------
+    dy : float array (N, C, OH, OW)
+        The upstream gradient dLoss/dy.
+    argmax : int array (N, C, OH, OW)
+        Cells r*W + s, as forward returns them; any cells of the input plane are accepted.
+    x_shape : tuple (N, C, H, W)
+
+    Returns
+    -------
+    dx : float array (N, C, H, W)
+        Zero where no window had its maximum. A view of channels-last memory.
+
+    Raises
+    ------
+    TypeError
+        dy is not float32 or float64, argmax or x_shape not made of ints.
+    ValueError
+        Shapes that do not fit.
+    IndexError
+        A cell outside the input plane.
+
+    Notes
+    -----
+    Windows that overlap can share a cell: it gets the sum, added row by row of the output.
+
+    Source: PyTorch's aten/src/ATen/native/cpu/MaxPoolKernel.cpp.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x, dy = (rng.integers(-9, 10, shape).astype(np.float32) for shape in ((2, 3, 6, 5), (2, 3, 5, 4)))
+    >>> y, argmax = maxpool2d_forward(x, 2, stride=1)
+    >>> dx = np.zeros_like(x)
+    >>> for n, c, i, j in np.ndindex(dy.shape):
+    ...     dx[n, c].flat[argmax[n, c, i, j]] += dy[n, c, i, j]
+    >>> bool((maxpool2d_backward(dy, argmax, x.shape) == dx).all())
+    True
+    """
+    dy = floats(dy, "dy", "(N, C, OH, OW)")
+    N, C, H, W = _shape(x_shape)
+    if dy.shape[:2] != (N, C):
+        raise ValueError(f"dy: expected shape (N, C, OH, OW) with N, C = {N}, {C}, as x_shape says, got shape {dy.shape}")
+    cells = np.asarray(argmax)
+    if cells.dtype.kind not in "iu":
+        raise TypeError(f"argmax: expected an array of ints, got {describe(argmax, cells)}")
+    same_shape(cells, "argmax", dy.shape, "that of dy")
+    outside = (cells < 0) | (cells >= H * W)
+    if outside.any():
+        position = tuple(map(int, np.argwhere(outside)[0]))
+        raise IndexError(f"argmax: expected cells from 0 to {H * W - 1} of a plane of {H}x{W}, "
+                         f"got {cells[position]} at position {position}")
+    dx = cpu.Buffer(N, (C, H, W), dy.dtype)
+    flat = cpu.allocate((N, dy.shape[2] * dy.shape[3], C), np.int64)
+    flat.reshape(N, *dy.shape[2:], C)[...] = cells.transpose(0, 2, 3, 1)
+    launch(maxpool2d_scatter, dx.array.reshape(N, H * W, C), cpu.Buffer.holding(dy).array.reshape(flat.shape), flat)
+    return dx.view(N)
+
+
+def _shape(x_shape):
+    """The four ints of an input's shape."""
+    try:
+        x_shape = tuple(x_shape)
+    except TypeError:
+        raise TypeError(f"x_shape: expected a tuple (N, C, H, W), got {x_shape!r}") from None
+    if len(x_shape) != 4:
+        raise ValueError(f"x_shape: expected four sizes (N, C, H, W), got {x_shape}")
+    return tuple(integer(size, "x_shape", 0) for size in x_shape)

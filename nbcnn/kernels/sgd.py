@@ -1,0 +1,107 @@
+"""Stochastic gradient descent: one update of parameters along their gradient."""
+import numbers
+
+import numpy as np
+
+from nbcnn.kernels.arguments import FLOATS, axes, describe, floats, same_dtype, same_shape
+from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.cpu.sgd import sgd
+
+
+def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False,
+             maximize=False, first=False):
+    """Update parameters, and their momentum, in place.
+
+    g = grad, or -grad to maximize; g = g + weight_decay * param;
+    momentum_buffer = momentum * momentum_buffer + (1 - dampening) * g, but = g in the first step;
+    g = g + momentum * momentum_buffer with Nesterov's momentum, else g = momentum_buffer;
+    param = param - lr * g. Without momentum the two lines in the middle are left out.
+
+    Parameters
+    ----------
+    param : float array (P,), written
+        C-contiguous, as momentum_buffer.
+    grad : float array (P,)
+        dLoss/dparam.
+    momentum_buffer : float array (P,), written, optional
+        Needed with momentum; what it held does not matter in the first step.
+    lr : float
+        Learning rate.
+    momentum, dampening, weight_decay : float
+    nesterov, maximize : bool
+    first : bool
+        Whether this is the first step, in which momentum_buffer takes the gradient itself, dampening or not.
+
+    Raises
+    ------
+    TypeError
+        An array is not float32 or float64, dtypes that differ, a rate that is no number.
+    ValueError
+        Shapes that do not fit, arrays that share memory, a parameter or momentum buffer that is strided or read-only,
+        momentum without a buffer, a negative lr, momentum or weight_decay, nesterov without momentum or with dampening.
+
+    Notes
+    -----
+    The rates are cast to the dtype of param. Each product and sum is rounded by itself, where PyTorch fuses some.
+
+    Source: PyTorch's torch.optim.SGD.
+
+    Examples
+    --------
+    Three steps, element by element, against the kernel; powers of two, so that nothing is rounded:
+
+    >>> import numpy as np
+    >>> param, *grads = np.random.default_rng(0).integers(-8, 9, (4, 5)).astype(np.float32)
+    >>> expected, buffer, momentum_buffer = param.copy(), np.zeros(5, np.float32), np.empty(5, np.float32)
+    >>> for step, grad in enumerate(grads):
+    ...     sgd_step(param, grad, momentum_buffer, lr=0.25, momentum=0.5, weight_decay=0.125, nesterov=True, first=step == 0)
+    ...     for k in range(5):
+    ...         g = grad[k] + 0.125 * expected[k]
+    ...         buffer[k] = 0.5 * buffer[k] + g
+    ...         expected[k] -= 0.25 * (g + 0.5 * buffer[k])
+    >>> bool((param == expected).all() and (momentum_buffer == buffer).all())
+    True
+    """
+    for name, rate in (("lr", lr), ("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay)):
+        if not isinstance(rate, numbers.Real) or isinstance(rate, bool):
+            raise TypeError(f"{name}: expected a number, got {rate!r}")
+        if name != "dampening" and not rate >= 0:
+            raise ValueError(f"{name}: expected a number >= 0, got {rate!r}")
+    if nesterov and not (momentum > 0 and dampening == 0):
+        raise ValueError("nesterov: expected a momentum > 0 and a dampening of 0, "
+                         f"got momentum {momentum!r} and dampening {dampening!r}")
+    _check_written(param, "param")
+    grad = floats(grad, "grad", "(P,)")
+    _check_fits(grad, "grad", param)
+    if not grad.flags.carray:
+        grad = grad.copy()
+    if momentum > 0:
+        if momentum_buffer is None:
+            raise ValueError(f"momentum_buffer: expected an array for a momentum of {momentum!r}, got None")
+        _check_written(momentum_buffer, "momentum_buffer")
+        _check_fits(momentum_buffer, "momentum_buffer", param)
+        if np.may_share_memory(momentum_buffer, grad):
+            raise ValueError("momentum_buffer: expected memory of its own, got some of grad's")
+    else:
+        momentum_buffer = param[:0]
+    cast = param.dtype.type
+    launch(sgd, param, momentum_buffer, grad, cast(lr), cast(momentum), cast(1 - dampening), cast(weight_decay),
+           weight_decay > 0, momentum > 0, bool(nesterov), bool(maximize), bool(first))
+
+
+def _check_written(array, name):
+    """Raise unless `array` is a flat vector that a kernel can write."""
+    if not isinstance(array, np.ndarray) or array.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected a float32 or float64 array, got {describe(array, np.asarray(array))}")
+    axes(array, name, "(P,)")
+    if not array.flags.carray:
+        raise ValueError(f"{name}: expected a writable C-contiguous array, as it is updated in place, "
+                         f"got strides {array.strides} and writeable={array.flags.writeable}")
+
+
+def _check_fits(array, name, param):
+    """Raise unless `array` has param's dtype and shape, and other memory."""
+    same_dtype(array, name, param, "param")
+    same_shape(array, name, param.shape, "that of param")
+    if np.may_share_memory(array, param):
+        raise ValueError(f"{name}: expected memory of its own, got some of param's")

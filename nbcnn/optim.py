@@ -1,0 +1,239 @@
+"""Stochastic gradient descent, and learning rates that change from step to step.
+
+A schedule is a function: from the number of a step, counted from 0, to its learning rate. They agree with the classes of
+torch.optim.lr_scheduler stepped once per batch.
+
+    learning_rate = nbcnn.optim.cosine(0.1, total=1000)
+    for k, (images, labels) in enumerate(batches):
+        optimizer.lr = learning_rate(k)
+        step.train_step(images, labels, optimizer)
+"""
+import math
+import numbers
+
+import numpy as np
+
+from nbcnn.kernels import cpu
+from nbcnn.kernels.arguments import fraction, integer
+from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.cpu.sgd import sgd
+from nbcnn.parameter import Parameter
+
+
+class SGD:
+    """Stochastic gradient descent; `nbcnn.kernels.sgd_step` says what an update is.
+
+    Parameters
+    ----------
+    params : list of Parameter
+        All of one model, or some of them.
+    lr : float
+        Learning rate; the attribute `lr` may be set before any step.
+    momentum, dampening, weight_decay : float
+    nesterov, maximize : bool
+
+    Raises
+    ------
+    TypeError
+        When `params` holds something else, or a rate is no number.
+    ValueError
+        When `params` is empty, names one twice or mixes models, a rate is negative or not finite, or nesterov comes without
+        momentum or with dampening.
+
+    Notes
+    -----
+    A parameter whose grad is None is left alone, and its momentum too. Parameters that lie side by side and are in the same state
+    are updated by one call of the kernel, the zeros between them included: for a whole model that is one call.
+
+    Source: PyTorch's torch.optim.SGD.
+    """
+
+    def __init__(self, params, lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, maximize=False):
+        self.params = list(params)
+        if not self.params:
+            raise ValueError("params: expected at least one Parameter, got none")
+        for parameter in self.params:
+            if not isinstance(parameter, Parameter):
+                raise TypeError(f"params: expected nbcnn Parameters, got {parameter!r}")
+        self.vector = self.params[0].vector
+        if self.vector is None or any(parameter.vector is not self.vector for parameter in self.params):
+            raise ValueError("params: expected the Parameters of one nbcnn.Sequential; use one optimizer per model")
+        if len(set(map(id, self.params))) < len(self.params):
+            raise ValueError("params: expected each Parameter once, got one twice")
+        self.lr = lr
+        self.momentum, self.dampening = _rate(momentum, "momentum"), _rate(dampening, "dampening")
+        self.weight_decay, self.nesterov, self.maximize = _rate(weight_decay, "weight_decay"), bool(nesterov), bool(maximize)
+        if self.nesterov and not (self.momentum > 0 and self.dampening == 0):
+            raise ValueError("nesterov: expected a momentum > 0 and a dampening of 0, "
+                             f"got momentum {momentum!r} and dampening {dampening!r}")
+        cast = self.vector.data.dtype.type
+        self._options = (cast(self.momentum), cast(1 - self.dampening), cast(self.weight_decay), self.weight_decay > 0,
+                         self.momentum > 0, self.nesterov, self.maximize)
+        # The momentum lies as the parameters do; without momentum there is none.
+        self._buffer = cpu.allocate(self.vector.data.shape if self.momentum > 0 else (0,), cast)
+        self._has_momentum = [False] * len(self.params)
+        self._spans, self._spans_for = [], None
+
+    @property
+    def lr(self):
+        return self._lr
+
+    @lr.setter
+    def lr(self, value):
+        self._lr = _rate(value, "lr")
+
+    def zero_grad(self):
+        """Set every grad to None."""
+        for parameter in self.params:
+            parameter.has_grad = False
+
+    def step(self):
+        """Update the parameters that have a gradient."""
+        have_grad = [parameter.has_grad for parameter in self.params]
+        if have_grad != self._spans_for:
+            self._spans, self._spans_for = self._plan(have_grad), have_grad
+        lr, first_step = self.vector.data.dtype.type(self._lr), False
+        for data, buffer, grad, first in self._spans:
+            launch(sgd, data, buffer, grad, lr, *self._options, first)
+            first_step |= first
+        if first_step:
+            self._has_momentum = [had or has for had, has in zip(self._has_momentum, have_grad, strict=True)]
+            self._spans_for = None
+
+    def _plan(self, have_grad):
+        """The calls of an update: (data, momentum, grad, first) for each run of neighbours in the same state."""
+        step = cpu.ALIGNMENT // self.vector.data.itemsize
+        runs = []       # [start, stop, first]
+        for parameter, first in sorted(((parameter, self.momentum > 0 and not had) for parameter, has, had
+                                        in zip(self.params, have_grad, self._has_momentum, strict=True) if has),
+                                       key=lambda item: item[0].start):
+            if runs and runs[-1][2] == first and parameter.start == -(-runs[-1][1] // step) * step:
+                runs[-1][1] = parameter.stop
+            else:
+                runs.append([parameter.start, parameter.stop, first])
+        return [(self.vector.data[start:stop], self._buffer[start:stop], self.vector.grad[start:stop], first)
+                for start, stop, first in runs]
+
+    def momentum_buffer(self, parameter):
+        """The momentum of a parameter in PyTorch's shape, a writable view; None while it has none."""
+        position = next((k for k, own in enumerate(self.params) if own is parameter), None)
+        if position is None or not self._has_momentum[position]:
+            return None
+        return parameter._shaped(self._buffer[parameter.start:parameter.stop])
+
+    def state_dict(self):
+        """The options, and a copy of the momentum of each parameter, by position (None where there is none yet)."""
+        buffers = [self.momentum_buffer(parameter) for parameter in self.params]
+        return {"lr": self.lr, "momentum": self.momentum, "dampening": self.dampening, "weight_decay": self.weight_decay,
+                "nesterov": self.nesterov, "maximize": self.maximize,
+                "momentum_buffers": [None if buffer is None else np.array(buffer, order="C") for buffer in buffers]}
+
+    def load_state_dict(self, state):
+        """Take over options and momentum from `state_dict`.
+
+        Raises
+        ------
+        ValueError
+            When an entry is missing or a momentum buffer does not fit; nothing is changed.
+        """
+        state = dict(state)
+        buffers = state.pop("momentum_buffers", None)
+        if buffers is None or set(state) != {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"}:
+            raise ValueError(f"state: expected what SGD.state_dict() gives, got entries {', '.join(state)}")
+        shapes = [None if buffer is None else np.shape(buffer) for buffer in buffers]
+        if len(shapes) != len(self.params) or any(shape not in (None, parameter.shape)
+                                                  for shape, parameter in zip(shapes, self.params, strict=True)):
+            raise ValueError(f"state: expected momentum of shapes {[parameter.shape for parameter in self.params]}, got {shapes}")
+        fresh = SGD(self.params, **state)
+        if fresh.momentum > 0:
+            fresh._has_momentum = [buffer is not None for buffer in buffers]
+            for parameter, buffer in zip(self.params, buffers, strict=True):
+                if buffer is not None:
+                    fresh.momentum_buffer(parameter)[...] = buffer
+        self.__dict__.update(fresh.__dict__)
+
+    def __repr__(self):
+        return (f"SGD({len(self.params)} parameters, lr={self.lr}, momentum={self.momentum}, dampening={self.dampening}, "
+                f"weight_decay={self.weight_decay}, nesterov={self.nesterov}, maximize={self.maximize})")
+
+
+def constant(lr):
+    """The same learning rate in every step."""
+    lr = _rate(lr, "lr")
+    return lambda k: lr
+
+
+def step(lr, step_size, gamma=0.1):
+    """lr * gamma^floor(k / step_size): smaller by a factor after every `step_size` steps.
+
+    Examples
+    --------
+    >>> learning_rate = step(0.5, step_size=3, gamma=0.5)
+    >>> [learning_rate(k) for k in range(7)]
+    [0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
+    """
+    lr, step_size, gamma = _rate(lr, "lr"), integer(step_size, "step_size", 1), _rate(gamma, "gamma")
+    return lambda k: lr * gamma ** (k // step_size)
+
+
+def cosine(lr, total, final=0.0):
+    """final + (lr - final) * (1 + cos(pi k / total)) / 2: from `lr` at step 0 down to `final` at step `total`.
+
+    Examples
+    --------
+    >>> learning_rate = cosine(0.5, total=4)
+    >>> [round(learning_rate(k), 4) for k in range(5)]
+    [0.5, 0.4268, 0.25, 0.0732, 0.0]
+    """
+    lr, total, final = _rate(lr, "lr"), integer(total, "total", 1), _rate(final, "final")
+    return lambda k: _cosine(lr, final, k / total)
+
+
+def one_cycle(peak, total, rise=0.2, divide_first=25.0, divide_last=1e4):
+    """Up from peak/divide_first to `peak` and down to peak/(divide_first*divide_last), both along half a cosine.
+
+    Parameters
+    ----------
+    peak : float
+        The largest learning rate.
+    total : int
+        Number of steps of the whole training.
+    rise : float
+        The part of them spent on the way up: the peak is step rise*total - 1, the last value step total - 1.
+    divide_first, divide_last : float, positive
+
+    Notes
+    -----
+    When the way up is shorter than one step, training begins at the peak.
+
+    Examples
+    --------
+    >>> learning_rate = one_cycle(1.0, total=11, rise=3 / 11, divide_last=100)
+    >>> [round(learning_rate(k), 4) for k in range(11)]
+    [0.04, 0.52, 1.0, 0.962, 0.8536, 0.6915, 0.5002, 0.3089, 0.1468, 0.0384, 0.0004]
+    """
+    peak, total, rise = _rate(peak, "peak"), integer(total, "total", 1), fraction(rise, "rise")
+    if not (_rate(divide_first, "divide_first") > 0 and _rate(divide_last, "divide_last") > 0):
+        raise ValueError(f"divide_first, divide_last: expected positive numbers, got {divide_first!r} and {divide_last!r}")
+    first, last = peak / divide_first, peak / divide_first / divide_last
+    top = max(rise * total - 1, 0)
+
+    def learning_rate(k):
+        if k < top:
+            return _cosine(first, peak, k / top)
+        return _cosine(peak, last, (k - top) / ((total - 1 - top) or 1))
+    return learning_rate
+
+
+def _cosine(start, end, part):
+    """From start to end along half a cosine, `part` of the way; `end` beyond it."""
+    return end + (start - end) * (1 + math.cos(math.pi * min(part, 1))) / 2
+
+
+def _rate(value, name):
+    """A finite number that is not negative."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number >= 0, got {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+    return float(value)

@@ -1,0 +1,394 @@
+"""The command line: `python -m nbcnn.train` trains a network and keeps what it learned; --help lists the flags.
+
+Here are arguments, messages and files; the training loop is `nbcnn.fit`. The exit status is 0 when all epochs are done, 2 when
+something asked for cannot be done, 3 when the loss is no longer finite, 130 after Ctrl-C, 143 after SIGTERM, and 141 when nobody
+reads the output any more.
+"""
+import argparse
+import csv
+import io
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numba
+import numpy as np
+from tqdm import tqdm
+
+import nbcnn
+from nbcnn import checkpoint, datasets, losses, models, optim
+from nbcnn.fit import NonFiniteLoss, Progress, fit
+from nbcnn.model import Sequential
+
+RECIPES = {
+    "default": dict(epochs=None, batch_size=64, lr=0.02, schedule="one_cycle", momentum=0.9, nesterov=True, weight_decay=5e-4,
+                    augment=True, normalize=True, shuffle=True),
+    "tutorial": dict(epochs=20, batch_size=64, lr=0.01, schedule="constant", momentum=0.0, nesterov=False, weight_decay=0.0,
+                     augment=False, normalize=False, shuffle=True),
+}
+EPOCHS = {"cifar10": 16, "shapes": 6}       # of the default recipe
+OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", model="cifar10_quick", loss="cross_entropy",
+              label_smoothing=0.0, seed=0, threads=None, save_every=None)
+FREE = {"resume", "out", "quiet", "data_dir", "threads", "save_every"}      # change no bit of the result
+MEAN_STD = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "shapes": ((0.5,) * 3, (0.29,) * 3)}
+MODELS = {"cifar10_quick": models.cifar10_quick, "cifar10_quick_relu": models.cifar10_quick_relu}
+LOSSES = {"cross_entropy": losses.CrossEntropyLoss, "mse": losses.MSELoss, "l1": losses.L1Loss, "bce": losses.BCEWithLogitsLoss}
+SCHEDULES = {
+    "constant": lambda lr, total: optim.constant(lr),
+    "step": lambda lr, total: optim.step(lr, -(-total // 3)),
+    "cosine": optim.cosine,
+    "one_cycle": optim.one_cycle,
+}
+COLUMNS = ["epoch", "lr", "train_loss", "test_loss", "test_accuracy", "images_per_second", "seconds"]
+
+
+def main(argv=None):
+    """Parse, train, and return the exit status."""
+    try:
+        try:
+            run = Run(vars(_parser().parse_args(argv)))
+        except ValueError as error:
+            return _fail(error)
+        return run.train()
+    except NonFiniteLoss as error:
+        kept = f"{run.last} is the last good checkpoint" if run.last.exists() else "there was no checkpoint yet"
+        return _fail(f"{error}. Training has stopped; {kept}. A smaller --lr usually helps.", 3)
+    except KeyboardInterrupt:       # before training, or a second Ctrl-C
+        return 128 + signal.SIGINT
+    except BrokenPipeError:         # only ever from a print, and what was learned is saved before it is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
+
+
+class Run:
+    """One run of the command. Whatever can be wrong with it is found in the constructor, before anything is trained."""
+
+    def __init__(self, given):
+        self.quiet = given.pop("quiet", False)
+        self.interrupted = self.bar = None
+        if "resume" in given:
+            self.source = Path(given["resume"])
+            saved = checkpoint.load(self.source)
+            self.options, self.progress = _resumed_options(given, saved, self.source), saved.progress
+        else:
+            self.source, self.progress = None, Progress()
+            self.options = {**OTHERS, **RECIPES[given.get("recipe", OTHERS["recipe"])],
+                            **{name: value for name, value in given.items() if name != "out"}}
+            if self.options["momentum"] == 0 and "nesterov" not in given:
+                self.options["nesterov"] = False
+        o = self.options
+        if o["label_smoothing"] and o["loss"] != "cross_entropy":
+            raise ValueError(f"--label-smoothing: expected 0 with --loss {o['loss']}, got {o['label_smoothing']}")
+        if o["threads"] is not None:
+            if o["threads"] > numba.config.NUMBA_NUM_THREADS:
+                raise ValueError(f"--threads: expected at most {numba.config.NUMBA_NUM_THREADS}, got {o['threads']}")
+            numba.set_num_threads(o["threads"])
+        self.train_set, self.test_set, self.why = _data(o)
+        o["dataset"] = self.train_set.name
+        o["epochs"] = o["epochs"] or EPOCHS[o["dataset"]]
+        self.loss = LOSSES[o["loss"]](**({"label_smoothing": o["label_smoothing"]} if o["loss"] == "cross_entropy" else {}))
+        self.batches = -(-len(self.train_set) // o["batch_size"])
+        self.schedule = SCHEDULES[o["schedule"]](o["lr"], o["epochs"] * self.batches)
+        if self.source:
+            self.model, self.optimizer = saved.model, saved.optimizer
+        else:
+            mean, std = MEAN_STD[o["dataset"]] if o["normalize"] else (None, None)
+            self.model = MODELS[o["model"]](mean=mean, std=std, classes=self.train_set.classes, seed=o["seed"])
+            self.optimizer = optim.SGD(self.model.parameters(), o["lr"], momentum=o["momentum"], nesterov=o["nesterov"],
+                                       weight_decay=o["weight_decay"])
+        self.folder, self.rows = self._open_folder(given.get("out"))
+        self.last, self.best = self.folder / "last.safetensors", self.folder / "best.safetensors"
+        checkpoint.write_atomically(self.folder / "config.json", json.dumps({
+            "options": o, "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
+            "versions": {"nbcnn": nbcnn.__version__, "numba": numba.__version__, "numpy": np.__version__,
+                         "python": platform.python_version()}}, indent=2).encode() + b"\n")
+
+    def _open_folder(self, out):
+        """The run's folder, and the rows of metrics.csv up to where it goes on. No file of another run is ever overwritten."""
+        home = self.source and self.source.parent
+        if out is None and home is None:
+            name = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{self.options['dataset']}-{self.options['model']}"
+            return _new_folder(Path("runs") / name), []
+        folder = home if out is None else Path(out)
+        if home is not None and folder.resolve() == home.resolve():
+            self._require_furthest(folder)
+        elif (folder / "metrics.csv").exists() or any(folder.glob("*.safetensors")):
+            raise ValueError(f"--out: {folder} holds a run already; choose another folder, or continue that run with "
+                             f"--resume {shlex.quote(str(folder / 'last.safetensors'))}")
+        folder.mkdir(parents=True, exist_ok=True)
+        if home is None:
+            return folder, []
+        best = home / "best.safetensors"
+        if folder.resolve() != home.resolve() and best.exists() and \
+                checkpoint.load(best).progress.best_epoch == self.progress.best_epoch:
+            shutil.copy(best, folder)
+        return folder, _read_metrics(home / "metrics.csv", self.progress.epoch)
+
+    def _require_furthest(self, folder):
+        """Raise ValueError when going on from `source` would overwrite a checkpoint that is further."""
+        try:
+            last = checkpoint.load(folder / "last.safetensors").progress
+        except (OSError, ValueError):       # nothing there that could be lost
+            return
+        if (last.epoch, last.step) > (self.progress.epoch, self.progress.step):
+            raise ValueError(f"--resume: {folder / 'last.safetensors'} is further (epoch {last.epoch + 1}, batch {last.step}) and "
+                             "would be overwritten; resume from that, or give --out another folder")
+
+    def train(self):
+        """Train to the end or until a signal; the exit status."""
+        o = self.options
+        if o["split"] == "test":
+            print("WARNING: --split test trains on the TEST pictures, as some tutorials do. The test accuracy below is measured on "
+                  "the very pictures trained on: it does not say how well the network does on others.", file=sys.stderr, flush=True)
+        self._say(f"data     {self.train_set.name}: {len(self.train_set):,} pictures to train, {len(self.test_set):,} to test; "
+                  f"{self.why}")
+        self._say(f"run      {o['epochs']} epochs of {self.batches} batches of {o['batch_size']} "
+                  f"(recipe {o['recipe']}), kept in {self.folder}")
+        if self.source:
+            self._say(f"resume   {self.source}: {self._where()}")
+        self._say(f"\n{self.model.summary()}\n")
+        self._compile()
+        handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            state = fit(self.model, self.train_set, self.test_set, epochs=o["epochs"], batch_size=o["batch_size"],
+                        loss=self.loss, optimizer=self.optimizer, schedule=self.schedule, shuffle=o["shuffle"],
+                        augment=o["augment"], seed=o["seed"], progress=self.progress, on_step=self._on_step,
+                        on_epoch=self._on_epoch)
+            self.progress = state.progress
+            if self.interrupted:
+                self._save(self.last)
+        finally:
+            self._close_bar()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self.interrupted:
+            print(f"stopped: {self._where()}. To go on: python -m nbcnn.train --resume {shlex.quote(str(self.last))}", flush=True)
+            return 128 + self.interrupted
+        best = f" as {self.best.name}" if self.best.exists() else ""
+        print(f"done: test accuracy at best {self.progress.best_accuracy:.2%} after epoch {self.progress.best_epoch}, "
+              f"kept in {self.folder}{best}", flush=True)
+        return 0
+
+    def _interrupt(self, number, frame):
+        """Handles a signal: the batch is finished first; a second signal ends the process at once."""
+        self.interrupted = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def _on_step(self, state):
+        if self.bar is None:
+            self.bar = tqdm(desc=f"epoch {state.progress.epoch + 1}/{state.epochs}", total=len(self.train_set), unit=" pictures",
+                            leave=False, disable=self.quiet or not sys.stderr.isatty())
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"loss {state.progress.loss_sum / state.progress.samples:.4f}", refresh=False)
+            self.bar.update(state.progress.samples - self.bar.n)
+        state.stop = self.interrupted is not None
+
+    def _on_epoch(self, state):
+        self._close_bar()
+        self.progress, metrics = state.progress, state.history[-1]
+        epoch = metrics["epoch"]
+        self.rows.append({**metrics, "images_per_second": round(metrics["images_per_second"], 1),
+                          "seconds": round(metrics["seconds"], 3)})
+        checkpoint.write_atomically(self.folder / "metrics.csv", _csv(self.rows))
+        if self.progress.best_epoch == epoch:
+            self._save(self.best)
+        if self.options["save_every"] and epoch % self.options["save_every"] == 0:
+            self._save(self.folder / f"epoch-{epoch}.safetensors")
+        self._save(self.last)       # last: whatever it says is done has been written
+        print(f"epoch {epoch:{len(str(state.epochs))}}/{state.epochs}  train loss {metrics['train_loss']:.4f}  "
+              f"test loss {metrics['test_loss']:.4f}  accuracy {metrics['test_accuracy']:6.2%}  lr {metrics['lr']:.2e}  "
+              f"{metrics['images_per_second']:6,.0f} images/s  {metrics['seconds']:5.1f} s", flush=True)
+        guessing = math.log(len(self.train_set.classes))
+        if self.options["loss"] == "cross_entropy" and abs(metrics["train_loss"] - guessing) < 0.01:
+            print(f"hint: the loss stays at {guessing:.4f} = ln({len(self.train_set.classes)}), which is what guessing gives. "
+                  "Another --lr (ten times smaller, or larger) or --normalize may get it going.", flush=True)
+        state.stop = self.interrupted is not None
+
+    def _save(self, path):
+        checkpoint.save(path, self.model, optimizer=self.optimizer, progress=self.progress, options=self.options)
+
+    def _where(self):
+        p = self.progress
+        return f"{p.epoch} of {self.options['epochs']} epochs done" + (f" and {p.step} batches of the next" if p.step else "")
+
+    def _compile(self):
+        """Train a copy of the model on one batch, so that no epoch's time holds the compiler's."""
+        self._say("compiling kernels ...", end=" ")
+        started, size = time.perf_counter(), self.options["batch_size"]
+        few = datasets.Dataset(self.train_set.images[:size], self.train_set.labels[:size], self.train_set.classes, "few")
+        model = Sequential.from_structure(self.model.structure(), input_shape=self.model.input_shape)
+        fit(model, few, few, batch_size=size, loss=self.loss, optimizer=optim.SGD(model.parameters(), lr=0))
+        self._say(f"{time.perf_counter() - started:.1f} s")
+
+    def _say(self, text, end="\n"):
+        if not self.quiet:
+            print(text, end=end, flush=True)
+
+    def _close_bar(self):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def _resumed_options(given, saved, source):
+    """The options a checkpoint was trained with, and of the flags given those that may differ from them."""
+    options = dict(saved.options)
+    if saved.optimizer is None or set(options) != {*OTHERS, *RECIPES["default"]}:
+        raise ValueError(f"--resume: {source} was not written by this command and does not say how it was trained")
+    for name, value in given.items():
+        longer = name == "epochs" and options["schedule"] == "constant" and value >= saved.progress.epoch
+        same = (name, value) == ("dataset", "auto") or (name in options and value == options[name])
+        if not (same or longer or name in FREE):
+            reason = f", which its {options['schedule']} schedule is laid out for" if name == "epochs" else ""
+            raise ValueError(f"{_flag(name)} {value} contradicts {source}, trained with {options[name]}{reason}")
+        if name in options and value != "auto":
+            options[name] = value
+    return options
+
+
+def _data(options):
+    """(pictures to train with, pictures to test with, why these)."""
+    folder = options["data_dir"]
+    found = datasets.find_cifar10(folder) if options["dataset"] == "auto" else None
+    if found or options["dataset"] == "cifar10":
+        (train, test), why = datasets.cifar10(folder), f"found in {found[0]}" if found else f"from {folder}"
+    else:
+        (train, test), why = datasets.shapes(), "built in"
+        if options["dataset"] == "auto":
+            why += f", as there is no CIFAR-10 in {folder} (see --data-dir)"
+    return (test if options["split"] == "test" else train), test, why
+
+
+def _new_folder(path):
+    """Make a folder that was not there, with a number behind its name if need be."""
+    for k in range(1, 1000):
+        folder = path if k == 1 else path.with_name(f"{path.name}-{k}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+    raise ValueError(f"--out: {path} and 998 numbered ones are taken")
+
+
+def _read_metrics(path, epochs):
+    """The rows of a metrics.csv up to an epoch."""
+    try:
+        with open(path, newline="") as file:
+            return [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
+    except FileNotFoundError:
+        return []
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise ValueError(f"{path}: expected the columns {','.join(COLUMNS)}") from None
+
+
+def _csv(rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _fail(message, status=2):
+    """Say in one line what is wrong."""
+    print(f"nbcnn.train: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):       # instead of three lines of usage and sys.exit
+        raise ValueError(f"{message} (--help lists the flags)")
+
+
+def _parser():
+    parser = _Parser(
+        prog="python -m nbcnn.train", argument_default=argparse.SUPPRESS, allow_abbrev=False,
+        description="Train a convolutional network on the CPU: on CIFAR-10 where its files are at hand, else on built-in pictures.",
+        epilog="exit status: 0 done, 2 cannot be done, 3 loss not finite, 130 Ctrl-C, 143 SIGTERM; after either of these --resume "
+               "goes on with the same bits")
+
+    def add(name, text, **arguments):
+        dest = name[2:].replace("-", "_")
+        if dest in OTHERS:
+            default = OTHERS[dest]
+            text += "" if default is None else f" (default: {default})"
+        elif dest in RECIPES["default"]:
+            values = {recipe: rest[dest] for recipe, rest in RECIPES.items()}
+            if dest == "epochs":
+                values["default"] = ", ".join(f"{count} for {dataset}" for dataset, count in EPOCHS.items())
+            text += f" (recipe {'; '.join(f'{recipe}: {_text(value)}' for recipe, value in values.items())})"
+        parser.add_argument(name, help=text.replace("%", "%%"), **arguments)
+
+    add("--recipe", "values for all flags below that name a recipe; a flag given wins", choices=list(RECIPES))
+    add("--dataset", "auto: CIFAR-10 where --data-dir holds it, else shapes", choices=["auto", *EPOCHS])
+    add("--data-dir", "folder with the CIFAR-10 batches, or its parent", metavar="DIR")
+    add("--split", "pictures to train on; test is for comparison with tutorials that do so", choices=["train", "test"])
+    add("--model", "network", choices=list(MODELS))
+    add("--epochs", "passes over the training pictures", type=_whole(1), metavar="N")
+    add("--batch-size", "pictures per step", type=_whole(1), metavar="N")
+    add("--lr", "learning rate, with a schedule the largest", type=_number(), metavar="RATE")
+    add("--schedule", "how it changes from step to step; step: a tenth after each third of the run", choices=list(SCHEDULES))
+    add("--momentum", "momentum", type=_number(), metavar="M")
+    add("--nesterov", "Nesterov's momentum", action=argparse.BooleanOptionalAction)
+    add("--weight-decay", "weight decay", type=_number(), metavar="D")
+    add("--loss", "mse and l1 compare with one-hot rows, so does bce after a sigmoid", choices=list(LOSSES))
+    add("--label-smoothing", "for cross_entropy", type=_number(1), metavar="E")
+    add("--augment", "mirror pictures and shift batches at random", action=argparse.BooleanOptionalAction)
+    add("--normalize", "subtract a mean and divide by a standard deviation; else pixels are in [0, 1]",
+        action=argparse.BooleanOptionalAction)
+    add("--shuffle", "a new order every epoch", action=argparse.BooleanOptionalAction)
+    add("--seed", "of initial values, order and augmentation", type=_whole(0), metavar="N")
+    add("--threads", "threads (default: all cores)", type=_whole(1), metavar="N")
+    add("--out", "folder for config.json, metrics.csv, last.safetensors and best.safetensors; it must not hold a run yet "
+                 "(default: a new runs/DATE-TIME-DATASET-MODEL, with --resume the checkpoint's folder)", metavar="DIR")
+    add("--save-every", "also keep epoch-N.safetensors every so many epochs", type=_whole(1), metavar="N")
+    add("--resume", "go on from a checkpoint, with its options; others may be given only where they do not contradict them",
+        metavar="FILE")
+    add("--quiet", "only a line per epoch", action="store_true")
+    return parser
+
+
+def _flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def _text(value):
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
+def _whole(minimum):
+    def parse(text):
+        try:
+            if (value := int(text)) >= minimum:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
+    return parse
+
+
+def _number(maximum=math.inf):
+    def parse(text):
+        try:
+            if 0 <= (value := float(text)) <= maximum and value < math.inf:
+                return value
+        except ValueError:
+            pass
+        expected = "of at least 0" if maximum == math.inf else f"in [0, {maximum}]"
+        raise argparse.ArgumentTypeError(f"expected a number {expected}, got {text!r}")
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

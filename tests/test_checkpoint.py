@@ -1,0 +1,234 @@
+"""Checkpoints: what an independent reader finds in them, what comes back, and what happens to damaged or unfinished ones."""
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+import nbcnn
+from nbcnn import checkpoint
+from nbcnn.fit import Progress
+from nbcnn.optim import SGD
+
+
+def small_model(dtype=np.float32, seed=0):
+    return nbcnn.Sequential([("conv1", nbcnn.Conv2d(2, 3, (3, 2), padding=(1, 0))), ("relu1", nbcnn.ReLU()),
+                             ("maxpool1", nbcnn.MaxPool2d(2, ceil_mode=True)), ("flatten", nbcnn.Flatten()),
+                             ("linear1", nbcnn.Linear(18, 4, bias=False))],
+                            input_shape=(2, 4, 6), mean=[0.1, 1 / 3], std=[0.1 + 0.2, 5e-324], classes=["\u00e4", "b\"", "c", "d"],
+                            seed=seed, dtype=dtype)
+
+
+def trained(dtype=np.float32, params=slice(None)):
+    """A model and an optimizer that has momentum for all of its parameters but one."""
+    model, rng = small_model(dtype), np.random.default_rng(0)
+    optimizer = SGD(model.parameters()[params], lr=0.1, momentum=0.9, weight_decay=1 / 3, nesterov=True)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = rng.standard_normal(parameter.shape)
+        model.conv1.bias.grad = None
+        optimizer.step()
+    return model, optimizer
+
+
+PROGRESS = Progress(epoch=3, step=17, loss_sum=0.1 + 0.2, samples=1088, best_accuracy=1 / 3, best_epoch=2)
+OPTIONS = {"lr": 0.02, "tiny": 5e-324, "huge": 1.7976931348623157e308, "third": 1 / 3, "out": "r\u00fcns/\u2603", "threads": None}
+
+
+@pytest.fixture
+def file(tmp_path):
+    model, optimizer = trained()
+    path = tmp_path / "last.safetensors"
+    checkpoint.save(path, model, optimizer=optimizer, progress=PROGRESS, options=OPTIONS)
+    return path
+
+
+def read_by_hand(path):
+    """The file format as its specification has it: a length, a JSON header, the bytes."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header, content = json.loads(content[8:8 + size]), content[8 + size:]
+    about = json.loads(header.pop("__metadata__")["nbcnn"])
+    types = {"F32": "<f4", "F64": "<f8"}
+    return about, {name: np.frombuffer(content[slice(*entry["data_offsets"])], types[entry["dtype"]]).reshape(entry["shape"])
+                   for name, entry in header.items()}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_independent_reader_finds_what_the_state_dict_says(tmp_path, dtype):
+    model, optimizer = trained(dtype)
+    checkpoint.save(tmp_path / "file", model, optimizer=optimizer, progress=PROGRESS, options=OPTIONS)
+    about, tensors = read_by_hand(tmp_path / "file")
+    expected = dict(model.state_dict())
+    for name in ("conv1.weight", "linear1.weight"):
+        expected[f"momentum.{name}"] = optimizer.momentum_buffer(dict(model.named_parameters())[name])
+    assert set(tensors) == set(expected) == set(load_file(tmp_path / "file"))
+    for name, value in expected.items():
+        assert tensors[name].dtype == dtype and tensors[name].shape == value.shape
+        assert (tensors[name] == value).all() and (load_file(tmp_path / "file")[name] == value).all()
+    assert about["structure"] == json.loads(json.dumps(model.structure())) and about["classes"] == model.classes
+    assert (about["mean"], about["std"], about["dtype"]) == (model.mean, model.std, np.dtype(dtype).name)
+    assert about["options"] == OPTIONS and about["progress"] == vars(PROGRESS) and about["optimizer"]["weight_decay"] == 1 / 3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("params", [slice(None), slice(1, None), slice(2, 0, -1)], ids=str)
+def test_everything_comes_back(tmp_path, dtype, params):
+    model, optimizer = trained(dtype, params)
+    checkpoint.save(tmp_path / "file", model, optimizer=optimizer, progress=PROGRESS, options=OPTIONS)
+    found = checkpoint.load(tmp_path / "file")
+    assert (found.model.vector.data == model.vector.data).all()
+    for name in ("mean", "std", "classes", "input_shape", "dtype", "seed"):
+        assert getattr(found.model, name) == getattr(model, name)
+    assert found.model.structure() == model.structure() and found.progress == PROGRESS and found.options == OPTIONS
+    before, after = optimizer.state_dict(), found.optimizer.state_dict()
+    for mine, theirs in zip(before.pop("momentum_buffers"), after.pop("momentum_buffers"), strict=True):
+        assert (mine is None) == (theirs is None) and (mine is None or (mine == theirs).all())
+    assert before == after
+    checkpoint.save(tmp_path / "again", found.model, optimizer=found.optimizer, progress=found.progress, options=found.options)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes()
+
+
+def test_a_model_alone(tmp_path):
+    model = small_model()
+    checkpoint.save(tmp_path / "file", model)
+    found = checkpoint.load(tmp_path / "file")
+    assert (found.model.vector.data == model.vector.data).all()
+    assert (found.optimizer, found.progress, found.options) == (None, Progress(), {})
+
+
+# ---- writing ----
+
+@pytest.mark.parametrize("place, error", [("fsync", OSError(28, "No space left on device")), ("replace", OSError(5, "I/O error")),
+                                          ("fsync", KeyboardInterrupt())], ids=["full", "rename", "Ctrl-C"])
+def test_the_old_file_stays_when_writing_fails(file, monkeypatch, place, error):
+    before = file.read_bytes()
+
+    def fail(*arguments):
+        raise error
+    monkeypatch.setattr(os, place, fail)
+    with pytest.raises(type(error)):
+        checkpoint.save(file, small_model(seed=5))
+    assert file.read_bytes() == before and os.listdir(file.parent) == [file.name]
+    if isinstance(error, OSError):
+        assert error.filename == str(file)
+
+
+def test_the_new_file_is_whole_before_it_gets_its_name(file, monkeypatch):
+    """Written and synced under another name in the same folder, then renamed, then the folder is synced."""
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def logged_fsync(descriptor):
+        events.append("fsync " + os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def logged_replace(source, target):
+        assert checkpoint.load(source).model.seed == 5 and checkpoint.load(target).model.seed == 0
+        events.append(f"rename {os.path.basename(source)}")
+        replace(source, target)
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("needs /proc")
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr(os, "replace", logged_replace)
+    checkpoint.save(file, small_model(seed=5))
+    temporary = events[0].split()[1]
+    assert events == [f"fsync {temporary}", f"rename {temporary}", f"fsync {file.parent.name}"] and temporary != file.name
+
+
+def test_what_json_cannot_hold_leaves_the_old_file(file):
+    before = file.read_bytes()
+    with pytest.raises(TypeError):
+        checkpoint.save(file, small_model(), options={"x": np.zeros(2)})
+    assert file.read_bytes() == before and os.listdir(file.parent) == [file.name]
+
+
+# ---- reading ----
+
+def refuse(path, message=None):
+    with pytest.raises(ValueError, match=message) as caught:
+        checkpoint.load(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_every_truncation_is_found(file):
+    content = file.read_bytes()
+    for size in [*range(0, len(content), 97), len(content) - 1]:
+        file.write_bytes(content[:size])
+        refuse(file)
+    file.write_bytes(content + b"\0")
+    refuse(file)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(position=st.integers(0, 10**6), bit=st.integers(0, 7))
+@example(position=7, bit=7)     # a header of 2^63 bytes
+def test_every_changed_bit_is_found(file, position, bit):
+    content = bytearray(file.read_bytes())
+    content[position % len(content)] ^= 1 << bit
+    changed = file.with_name("changed")
+    changed.write_bytes(content)
+    if content.lower() == file.read_bytes().lower():    # 5E-324 for 5e-324, perhaps
+        try:
+            found = checkpoint.load(changed)
+        except ValueError:
+            return
+        checkpoint.save(changed, found.model, optimizer=found.optimizer, progress=found.progress, options=found.options)
+        assert changed.read_bytes() == file.read_bytes()
+    else:
+        refuse(changed)
+
+
+def test_other_files_are_refused(tmp_path):
+    for content in (b"", b"hello", b"\x80\x04N.", b"PK\x03\x04" + bytes(200), b"{" * 1000):
+        (tmp_path / "file").write_bytes(content)
+        refuse(tmp_path / "file", "not a safetensors file, or a damaged one")
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "foreign")
+    refuse(tmp_path / "foreign", "a safetensors file, but not a checkpoint of nbcnn")
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "foreign", metadata={"format": "pt"})
+    refuse(tmp_path / "foreign", "not a checkpoint of nbcnn")
+    for entry in ("", "[]", "[" * 100_000, "{}", "null", "3"):
+        save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "foreign", metadata={"nbcnn": entry})
+        refuse(tmp_path / "foreign", "not a readable checkpoint")
+    for path, error in ((tmp_path / "missing", FileNotFoundError), (tmp_path, OSError)):
+        with pytest.raises(error) as caught:
+            checkpoint.load(path)
+        assert caught.value.filename == str(path)
+
+
+def forge(file, change):
+    """Rewrite a checkpoint with other contents and a checksum that fits."""
+    about, tensors = read_by_hand(file)
+    tensors = {name: np.array(value) for name, value in tensors.items()}
+    change(about, tensors)
+    about.pop("crc32")
+    about["crc32"] = checkpoint._checksum(about, tensors)
+    save_file(tensors, file, metadata={"nbcnn": json.dumps(about)})
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda about, _: about.update(format=2), "its format is 2, this version of nbcnn reads 1"),
+    (lambda about, _: about["structure"][0].__setitem__(1, "Conv3d"), "unknown layer type 'Conv3d'"),
+    (lambda about, _: about["structure"][0].__setitem__(1, "Layer"), "unknown layer type"),
+    (lambda about, _: about["structure"][0].__setitem__(1, "math"), "unknown layer type"),
+    (lambda about, _: about["structure"][0][2].update(padding=-1), "padding"),
+    (lambda about, _: about.pop("structure"), "it has no entry 'structure'"),
+    (lambda about, _: about.update(dtype="float16"), "float16"),
+    (lambda about, _: about["progress"].update(step=-1), "step"),
+    (lambda about, _: about["progress"].update(steps=1), "steps"),
+    (lambda about, _: about["optimizer"].update(lr=-1), "lr"),
+    (lambda about, _: about["optimizer"].update(params=["conv1.weight", "nobody"]), "it has no entry 'nobody'"),
+    (lambda _, tensors: tensors.pop("conv1.bias"), "missing conv1.bias"),
+    (lambda _, tensors: tensors.update(more=np.zeros(2, np.float32)), "unexpected more"),
+    (lambda _, tensors: tensors.update({"conv1.bias": np.zeros(2, np.float32)}), "conv1.bias expected shape"),
+    (lambda _, tensors: tensors.update({"conv1.bias": np.zeros(3)}), "conv1.bias: expected float32, got float64"),
+    (lambda _, tensors: tensors.update({"momentum.conv1.weight": np.zeros(2, np.float32)}), "expected momentum of shapes"),
+    (lambda _, tensors: tensors.update({"momentum.x.weight": np.zeros(2, np.float32)}), "momentum of no parameter"),
+])
+def test_contents_that_make_no_sense_are_refused(file, change, message):
+    forge(file, lambda about, tensors: None)
+    checkpoint.load(file)
+    forge(file, change)
+    refuse(file, message)

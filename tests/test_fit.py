@@ -1,0 +1,212 @@
+"""The training loop: against one written out by hand, resumed anywhere, and stopped by a loss that is not finite."""
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import nbcnn
+from nbcnn import checkpoint, optim
+from nbcnn.datasets import Dataset, Loader
+from nbcnn.fit import NonFiniteLoss, Progress, evaluate, fit
+from nbcnn.optim import SGD
+from nbcnn.scheduler import BackpropScheduler
+
+
+def pictures(count=22, seed=0):
+    rng = np.random.default_rng(seed)
+    return Dataset(rng.integers(0, 256, (count, 2, 6, 6), dtype=np.uint8), rng.integers(0, 3, count), ["a", "b", "c"], "noise")
+
+
+def small_model(seed=0, dtype=np.float32):
+    return nbcnn.Sequential([("conv1", nbcnn.Conv2d(2, 4, 3, padding=1)), ("relu1", nbcnn.ReLU()), ("maxpool1", nbcnn.MaxPool2d(2)),
+                             ("flatten", nbcnn.Flatten()), ("linear1", nbcnn.Linear(36, 3))],
+                            input_shape=(2, 6, 6), mean=[0.4, 0.5], std=[0.3, 0.2], classes=["a", "b", "c"], seed=seed, dtype=dtype)
+
+
+TRAIN, TEST = pictures(), pictures(7, seed=1)       # batches of 5: 5, 5, 5, 5, 2
+LOSSES = {"cross_entropy": nbcnn.CrossEntropyLoss(label_smoothing=0.1), "mse": nbcnn.MSELoss(), "l1": nbcnn.L1Loss(),
+          "bce": nbcnn.BCEWithLogitsLoss()}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loop_is_the_one_written_by_hand(name, dtype):
+    loss, one_hot = LOSSES[name], np.eye(3, dtype=dtype)
+    model, ours = small_model(dtype=dtype), small_model(dtype=dtype)
+    step, optimizer = BackpropScheduler(model, loss), SGD(model.parameters(), lr=0.1, momentum=0.5)
+    loader = Loader(TRAIN, 5, seed=3, augment=True, mean=model.mean, std=model.std, dtype=dtype)
+    means = []
+    for epoch in range(2):
+        total = 0.0
+        for images, labels in loader.epoch(epoch):
+            targets = labels if name == "cross_entropy" else one_hot[labels]
+            value = step.forward(images, targets)
+            optimizer.zero_grad()
+            step.backward()
+            optimizer.step()
+            total += value * len(labels)
+        means.append(total / 22)
+    state = fit(ours, TRAIN, TEST, epochs=2, batch_size=5, loss=loss, optimizer=SGD(ours.parameters(), lr=0.1, momentum=0.5),
+                augment=True, seed=3)
+    assert (ours.vector.data == model.vector.data).all()
+    assert [row["train_loss"] for row in state.history] == means
+    logits = ours.predict(TEST.images)
+    targets = TEST.labels if name == "cross_entropy" else one_hot[TEST.labels]
+    eps = float(np.finfo(dtype).eps)
+    assert state.history[-1]["test_loss"] == pytest.approx(float(loss(logits, targets)), rel=8 * eps)      # a sum of 21 terms
+    assert state.history[-1]["test_accuracy"] == (logits.argmax(1) == TEST.labels).mean()
+
+
+def run_to(path, stop=None, source=None, **changes):
+    """Train three epochs of five batches, from the beginning or from a checkpoint; save where it stops."""
+    start = checkpoint.load(source) if source else None
+    model = start.model if start else small_model()
+    optimizer = start.optimizer if start else SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    counted = [0]
+
+    def on_step(state):
+        counted[0] += 1
+        state.stop = counted[0] == stop
+    state = fit(model, TRAIN, TEST, epochs=3, batch_size=5, optimizer=optimizer, schedule=optim.one_cycle(0.1, 15), augment=True,
+                seed=7, progress=start and start.progress, on_step=on_step, **changes)
+    checkpoint.save(path, model, optimizer=optimizer, progress=state.progress, options={"seed": 7})
+    return state
+
+
+@pytest.mark.parametrize("stop", range(1, 16))
+def test_a_run_stopped_anywhere_ends_with_the_same_bits(tmp_path, stop):
+    whole = run_to(tmp_path / "whole")
+    first = run_to(tmp_path / "first", stop)
+    assert (first.progress.epoch, first.progress.step) == divmod(stop, 5) if stop % 5 else first.progress.step == 5
+    second = run_to(tmp_path / "second", source=tmp_path / "first")
+    assert (tmp_path / "second").read_bytes() == (tmp_path / "whole").read_bytes()
+    rows = [{name: value for name, value in row.items() if name not in ("seconds", "images_per_second")}
+            for row in first.history + second.history]
+    assert rows == [{name: row[name] for name in rows[0]} for row in whole.history]
+    assert second.progress == whole.progress != first.progress
+
+
+def test_a_run_goes_on_from_every_epoch(tmp_path):
+    def on_epoch(state):
+        checkpoint.save(tmp_path / str(state.progress.epoch), state.model, optimizer=state.optimizer, progress=state.progress,
+                        options={"seed": 7})
+    run_to(tmp_path / "whole", on_epoch=on_epoch)
+    for epoch in (1, 2, 3):
+        run_to(tmp_path / "resumed", source=tmp_path / str(epoch))
+        assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_evaluation_changes_nothing():
+    one, other = small_model(), small_model()
+    fit(one, TRAIN, TEST, epochs=2, batch_size=5)
+    state = fit(other, TRAIN, epochs=2, batch_size=5)
+    assert (one.vector.data == other.vector.data).all()
+    assert state.history[-1]["test_loss"] is None and state.progress.best_accuracy is None
+
+
+def test_evaluate_at_any_batch_size():
+    scheduler = BackpropScheduler(small_model(), nbcnn.CrossEntropyLoss())
+    losses, accuracies = zip(*(evaluate(scheduler, TRAIN, size) for size in (1, 5, 22, 100)), strict=True)
+    assert len(set(accuracies)) == 1 and losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+
+
+def test_callbacks_see_the_run_and_may_end_it():
+    steps, epochs = [], []
+
+    def on_step(state):
+        steps.append((state.progress.epoch, state.progress.step, state.optimizer.lr))
+        assert math.isfinite(state.loss) and (state.epochs, state.batches) == (4, 5)
+
+    def on_epoch(state):
+        epochs.append(state.history[-1]["epoch"])
+        state.stop = len(epochs) == 2
+    state = fit(small_model(), TRAIN, TEST, epochs=4, batch_size=5, schedule=lambda k: 0.5 ** k, on_step=on_step, on_epoch=on_epoch)
+    assert steps == [(k // 5, k % 5 + 1, 0.5 ** k) for k in range(10)] and epochs == [1, 2]
+    assert (state.progress.epoch, state.progress.step) == (2, 0)
+    assert [row["lr"] for row in state.history] == [0.5 ** 4, 0.5 ** 9]
+    assert all(row["seconds"] > 0 and row["images_per_second"] > 0 for row in state.history)
+
+
+def test_the_best_epoch_is_the_first_with_the_best_accuracy():
+    accuracies = []
+    state = fit(small_model(), TRAIN, TRAIN, epochs=12, batch_size=5, on_epoch=lambda s: accuracies.append(
+        (s.history[-1]["test_accuracy"], s.progress.best_accuracy, s.progress.best_epoch)))
+    for k, (_, best, epoch) in enumerate(accuracies):
+        measured = [accuracy for accuracy, _, _ in accuracies[:k + 1]]
+        assert (best, epoch) == (max(measured), measured.index(max(measured)) + 1)
+    assert len({accuracy for accuracy, _, _ in accuracies}) > 1 and state.progress.epoch == 12
+
+
+def test_progress_is_copied():
+    progress = Progress()
+    fit(small_model(), TRAIN, epochs=1, progress=progress)
+    assert progress == Progress()
+
+
+# ---- losses that are not finite ----
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_once():
+    model, seen = small_model(), []
+
+    def on_step(state):
+        seen.append(state.model.vector.data.copy())
+        if len(seen) == 7:      # the next batch is step 3 of epoch 2
+            state.model.linear1.bias.data[1] = np.inf
+            seen[-1] = state.model.vector.data.copy()
+    with pytest.raises(NonFiniteLoss, match=r"epoch 2, step 3: the loss is (nan|inf); .* in linear1") as caught:
+        fit(model, TRAIN, TEST, epochs=3, batch_size=5, on_step=on_step)
+    error = caught.value
+    assert (error.epoch, error.step, error.layer, len(seen)) == (2, 3, "linear1", 7) and not math.isfinite(error.loss)
+    np.testing.assert_array_equal(model.vector.data, seen[-1])
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_learning_rate_that_is_too_large_is_found():
+    model = small_model()
+    with pytest.raises(NonFiniteLoss):
+        fit(model, TRAIN, epochs=3, batch_size=5, loss=nbcnn.MSELoss(), optimizer=SGD(model.parameters(), lr=1e10))
+
+
+def test_a_finite_loss_with_parameters_that_are_not():
+    """The last update of an epoch, or before a stop, must not reach a checkpoint."""
+    for stop in (3, 5):
+        def on_step(state, stop=stop):
+            if state.progress.step == stop:
+                state.model.conv1.weight.data[0, 0, 0, 0] = np.nan
+                state.stop = stop == 3
+        with pytest.raises(NonFiniteLoss) as caught:
+            fit(small_model(), TRAIN, TEST, batch_size=5, on_step=on_step)
+        assert (caught.value.layer, caught.value.step) == ("conv1", stop)
+
+
+def test_a_test_loss_that_is_not_finite():
+    model, test = small_model(), replace(TEST, images=TEST.images.copy())
+    model.mean, model.std = [0.0, 0.0], [1e-36, 1e-36]      # finite, until squared
+    with pytest.raises(NonFiniteLoss, match="is in loss"):
+        fit(model, pictures(4), test, loss=nbcnn.MSELoss(), optimizer=SGD(model.parameters(), lr=0), batch_size=4)
+
+
+# ---- errors ----
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(train=pictures(0)), "train: expected at least one picture"),
+    (dict(test=pictures(0)), "test: expected at least one picture"),
+    (dict(loss=nbcnn.MSELoss(reduction="sum")), "loss: expected reduction 'mean', got 'sum'"),
+    (dict(epochs=-1), "epochs"),
+    (dict(batch_size=0), "batch_size"),
+    (dict(progress=Progress(step=9)), "start: expected at most 5"),
+])
+def test_errors(arguments, message):
+    model = small_model()
+    before = model.vector.data.copy()
+    with pytest.raises(ValueError, match=message):
+        fit(model, **({"train": TRAIN, "test": TEST, "batch_size": 5} | arguments))
+    assert (model.vector.data == before).all()
+
+
+def test_progress_is_checked():
+    with pytest.raises(TypeError, match="step"):
+        Progress(step="3")
+    with pytest.raises(ValueError, match="epoch"):
+        Progress(epoch=-1)

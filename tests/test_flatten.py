@@ -1,0 +1,93 @@
+"""Flatten: the operation between pictures and vectors. NumPy's reshape is its oracle."""
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llvm import double_operations
+
+from nbcnn.kernels import cpu
+from nbcnn.kernels.cpu import flatten as kernels
+
+DTYPES = [np.float32, np.float64]
+pictures = st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(1, 7), st.integers(1, 7))
+seeds = st.integers(0, 2**32 - 1)
+
+
+def nans(N, shape, dtype, border=(0, 0)):
+    """A buffer full of NaN with room for one sample more than N."""
+    buffer = cpu.Buffer(N + 1, shape, dtype, border)
+    buffer.array[...] = np.nan
+    return buffer
+
+
+def holding(x, border=(0, 0)):
+    """A buffer with x, NaN everywhere else."""
+    buffer = nans(len(x), x.shape[1:], x.dtype, border)
+    buffer.view(len(x))[...] = x
+    return buffer
+
+
+def test_frozen_values():
+    # By hand: cells of the first channel row by row, then those of the second.
+    x = holding(np.array([[[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]]], np.float32), (1, 2))
+    y, dx = cpu.Buffer(1, (12,), np.float32), cpu.Buffer(1, (2, 2, 3), np.float32)
+    operation = cpu.Flatten((2, 2, 3), np.float32)
+    operation.forward(1, y, x, ())
+    assert y.view(1).tolist() == [list(range(1, 13))]
+    operation.backward(1, dx, (), y, x, y, (), ())
+    assert dx.view(1).tolist() == x.view(1).tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(shape=pictures, seed=seeds)
+def test_moves_every_number_there_and_back(dtype, shape, seed):
+    """Results lie in buffers full of NaN, of which nothing but the samples is written; what is read stays as it is."""
+    N, F = shape[0], int(np.prod(shape[1:]))
+    rng = np.random.default_rng(seed)
+    values, upstream = rng.standard_normal(shape).astype(dtype), rng.standard_normal((N, F)).astype(dtype)
+    x, y, dy, dx = holding(values, (2, 1)), nans(N, (F,), dtype), holding(upstream), nans(N, shape[1:], dtype, (1, 3))
+    operation = cpu.Flatten(shape[1:], dtype)
+    operation.reserve(N + 1)
+    operation.forward(N, y, x, ())
+    operation.backward(N, dx, (), dy, x, y, (), ())
+    operation.backward(N, None, (), dy, x, y, (), ())               # nothing asked for
+    assert (y.view(N) == values.reshape(N, F)).all() and (dx.view(N) == upstream.reshape(shape)).all()
+    for buffer in (x, y, dy, dx):
+        assert np.isnan(buffer.array).sum() == buffer.array.size - buffer.view(N).size
+    assert (x.view(N) == values).all() and (dy.view(N) == upstream).all()
+
+
+@given(N=st.integers(0, 3), F=st.integers(1, 50))
+def test_leaves_vectors_alone(N, F):
+    x, y = holding(np.random.default_rng(F).standard_normal((N, F))), nans(N, (F,), float)
+    cpu.Flatten((F,), np.dtype(float)).forward(N, y, x, ())
+    assert (y.view(N) == x.view(N)).all()
+
+
+def test_any_number_of_threads_gives_equal_bits():
+    x = holding(np.random.default_rng(0).standard_normal((5, 8, 3, 4), np.float32))
+    results, threads = [], numba.get_num_threads()
+    for count in (1, threads):
+        numba.set_num_threads(count)
+        y = nans(5, (96,), np.float32)
+        cpu.Flatten((8, 3, 4), np.float32).forward(5, y, x, ())
+        results.append(y.array.tobytes())
+    assert results[0] == results[1]
+
+
+def test_float32_kernels_hold_no_double():
+    operation, x, y = cpu.Flatten((2, 3, 3), np.float32), cpu.Buffer(1, (2, 3, 3), np.float32), cpu.Buffer(1, (18,), np.float32)
+    operation.forward(1, y, x, ())
+    operation.backward(1, x, (), y, x, y, (), ())
+    assert not double_operations(kernels.flatten_forward) and not double_operations(kernels.flatten_backward)
+
+
+@pytest.mark.torch
+@given(shape=pictures, seed=seeds)
+def test_equals_torch(shape, seed):
+    import torch
+    x = holding(np.random.default_rng(seed).standard_normal(shape, np.float32))
+    y = nans(shape[0], (int(np.prod(shape[1:])),), np.float32)
+    cpu.Flatten(shape[1:], np.float32).forward(shape[0], y, x, ())
+    assert (y.view(shape[0]) == torch.flatten(torch.from_numpy(x.view(shape[0]).copy()), 1).numpy()).all()

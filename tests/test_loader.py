@@ -1,0 +1,144 @@
+"""Batches: every picture once, and the same ones for a seed and an epoch, wherever one begins."""
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbcnn.datasets import Dataset, Loader
+from nbcnn.kernels.cpu.buffer import Buffer
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def numbered(count, size=6):
+    """A data set of random pictures, each of which tells its number."""
+    pictures = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
+    return Dataset(pictures, np.arange(count), [str(k) for k in range(count)], "numbered")
+
+
+def same(batches, others):
+    pairs = list(zip(batches, others, strict=True))
+    return all(np.array_equal(x, u) and np.array_equal(t, v) for (x, t), (u, v) in pairs)
+
+
+@given(count=st.integers(1, 40), batch_size=st.integers(1, 50), shuffle=st.booleans(), augment=st.booleans(),
+       seed=st.integers(0, 2**64), epoch=st.integers(0, 100), start=st.floats(0, 1), dtype=st.sampled_from(["f4", "f8"]))
+def test_epoch(count, batch_size, shuffle, augment, seed, epoch, start, dtype):
+    dataset = numbered(count)
+    options = dict(shuffle=shuffle, seed=seed, augment=augment, mean=MEAN, std=STD, dtype=dtype)
+    loader = Loader(dataset, batch_size, **options)
+    batches = list(loader.epoch(epoch))
+    sizes = [len(labels) for _, labels in batches]
+    assert len(loader) == len(batches) == -(-count // batch_size)
+    assert sizes[:-1] == [batch_size] * (len(sizes) - 1) and 1 <= sizes[-1] <= batch_size
+    assert all(images.dtype == dtype and labels.dtype == np.int64 for images, labels in batches)
+
+    order, flips, shifts = loader.order(epoch), loader.flips(epoch), loader.shifts(epoch)
+    assert np.array_equal(np.concatenate([labels for _, labels in batches]), order)
+    assert sorted(order) == list(range(count))
+    assert shuffle or np.array_equal(order, np.arange(count))
+    assert augment or not (flips.any() or shifts.any())
+    for (images, labels), shift in zip(batches, shifts, strict=True):
+        assert np.array_equal(images, oracles.load_images(dataset.images, labels, flips[labels], shift, loader.table))
+
+    first = round(start * len(loader))
+    assert same(loader.epoch(epoch, start=first), batches[first:])
+    assert same(Loader(dataset, batch_size, **options).epoch(epoch), batches)
+
+
+def test_plain_batches_are_the_pictures():
+    dataset = numbered(5)
+    (images, labels), = Loader(dataset, 8, shuffle=False).epoch(3)
+    assert np.array_equal(images, (dataset.images / 255).astype(np.float32))
+    assert np.array_equal(labels, dataset.labels) and not np.shares_memory(labels, dataset.labels)
+
+
+def test_writes_into_the_arrays_it_is_given():
+    dataset, buffer, asked = numbered(10), Buffer(4, (3, 6, 6), np.float32, (2, 2)), []
+
+    def into(n):
+        asked.append(buffer.view(n))
+        return asked[-1]
+
+    loader = Loader(dataset, 4, augment=True, mean=MEAN, std=STD)
+    for (images, labels), (expected, expected_labels) in zip(loader.epoch(1, into), loader.epoch(1), strict=True):
+        assert images is asked[-1]
+        assert np.array_equal(images, expected) and np.array_equal(labels, expected_labels)
+    assert [len(view) for view in asked] == [4, 4, 2]
+    border = buffer.array.copy()
+    border[:, 2:-2, 2:-2] = 0
+    assert not border.any()
+
+
+def test_skipped_batches_are_not_made():
+    made = []
+    loader = Loader(numbered(10), 2)
+    list(loader.epoch(0, lambda n: made.append(n) or np.empty((n, 3, 6, 6), np.float32), start=4))
+    assert made == [2]
+
+
+def test_seeds_and_epochs_differ():
+    loader, other = (Loader(numbered(200), 10, seed=seed, augment=True) for seed in (0, 1))
+    for draw in (Loader.order, Loader.flips, Loader.shifts):
+        drawn = [draw(loader, 0), draw(loader, 1), draw(other, 0), draw(other, 1)]
+        assert not any(np.array_equal(drawn[a], drawn[b]) for a in range(4) for b in range(a))
+    assert not np.array_equal(np.argsort(loader.order(0))[:50], loader.order(0)[:50])
+
+
+def test_order_and_flips_do_not_depend_on_other_options():
+    loader = Loader(numbered(50), 10, seed=3, augment=True)
+    other = Loader(numbered(50), 7, seed=3, augment=True, shuffle=False, shift=5)
+    plain = Loader(numbered(50), 7, seed=3)
+    assert np.array_equal(loader.flips(2), other.flips(2))
+    assert np.array_equal(loader.order(2), plain.order(2))
+
+
+def test_how_often_and_how_far():
+    """Over 10,000 pictures and 10,000 batches: half are flipped, within 4 standard deviations; each shift comes up."""
+    loader = Loader(numbered(10_000, size=3), 1, augment=True)
+    flips, shifts = loader.flips(0), loader.shifts(0)
+    assert abs(flips.mean() - 0.5) < 4 * 0.5 / 100
+    counts = np.unique(shifts, axis=0, return_counts=True)
+    assert counts[0].tolist() == [[dy, dx] for dy in range(-2, 3) for dx in range(-2, 3)]
+    assert (abs(counts[1] - 400) < 4 * 20).all()
+    always = Loader(numbered(9), 4, augment=True, flip=1.0, shift=0)
+    assert always.flips(0).all() and not always.shifts(0).any()
+    assert not Loader(numbered(9), 4, augment=True, flip=0).flips(0).any()
+
+
+@pytest.mark.parametrize("options, error, message", [
+    (dict(batch_size=0), ValueError, "batch_size: expected an int >= 1"),
+    (dict(batch_size=2.0), TypeError, "batch_size: expected an int >= 1"),
+    (dict(seed=-1), ValueError, "seed: expected an int >= 0"),
+    (dict(flip=1.5), ValueError, "flip: expected a probability, got 1.5"),
+    (dict(shift=-1), ValueError, "shift: expected an int >= 0"),
+    (dict(shift=7), ValueError, "shift: expected at most the pictures' 6 pixels, got 7"),
+    (dict(mean=(0.5,)), ValueError, "mean: expected 3 finite numbers"),
+    (dict(dtype=np.float16), TypeError, "dtype: expected float32 or float64"),
+])
+def test_errors(options, error, message):
+    with pytest.raises(error, match=message):
+        Loader(numbered(4), **{"batch_size": 2, **options})
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    (dict(epoch=-1), ValueError, "epoch: expected an int >= 0"),
+    (dict(epoch=0, start=3), ValueError, "start: expected at most 2, the number of batches, got 3"),
+])
+def test_epoch_errors_come_at_the_call(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Loader(numbered(4), 2).epoch(**arguments)
+
+
+@pytest.mark.parametrize("images, labels, error, message", [
+    (np.zeros((2, 3, 4, 4)), [0, 1], TypeError, "images: expected a uint8 array, got dtype float64"),
+    (np.zeros((2, 3, 4), np.uint8), [0, 1], ValueError, r"images: expected shape \(M, C, H, W\)"),
+    (np.zeros((2, 3, 4, 4), np.uint8), [0.0, 1.0], TypeError, "labels: expected an integer array"),
+    (np.zeros((2, 3, 4, 4), np.uint8), [0], ValueError, r"labels: expected shape \(2,\)"),
+    (np.zeros((2, 3, 4, 4), np.uint8), [0, 2], ValueError, r"got 2 at position 1"),
+    (np.zeros((2, 3, 4, 4), np.uint8), [-1, 0], ValueError, r"got -1 at position 0"),
+])
+def test_dataset_errors(images, labels, error, message):
+    with pytest.raises(error, match=message):
+        Dataset(images, labels, ["cat", "dog"], "pets")

@@ -1,0 +1,154 @@
+"""Layers, parameters and Sequential."""
+import numpy as np
+import pytest
+
+import nbcnn
+from nbcnn.layers import Layer
+
+
+def small(dtype=np.float32, seed=0, **options):
+    return nbcnn.Sequential([("conv1", nbcnn.Conv2d(3, 4, 3, padding=1)), ("relu1", nbcnn.ReLU()), ("maxpool1", nbcnn.MaxPool2d(2)),
+                             ("flatten", nbcnn.Flatten()), ("linear1", nbcnn.Linear(4 * 3 * 3, 5))],
+                            input_shape=(3, 6, 6), dtype=dtype, seed=seed, **options)
+
+
+def test_names_positions_and_shapes():
+    model = small()
+    assert model[0] is model.conv1 and model[-1] is model.linear1 and len(model) == 5
+    assert [(name, p.shape) for name, p in model.named_parameters()] == [
+        ("conv1.weight", (4, 3, 3, 3)), ("conv1.bias", (4,)), ("linear1.weight", (5, 36)), ("linear1.bias", (5,))]
+    assert model.shapes((3, 6, 6)) == {"conv1": (4, 6, 6), "relu1": (4, 6, 6), "maxpool1": (4, 3, 3), "flatten": (36,), "linear1": (5,)}
+    assert list(nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(4, 2)]).state_dict()) == ["1.weight", "1.bias"]
+
+
+def test_the_cifar10_network_has_the_published_size():
+    model = nbcnn.models.cifar10_quick()
+    # 145,578 parameters and 24.7 MFLOP forward: the figures of the tutorials' network, 2*5*5*C*O*H*W summed over its layers.
+    assert sum(p.size for p in model.parameters()) == 145_578
+    assert "145,578  24.71" in model.summary().splitlines()[-1]
+    assert list(model.layers) == ["conv1", "maxpool1", "conv2", "maxpool2", "conv3", "maxpool3", "flatten", "linear1", "linear2"]
+    relu = nbcnn.models.cifar10_quick_relu()
+    assert [name for name, layer in relu.layers.items() if isinstance(layer, nbcnn.ReLU)] == ["relu1", "relu2", "relu3", "relu4"]
+    assert list(relu.layers).index("relu4") == list(relu.layers).index("linear1") + 1
+
+
+def test_initial_values():
+    """uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), weights and biases alike, drawn in float64 whatever the dtype."""
+    model, double = nbcnn.models.cifar10_quick(seed=3), nbcnn.models.cifar10_quick(seed=3, dtype=np.float64)
+    bounds = {"conv1": 0.11547, "conv2": 0.035355, "conv3": 0.035355, "linear1": 0.03125, "linear2": 0.125}   # 1/sqrt(75), ...
+    for (name, p), d in zip(model.named_parameters(), double.parameters(), strict=True):
+        bound = bounds[name.split(".")[0]]
+        assert (p.data == d.data.astype(np.float32)).all()
+        assert np.abs(p.data).max() <= bound * 1.00001
+        if p.size > 1000:       # the largest of 1,000 draws comes within a percent, the mean within 4 standard errors of 0
+            assert np.abs(p.data).max() > 0.99 * bound and abs(p.data.mean()) < 4 * bound / (3 * p.size) ** 0.5
+    assert (nbcnn.models.cifar10_quick(seed=4).conv1.weight.data != model.conv1.weight.data).any()
+
+
+def test_parameters_lie_aligned_in_one_vector_with_zero_gaps():
+    model = small()
+    used = np.zeros(model.vector.data.size, bool)
+    for p in model.parameters():
+        assert p.flat.ctypes.data % 64 == 0 and p.flat_grad.ctypes.data % 64 == 0
+        used[p.start:p.stop] = True
+    assert used.sum() == sum(p.size for p in model.parameters()) and not model.vector.data[~used].any()
+    model.conv1.weight.data[1, 2, 0, 1] = 7         # (O, C, KH, KW) seen, (O, KH, KW, C) stored
+    assert model.conv1.weight.flat.reshape(4, 3, 3, 3)[1, 0, 1, 2] == 7
+
+
+def test_grad_is_none_until_assigned():
+    p = small().linear1.bias
+    assert p.grad is None
+    p.grad = np.arange(5)
+    p.grad[:] *= 2
+    assert p.grad.tolist() == p.flat_grad.tolist() == [0, 2, 4, 6, 8]
+    p.grad = None
+    assert p.grad is None
+    with pytest.raises(ValueError, match=r"grad: expected shape \(5,\).* got shape \(4,\)"):
+        p.grad = np.zeros(4)
+
+
+def test_state_dict_round_trip():
+    a, b = small(seed=1), small(seed=2, dtype=np.float64)
+    state = a.state_dict()
+    assert all(v.flags.c_contiguous and v.base is None for v in state.values()) and state["conv1.weight"].shape == (4, 3, 3, 3)
+    b.load_state_dict(state)
+    assert all((v == state[name]).all() and v.dtype == np.float64 for name, v in b.state_dict().items())
+
+
+def test_load_state_dict_lists_every_fault_and_changes_nothing():
+    model = small()
+    before, state = model.state_dict(), model.state_dict()
+    del state["conv1.bias"]
+    state["conv9.bias"], state["linear1.weight"] = np.zeros(3), np.zeros((2, 2))
+    state["conv1.weight"] = state["conv1.weight"] + 1
+    with pytest.raises(ValueError, match=r"missing conv1.bias \(4,\); unexpected conv9.bias \(3,\); "
+                                         r"linear1.weight expected shape \(5, 36\), got \(2, 2\)"):
+        model.load_state_dict(state)
+    assert all((v == before[name]).all() for name, v in model.state_dict().items())
+
+
+def test_structure_round_trip():
+    model = small(classes=list("abcde"))
+    again = nbcnn.Sequential.from_structure(model.structure(), input_shape=(3, 6, 6), seed=0)
+    assert again.structure() == model.structure() and again.summary() == model.summary()
+    assert all((a.data == b.data).all() for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    with pytest.raises(ValueError, match="unknown layer type 'os' for 'x'"):
+        nbcnn.Sequential.from_structure([["x", "os", {}]])
+
+
+def test_uint8_is_normalised_and_floats_are_not():
+    model = small(dtype=np.float64, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    pictures = np.random.default_rng(0).integers(0, 256, (7, 3, 6, 6), dtype=np.uint8)
+    floats = (pictures / 255 - np.reshape(model.mean, (3, 1, 1))) / np.reshape(model.std, (3, 1, 1))
+    # The table rounds just as this line does.
+    assert (model(pictures) == model(floats)).all() and (model(pictures) != model(pictures / 255)).any()
+
+
+def test_an_image_s_logits_have_equal_bits_at_any_batch_size_and_position():
+    model = nbcnn.models.cifar10_quick()
+    images = np.random.default_rng(0).random((37, 3, 32, 32), dtype=np.float32)
+    logits = model.predict(images)
+    assert (model.predict(images, batch_size=5) == logits).all()
+    assert (np.concatenate([model(images[n:n + 1]) for n in range(37)]) == logits).all()
+    assert (model(images[::-1]) == logits[::-1]).all()
+    assert model(images[:0]).shape == (0, 10)
+
+
+def test_summary_without_input_shape():
+    model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(12, 3)])
+    assert model.summary().splitlines()[-1].split() == ["total", "39", "?"]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), [
+    (lambda: nbcnn.Sequential([]), ValueError, "layers: expected at least one layer"),
+    (lambda: nbcnn.Sequential([3]), TypeError, "layers: expected layers .* got 3"),
+    (lambda: nbcnn.Sequential([("a.b", nbcnn.ReLU())]), ValueError, "expected a name without dots .* got 'a.b'"),
+    (lambda: nbcnn.Sequential([("predict", nbcnn.ReLU())]), ValueError, "the name 'predict' is taken"),
+    (lambda: nbcnn.Sequential([("a", nbcnn.ReLU()), ("a", nbcnn.ReLU())]), ValueError, "the name 'a' is taken"),
+    (lambda: nbcnn.Sequential([nbcnn.ReLU()], dtype=np.int32), TypeError, "dtype: expected float32 or float64, got int32"),
+    (lambda: nbcnn.Sequential([nbcnn.Conv2d(3, 4, 3), nbcnn.Linear(4, 2)], input_shape=(3, 8, 8)), ValueError,
+     r"1: expected vectors \(N, 4\), got \(N, 4, 6, 6\); a Flatten layer"),
+    (lambda: nbcnn.Sequential([nbcnn.Conv2d(3, 4, 3)], input_shape=(1, 8, 8)), ValueError,
+     r"0: expected pictures \(N, 3, H, W\), got \(N, 1, 8, 8\)"),
+    (lambda: nbcnn.Sequential([nbcnn.MaxPool2d(2, padding=2)], input_shape=(1, 8, 8)), ValueError, "0: .*at most half the window"),
+    (lambda: nbcnn.Conv2d(0, 4, 3), ValueError, "in_channels: expected an int >= 1, got 0"),
+    (lambda: nbcnn.Conv2d(3, 4, 3, stride=0), ValueError, "stride: .* got 0"),
+    (lambda: nbcnn.Linear(4, 2.5), TypeError, "out_features: expected an int >= 1, got 2.5"),
+    (lambda: nbcnn.MaxPool2d("2"), TypeError, "kernel_size: .* got '2'"),
+    (lambda: Layer().output_shape((3,)), TypeError, "a layer defines output_shape"),
+    (lambda: small().conv7, AttributeError, "no layer 'conv7'; it has conv1, relu1, maxpool1, flatten, linear1"),
+    (lambda: nbcnn.Linear(3, 2).weight.data, RuntimeError, "once its layer is part of"),
+])
+def test_errors(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_layer_belongs_to_one_model():
+    layer = nbcnn.Linear(3, 3)
+    with pytest.raises(ValueError, match="already part of a model"):
+        nbcnn.Sequential([layer, layer])
+    nbcnn.Sequential([layer])
+    with pytest.raises(ValueError, match="already part of a model"):
+        nbcnn.Sequential([layer])

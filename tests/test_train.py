@@ -1,0 +1,400 @@
+"""The command line: its files, its messages and exit statuses, and that no training is ever lost."""
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numba
+import numpy as np
+import pytest
+
+from nbcnn import checkpoint, datasets, train
+from nbcnn.datasets import Dataset
+
+CLASSES = [f"class{k}" for k in range(10)]
+
+
+def pictures(count, seed):
+    """Pictures of one colour per class: easy to tell apart."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 10
+    images = rng.integers(0, 60, (count, 3, 32, 32)) + 150 * (labels[:, None] >> np.arange(3) & 1)[:, :, None, None]
+    return Dataset(images.astype(np.uint8), labels, CLASSES, "shapes")
+
+
+SMALL = pictures(40, 0), pictures(20, 1)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    """Small pictures instead of the built-in ones, in a folder of the test's own."""
+    monkeypatch.setattr(datasets, "shapes", lambda: SMALL)
+    monkeypatch.chdir(tmp_path)
+    threads = numba.get_num_threads()
+    yield tmp_path
+    numba.set_num_threads(threads)
+
+
+def run(*arguments):
+    return train.main(["--batch-size", "16", *map(str, arguments)])
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def untimed(folder):
+    return [{name: value for name, value in row.items() if name not in ("seconds", "images_per_second")} for row in rows(folder)]
+
+
+def tensors(path):
+    found = checkpoint.load(path)
+    return found.model.vector.data.copy(), [found.optimizer.momentum_buffer(p) for p in found.model.parameters()]
+
+
+def fails(capsys, *arguments, status=2):
+    """Run a command that must end in one line on stderr; return it."""
+    capsys.readouterr()
+    assert train.main([str(argument) for argument in arguments]) == status
+    error = capsys.readouterr().err
+    assert error.startswith("nbcnn.train: ") and error.count("\n") == 1 and error.endswith("\n")
+    return error
+
+
+# ---- a run ----
+
+def test_a_run_tells_what_it_does_and_writes_its_files(small, capsys):
+    assert run("--epochs", 3, "--out", "run", "--save-every", 2) == 0
+    out, err = capsys.readouterr()
+    assert "shapes: 40 pictures to train, 20 to test; built in, as there is no CIFAR-10 in data" in out
+    assert "3 epochs of 3 batches of 16 (recipe default), kept in run" in out
+    assert "conv3" in out and "145,578" in out and out.count("compiling kernels") == 1 and err == ""
+    lines = [line for line in out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 3 and "test loss" in lines[0] and "images/s" in lines[0]
+    assert sorted(os.listdir("run")) == ["best.safetensors", "config.json", "epoch-2.safetensors", "last.safetensors", "metrics.csv"]
+
+    text = (small / "run" / "metrics.csv").read_text()
+    assert text.splitlines()[0] == "epoch,lr,train_loss,test_loss,test_accuracy,images_per_second,seconds"
+    table = rows(small / "run")
+    assert [row["epoch"] for row in table] == ["1", "2", "3"]
+    assert all(0 <= float(row["test_accuracy"]) <= 1 and float(row["images_per_second"]) > 0 for row in table)
+    last, best = checkpoint.load("run/last.safetensors"), checkpoint.load("run/best.safetensors")
+    assert (last.progress.epoch, last.progress.step, last.model.classes) == (3, 0, CLASSES)
+    accuracies = [float(row["test_accuracy"]) for row in table]
+    assert best.progress.best_accuracy == last.progress.best_accuracy == max(accuracies)
+    assert best.progress.epoch == best.progress.best_epoch == accuracies.index(max(accuracies)) + 1
+    config = json.loads((small / "run" / "config.json").read_text())
+    assert config["options"] == last.options and config["train_pictures"] == 40
+    assert last.options["dataset"] == "shapes" and last.options["nesterov"] is True and last.options["lr"] == 0.02
+    assert last.model.mean == [0.5] * 3 and float(table[-1]["lr"]) == pytest.approx(0.02 / 25e4)
+
+
+def test_recipes_and_flags_that_override_them(small):
+    assert run("--recipe", "tutorial", "--epochs", 1, "--lr", 0.25, "--out", "run", "--seed", 3, "--quiet") == 0
+    found = checkpoint.load("run/last.safetensors")
+    expected = dict(lr=0.25, momentum=0, weight_decay=0, nesterov=False, schedule="constant", augment=False, normalize=False,
+                    shuffle=True, epochs=1, batch_size=16, seed=3)
+    assert {name: found.options[name] for name in expected} == expected
+    assert found.model.mean is None and found.optimizer.momentum == 0 and found.model.seed == 3
+    assert train.RECIPES["tutorial"]["epochs"] == 20 and train.RECIPES["tutorial"]["batch_size"] == 64
+    assert run("--epochs", 1, "--momentum", 0, "--no-normalize", "--no-augment", "--out", "other", "--quiet") == 0
+    options = checkpoint.load("other/last.safetensors").options
+    assert not options["nesterov"] and not options["normalize"] and not options["augment"] and options["weight_decay"] == 5e-4
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "bce", "cross_entropy"])
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "one_cycle"])
+def test_every_loss_and_schedule(small, loss, schedule):
+    smoothing = ["--label-smoothing", 0.1] if loss == "cross_entropy" else []
+    assert run("--epochs", 1, "--loss", loss, "--schedule", schedule, "--out", "run", "--quiet", *smoothing) == 0
+    if loss != "cross_entropy":     # its logits are compared with the ten columns of a one-hot row
+        assert float(rows(small / "run")[0]["test_loss"]) < 1
+
+
+def test_it_learns(small):
+    assert run("--epochs", 8, "--model", "cifar10_quick_relu", "--out", "run", "--quiet", "--no-augment") == 0
+    assert float(rows(small / "run")[-1]["test_accuracy"]) > 0.5
+
+
+def test_quiet_is_a_line_per_epoch(capsys):
+    run("--epochs", 2, "--out", "run", "--quiet")
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["epoch", "epoch", "done:"] and err == ""
+
+
+def test_a_progress_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    run("--epochs", 2, "--out", "run")
+    assert "epoch 1/2" in capsys.readouterr().err
+    run("--epochs", 2, "--out", "other", "--quiet")
+    assert capsys.readouterr().err == ""
+
+
+def test_without_out_every_run_gets_a_new_folder(small, monkeypatch):
+    monkeypatch.setattr(train.time, "strftime", lambda form: "2031-02-03-040506")
+    for _ in range(3):
+        assert run("--epochs", 1, "--quiet") == 0
+    name = "2031-02-03-040506-shapes-cifar10_quick"
+    assert sorted(os.listdir("runs")) == [name, f"{name}-2", f"{name}-3"]
+    assert all((small / "runs" / folder / "last.safetensors").exists() for folder in os.listdir("runs"))
+
+
+def test_split_test_says_what_it_means(small, capsys):
+    run("--split", "test", "--epochs", 1, "--out", "run", "--quiet")
+    assert "WARNING: --split test trains on the TEST pictures" in capsys.readouterr().err
+    assert checkpoint.load("run/last.safetensors").progress.epoch == 1
+    assert json.loads((small / "run" / "config.json").read_text())["train_pictures"] == 20
+
+
+def test_cifar10_is_taken_where_it_is_found(capsys, monkeypatch):
+    train_set, test_set = (Dataset(part.images, part.labels, CLASSES, "cifar10") for part in SMALL)
+    monkeypatch.setattr(datasets, "cifar10", lambda folder: (train_set, test_set))
+    monkeypatch.setattr(datasets, "find_cifar10", lambda folder: ("mine/cifar-10-batches-bin", "binary"))
+    assert run("--epochs", 1, "--out", "run", "--data-dir", "mine") == 0
+    assert "cifar10: 40 pictures to train, 20 to test; found in mine/cifar-10-batches-bin" in capsys.readouterr().out
+    found = checkpoint.load("run/last.safetensors")
+    assert found.options["dataset"] == "cifar10" and found.model.mean == [0.4914, 0.4822, 0.4465]
+    assert train.EPOCHS["cifar10"] == 16
+
+
+def test_threads(small):
+    assert run("--epochs", 1, "--threads", 1, "--out", "run", "--quiet") == 0
+    assert numba.get_num_threads() == 1
+
+
+def test_a_hint_where_nothing_is_learned(capsys):
+    hint = f"hint: the loss stays at {math.log(10):.4f} = ln(10)"
+    run("--epochs", 1, "--lr", 0, "--out", "run", "--recipe", "tutorial")
+    assert hint in capsys.readouterr().out
+    run("--epochs", 1, "--lr", 0, "--out", "mse", "--recipe", "tutorial", "--loss", "mse")
+    run("--epochs", 3, "--out", "learns", "--no-augment")
+    assert hint not in capsys.readouterr().out
+
+
+# ---- stopping and going on ----
+
+def stop_after(monkeypatch, batches, number=signal.SIGINT):
+    """Send this process a signal in the middle of a batch."""
+    on_step, count = train.Run._on_step, [0]
+
+    def interrupted(self, state):
+        count[0] += 1
+        if count[0] == batches:
+            signal.raise_signal(number)
+        on_step(self, state)
+    monkeypatch.setattr(train.Run, "_on_step", interrupted)
+
+
+@pytest.mark.parametrize("batches, number, status", [(1, signal.SIGINT, 130), (4, signal.SIGTERM, 143), (6, signal.SIGINT, 130)])
+def test_a_signal_saves_and_resume_ends_with_the_same_bits(small, monkeypatch, capsys, batches, number, status):
+    run("--epochs", 3, "--out", "whole", "--quiet")
+    with monkeypatch.context() as patch:
+        stop_after(patch, batches, number)
+        assert run("--epochs", 3, "--out", "a run", "--quiet") == status
+    assert capsys.readouterr().out.endswith("To go on: python -m nbcnn.train --resume 'a run/last.safetensors'\n")
+    progress = checkpoint.load("a run/last.safetensors").progress
+    assert 3 * progress.epoch + progress.step == batches
+    assert train.main(["--resume", "a run/last.safetensors"]) == 0
+    assert (small / "a run" / "last.safetensors").read_bytes() == (small / "whole" / "last.safetensors").read_bytes()
+    assert untimed(small / "a run") == untimed(small / "whole")
+    assert (small / "a run" / "best.safetensors").read_bytes() == (small / "whole" / "best.safetensors").read_bytes()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_signal_ends_at_once(monkeypatch):
+    def twice(self, state):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    monkeypatch.setattr(train.Run, "_on_step", twice)
+    assert run("--epochs", 1, "--out", "run", "--quiet") == 130 and not os.path.exists("run/last.safetensors")
+
+
+@pytest.mark.parametrize("name", ["epoch-1", "epoch-2"])
+def test_resume_from_any_epoch_into_another_folder(small, capsys, name):
+    run("--epochs", 3, "--out", "whole", "--save-every", 1, "--quiet")
+    before = {file.name: file.read_bytes() for file in (small / "whole").iterdir()}
+    error = fails(capsys, "--resume", f"whole/{name}.safetensors")
+    assert "last.safetensors is further" in error and "--out" in error
+    assert train.main(["--resume", f"whole/{name}.safetensors", "--out", "fork"]) == 0
+    assert f"resume   whole/{name}.safetensors: {name[-1]} of 3 epochs done" in capsys.readouterr().out
+    assert {file.name: file.read_bytes() for file in (small / "whole").iterdir()} == before
+    for file in ("last.safetensors", "best.safetensors", "epoch-3.safetensors"):
+        assert (small / "fork" / file).read_bytes() == before[file]
+    assert untimed(small / "fork") == untimed(small / "whole")
+
+
+def test_a_run_killed_between_two_files_goes_on(small):
+    """The files of an epoch are written one after the other, last.safetensors at the end."""
+    run("--epochs", 3, "--out", "whole", "--quiet", "--save-every", 1)
+    shutil.copytree("whole", "killed")
+    shutil.copy("whole/epoch-2.safetensors", "killed/last.safetensors")
+    assert train.main(["--resume", "killed/last.safetensors", "--quiet"]) == 0
+    assert untimed(small / "killed") == untimed(small / "whole") and len(untimed(small / "killed")) == 3
+    assert (small / "killed" / "last.safetensors").read_bytes() == (small / "whole" / "last.safetensors").read_bytes()
+
+
+def test_a_constant_rate_may_be_trained_on_with(small, capsys):
+    run("--recipe", "tutorial", "--epochs", 3, "--out", "whole", "--quiet")
+    run("--recipe", "tutorial", "--epochs", 1, "--out", "run", "--quiet")
+    assert train.main(["--resume", "run/last.safetensors", "--epochs", "3", "--quiet"]) == 0
+    assert (small / "run" / "last.safetensors").read_bytes() == (small / "whole" / "last.safetensors").read_bytes()
+    assert "contradicts" in fails(capsys, "--resume", "run/last.safetensors", "--epochs", 2)
+
+
+def test_resume_takes_flags_that_contradict_nothing(capsys):
+    run("--epochs", 1, "--out", "run", "--quiet", "--seed", 4)
+    assert train.main(["--resume", "run/last.safetensors", "--seed", "4", "--lr", "0.02", "--dataset", "auto", "--quiet",
+                       "--threads", "1", "--data-dir", "elsewhere"]) == 0
+    assert checkpoint.load("run/last.safetensors").options["dataset"] == "shapes"
+    for flags, message in (
+            (["--lr", 0.5], "--lr 0.5 contradicts run/last.safetensors, trained with 0.02"),
+            (["--seed", 5], "--seed 5 contradicts run/last.safetensors, trained with 4"),
+            (["--model", "cifar10_quick_relu"], "--model cifar10_quick_relu contradicts"),
+            (["--no-augment"], "--augment False contradicts"),
+            (["--recipe", "tutorial"], "--recipe tutorial contradicts"),
+            (["--batch-size", 64], "trained with 16"),
+            (["--epochs", 2], "--epochs 2 contradicts run/last.safetensors, trained with 1, which its one_cycle schedule")):
+        assert message in fails(capsys, "--resume", "run/last.safetensors", *flags)
+
+
+def test_no_run_is_overwritten(small, capsys):
+    run("--epochs", 1, "--out", "run", "--quiet")
+    before = {file.name: file.read_bytes() for file in (small / "run").iterdir()}
+    error = fails(capsys, "--out", "run")
+    assert "run holds a run already" in error and "--resume run/last.safetensors" in error
+    run("--epochs", 1, "--out", "other", "--quiet")
+    assert "run holds a run already" in fails(capsys, "--resume", "other/last.safetensors", "--out", "run")
+    assert {file.name: file.read_bytes() for file in (small / "run").iterdir()} == before
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeypatch, capsys):
+    arguments = ("--loss", "mse", "--recipe", "tutorial", "--lr", 1e30, "--quiet", "--out")
+    error = fails(capsys, "--batch-size", 16, *arguments, "run", status=3)
+    assert "epoch 1, step " in error and "the loss is" in error and "there was no checkpoint yet" in error
+    assert os.listdir("run") == ["config.json"]
+
+    run("--epochs", 1, "--out", "good", "--recipe", "tutorial", "--quiet")
+    before = (small / "good" / "last.safetensors").read_bytes()
+
+    def poison(self, state):
+        state.model.conv2.bias.data[0] = math.nan
+    monkeypatch.setattr(train.Run, "_on_step", poison)
+    error = fails(capsys, "--resume", "good/last.safetensors", "--epochs", 3, status=3)
+    assert "epoch 2, step 2" in error and "in conv2" in error and "good/last.safetensors is the last good checkpoint" in error
+    assert (small / "good" / "last.safetensors").read_bytes() == before and len(rows(small / "good")) == 1
+
+
+# ---- errors ----
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--epochs", 0], "argument --epochs: expected a whole number of at least 1, got '0'"),
+    (["--batch-size", "many"], "argument --batch-size: expected a whole number"),
+    (["--lr", -1], "--lr: expected a number of at least 0, got '-1'"),
+    (["--lr", "nan"], "--lr"), (["--lr", "inf"], "--lr"),
+    (["--label-smoothing", 1.5], "expected a number in [0, 1], got '1.5'"),
+    (["--label-smoothing", 0.1, "--loss", "mse"], "--label-smoothing: expected 0 with --loss mse"),
+    (["--momentum", 0, "--nesterov"], "nesterov: expected a momentum > 0"),
+    (["--threads", 4096], "--threads: expected at most"), (["--threads", 0], "--threads"),
+    (["--seed", -1], "--seed"), (["--save-every", 0], "--save-every"),
+    (["--model", "resnet"], "invalid choice: 'resnet'"), (["--dataset", "mnist"], "invalid choice: 'mnist'"),
+    (["--learning-rate", 1], "unrecognized arguments: --learning-rate"), (["--epoch", 1], "unrecognized arguments"),
+    (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere: no CIFAR-10 there"),
+    (["--out", "file/run"], "file/run: Not a directory"), (["--out", "file"], "file: File exists"),
+    (["--resume", "nowhere.safetensors"], "nowhere.safetensors: No such file or directory"),
+    (["--resume", "file"], "file: not a safetensors file"),
+    (["--resume", "."], ".: Is a directory"),
+])
+def test_errors_are_one_line_and_leave_nothing_behind(small, capsys, arguments, message):
+    (small / "file").write_text("no checkpoint")
+    assert message in fails(capsys, *arguments)
+    assert os.listdir() == ["file"]
+
+
+def test_incomplete_cifar10_is_not_replaced_by_shapes(small, capsys):
+    (small / "data").mkdir()
+    (small / "data" / "data_batch_1.bin").write_bytes(b"")
+    assert "lacks data_batch_2.bin" in fails(capsys)
+    for name in (*(f"data_batch_{k}" for k in range(2, 6)), "test_batch"):
+        (small / "data" / f"{name}.bin").write_bytes(b"123")
+    (small / "data" / "batches.meta.txt").write_text("\n".join(CLASSES))
+    assert "data_batch_1.bin: expected" in fails(capsys)
+
+
+def test_a_checkpoint_of_a_library_user_is_not_resumed(small, capsys):
+    from nbcnn import models
+    checkpoint.save("own.safetensors", models.cifar10_quick())
+    assert "own.safetensors was not written by this command" in fails(capsys, "--resume", "own.safetensors")
+
+
+def test_a_full_disk_keeps_what_was_saved(small, monkeypatch, capsys):
+    save = checkpoint.save
+
+    def full(path, model, **rest):
+        if rest["progress"].epoch == 2:
+            raise OSError(28, "No space left on device", str(path))
+        save(path, model, **rest)
+    monkeypatch.setattr(checkpoint, "save", full)
+    error = fails(capsys, "--batch-size", 16, "--epochs", 3, "--out", "run", "--quiet", "--save-every", 1)
+    assert "safetensors: No space left on device" in error
+    assert checkpoint.load("run/last.safetensors").progress.epoch == 1
+
+
+def test_help_shows_the_defaults(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(recipe default: 0.02; tutorial: 0.01)" in text and "(recipe default: 16 for cifar10, 6 for shapes; tutorial: 20)" in text
+    assert "(default: data)" in text and "(default: cross_entropy)" in text
+
+
+# ---- as a process ----
+
+def process(*arguments, **options):
+    """The command in a process of its own, on small pictures."""
+    code = textwrap.dedent("""
+        import sys
+        from test_train import SMALL
+        from nbcnn import datasets, train
+        datasets.shapes = lambda: SMALL
+        sys.exit(train.main(sys.argv[1:]))
+    """)
+    return subprocess.Popen([sys.executable, "-c", code, "--batch-size", "16", *map(str, arguments)], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)}, **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_process_that_gets_a_signal(number, status):
+    running = process("--epochs", 100_000, "--out", "run", "--quiet")
+    assert running.stdout.readline().startswith("epoch ")
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == status and err == ""
+    assert out.splitlines()[-1].endswith("To go on: python -m nbcnn.train --resume run/last.safetensors")
+    assert checkpoint.load("run/last.safetensors").progress.epoch >= 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_reader_that_goes_away():
+    running = process("--epochs", 100_000, "--out", "run", "--quiet")
+    running.stdout.readline()
+    running.stdout.close()
+    error = running.stderr.read()
+    assert running.wait(60) == 141 and error == ""
+    assert len(rows(checkpoint.Path("run"))) == checkpoint.load("run/last.safetensors").progress.epoch
+
+
+def test_the_module_runs():
+    done = subprocess.run([sys.executable, "-m", "nbcnn.train", "--epochs", "0"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("nbcnn.train: argument --epochs") and done.stderr.count("\n") == 1
