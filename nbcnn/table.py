@@ -6,6 +6,6 @@ def format_table(header, rows):
     rows = [header, *rows]
     widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
     right = [all(row[k][:1] in "0123456789?." for row in rows[1:] if row[k]) for k in range(len(header))]
-    lines = ["  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in zip(row, widths, right, strict=True))
-             for row in rows]
+    pads = [str.rjust if number else str.ljust for number in right]
+    lines = ["  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)) for row in rows]
     return "\n".join([lines[0].rstrip(), "-" * max(map(len, lines)), *(line.rstrip() for line in lines[1:])])

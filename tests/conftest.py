@@ -1,6 +1,9 @@
 """Settings of the whole suite: Hypothesis profiles, the torch marker."""
 import os
 
+# A thread that waits for work must not keep a core from another process; read when the threading layer loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 from hypothesis import HealthCheck, settings
 

@@ -15,7 +15,9 @@ DTYPES = [np.float32, np.float64]
 @st.composite
 def geometries(draw, channels=40, outputs=70):
     """Shapes of x and w with stride, padding and dilation, such that the output has at least one pixel."""
-    pairs = lambda low, high: draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+    def pairs(low, high):
+        return draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+
     kernel, stride, dilation, padding = pairs(1, 5), pairs(1, 3), pairs(1, 3), pairs(0, 6)
     size = tuple(max(1, d * (k - 1) + 1 - 2 * p) + extra
                  for k, d, p, extra in zip(kernel, dilation, padding, pairs(0, 12), strict=True))

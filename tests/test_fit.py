@@ -2,6 +2,7 @@
 import math
 from dataclasses import replace
 
+import numba
 import numpy as np
 import pytest
 
@@ -22,6 +23,15 @@ def small_model(seed=0, dtype=np.float32):
     return nbcnn.Sequential([("conv1", nbcnn.Conv2d(2, 4, 3, padding=1)), ("relu1", nbcnn.ReLU()), ("maxpool1", nbcnn.MaxPool2d(2)),
                              ("flatten", nbcnn.Flatten()), ("linear1", nbcnn.Linear(36, 3))],
                             input_shape=(2, 6, 6), mean=[0.4, 0.5], std=[0.3, 0.2], classes=["a", "b", "c"], seed=seed, dtype=dtype)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Faster for so little work."""
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    yield
+    numba.set_num_threads(threads)
 
 
 TRAIN, TEST = pictures(), pictures(7, seed=1)       # batches of 5: 5, 5, 5, 5, 2
@@ -74,7 +84,7 @@ def run_to(path, stop=None, source=None, **changes):
     return state
 
 
-@pytest.mark.parametrize("stop", range(1, 16))
+@pytest.mark.parametrize("stop", [1, 4, 5, 7, 10, 14, 15])
 def test_a_run_stopped_anywhere_ends_with_the_same_bits(tmp_path, stop):
     whole = run_to(tmp_path / "whole")
     first = run_to(tmp_path / "first", stop)

@@ -149,6 +149,8 @@ def test_softmax_frozen_values(dtype):
     assert softmax(x)[0] == pytest.approx(p) and log_softmax(x)[0] == pytest.approx(np.log(p))
     assert softmax(x + dtype(1000))[0] == pytest.approx(p, rel=1e-3) and softmax(x).dtype == dtype
     assert softmax(np.array([0, 1e4], dtype), 0).tolist() == [0, 1]
+    assert softmax(np.array([-1e4, -1e4], dtype), 0).tolist() == [0.5, 0.5]
+    assert log_softmax(np.array([1e4, 1e4], dtype), 0) == pytest.approx(np.log([0.5, 0.5]), rel=1e-6)
     assert log_softmax(np.array([0, 1e4], dtype), -1).tolist() == [-1e4, 0]
     # torch 2.13: -inf is probability 0, but a row of nothing else, +inf or NaN is NaN.
     x = np.array([[1, -np.inf], [np.inf, 1], [-np.inf, -np.inf], [1, np.nan], [np.nan, 1]], dtype)

@@ -17,7 +17,8 @@ def test_names_positions_and_shapes():
     assert model[0] is model.conv1 and model[-1] is model.linear1 and len(model) == 5
     assert [(name, p.shape) for name, p in model.named_parameters()] == [
         ("conv1.weight", (4, 3, 3, 3)), ("conv1.bias", (4,)), ("linear1.weight", (5, 36)), ("linear1.bias", (5,))]
-    assert model.shapes((3, 6, 6)) == {"conv1": (4, 6, 6), "relu1": (4, 6, 6), "maxpool1": (4, 3, 3), "flatten": (36,), "linear1": (5,)}
+    assert model.shapes((3, 6, 6)) == {"conv1": (4, 6, 6), "relu1": (4, 6, 6), "maxpool1": (4, 3, 3),
+                                       "flatten": (36,), "linear1": (5,)}
     assert list(nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(4, 2)]).state_dict()) == ["1.weight", "1.bias"]
 
 

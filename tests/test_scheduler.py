@@ -208,8 +208,8 @@ print(numba.threading_layer())
 @pytest.mark.parametrize("layer", ["omp", "workqueue"])
 def test_two_python_threads_train_two_models_at_once(layer):
     """As each would alone. Without the lock of launch.py the workqueue layer aborts the process."""
-    done = subprocess.run([sys.executable, "-c", TWO_THREADS, os.path.dirname(__file__)], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "NUMBA_THREADING_LAYER": layer})
+    done = subprocess.run([sys.executable, "-c", TWO_THREADS, os.path.dirname(__file__)], capture_output=True,
+                          text=True, timeout=300, env={**os.environ, "NUMBA_THREADING_LAYER": layer})
     assert done.returncode == 0 and done.stdout.strip() == layer, done.stderr[-2000:]
 
 
@@ -255,20 +255,21 @@ print(after.alloc - before.alloc - handed_over, after.alloc - after.free - (befo
 
 def test_a_step_allocates_nothing_in_numba():
     """Beyond one descriptor for each array that Python hands to a kernel, freed when it returns."""
-    done = subprocess.run([sys.executable, "-c", ALLOCATIONS, os.path.dirname(__file__)], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "NUMBA_NRT_STATS": "1"})
+    done = subprocess.run([sys.executable, "-c", ALLOCATIONS, os.path.dirname(__file__)], capture_output=True,
+                          text=True, timeout=300, env={**os.environ, "NUMBA_NRT_STATS": "1"})
     assert done.returncode == 0 and done.stdout.split() == ["0", "0"], done.stdout + done.stderr[-2000:]
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(("dtype", "momentum", "tolerance"), [
-    (np.float64, 0.9, 1e-9),    # roundings only, which 200 steps multiply
-    (np.float32, 0.0, 1e-4),    # with momentum PyTorch's own float32 losses leave its float64 ones by more than that
+@pytest.mark.parametrize(("make", "dtype", "momentum", "steps", "tolerance"), [
+    (nbcnn.models.cifar10_quick, np.float32, 0, 200, 1e-4),
+    # Roundings only, which the steps multiply. In float32 PyTorch's own losses leave its float64 ones by 1e-4 here.
+    (nbcnn.models.cifar10_quick_relu, np.float64, 0.9, 60, 1e-10),
 ])
-def test_training_follows_torch(dtype, momentum, tolerance):
-    """200 steps from the same weights on the same batches: each loss is PyTorch's."""
+def test_training_follows_torch(make, dtype, momentum, steps, tolerance):
+    """From the same weights on the same batches, each loss is PyTorch's."""
     import torch
-    model = nbcnn.models.cifar10_quick_relu(seed=1, dtype=dtype)
+    model = make(seed=1, dtype=dtype)
     net = torch.nn.Sequential(*[getattr(torch.nn, kind)(**arguments) for _, kind, arguments in model.structure()])
     for p, q in zip(net.parameters(), model.parameters(), strict=True):
         p.data = torch.tensor(np.ascontiguousarray(q.data))
@@ -276,7 +277,7 @@ def test_training_follows_torch(dtype, momentum, tolerance):
     torch_optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=momentum)
     rng = np.random.default_rng(0)
     patterns = rng.random((10, 3, 32, 32))
-    for k in range(200):
+    for k in range(steps):
         labels = rng.integers(0, 10, 16)
         images = (0.3 * patterns[labels] + 0.7 * rng.random((16, 3, 32, 32))).astype(dtype)
         loss = step.train_step(images, labels, optimizer)

@@ -199,17 +199,23 @@ class Conv2d:
                (*self.y_size, self.O), self.taps, y.strides, self._x_at(x), self.w_at, self._reads(0))
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        """dw, db and, unless dx is None, dx = the correlation of dy with the flipped weights, one phase of the stride at a time."""
-        (dw, db), w = dparams, params[0]
+        """dw, db and, unless dx is None, dx."""
+        self.weight_backward(n, dparams, dy, x, add)
+        if dx is not None:
+            self.input_backward(n, dx, dy, params[0])
+
+    def weight_backward(self, n, dparams, dy, x, add):
+        """dw and db: partial sums over parts of the batch, then their sum."""
         parts = self.parts(n)
         columns = self._reads(1) if self.dw_taps[1] > 1 else (0, 1, 0, self.y_size[1])
         launch(self.weight_gradient, self.dw_parts, self.db_parts, dy.array, x.array, self.one, n, parts,
                (*self.y_size, self.O), self.dw_taps, dy.strides, self._x_at(x), self._reads(0), columns)
-        launch(add_parts, dw, self.dw_parts, parts, add[0])
-        if db is not None:
-            launch(add_parts, db, self.db_parts, parts, add[1])
-        if dx is None:
-            return
+        for total, partial, to_add in zip(dparams, (self.dw_parts, self.db_parts), add, strict=True):
+            if total is not None:
+                launch(add_parts, total, partial, parts, to_add)
+
+    def input_backward(self, n, dx, dy, w):
+        """dx: the correlation of dy with the flipped weights, one phase of the stride at a time."""
         KW = self.kernel_size[1]
         dx_start, dx_image, dx_row, dx_pixel = dx.strides
         dy_start, dy_image, dy_row, dy_pixel = dy.strides
