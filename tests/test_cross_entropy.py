@@ -50,7 +50,9 @@ def test_frozen_values(dtype):
     x = np.array([[0.1, 0.2, 0.3], [0.8, 0.1, 0.2]], dtype)
     losses = cross_entropy_forward(x, [1, 0], reduction="none")
     assert losses.dtype == dtype and losses.tolist() == pytest.approx([1.10194285, 0.71559187], abs=1e-6)
-    assert type(cross_entropy_forward(x[0], 1)) is dtype and cross_entropy_forward(x[0], 1) == losses[0]
+    for reduction in REDUCTIONS:
+        loss = cross_entropy_forward(x[0], 1, reduction=reduction)
+        assert type(loss) is dtype and loss == losses[0]
     # By hand, equal scores: softmax is 1/4 everywhere, the loss ln 4 whatever the smoothing.
     zeros = np.zeros((2, 4), dtype)
     for smoothing in (0.0, 0.25, 1.0):

@@ -25,6 +25,8 @@ from nbcnn.kernels.losses import (
 DTYPES = [np.float32, np.float64]
 FUNCTIONS = {"l1": (l1_loss_forward, l1_loss_backward, oracles.l1_loss),
              "mse": (mse_loss_forward, mse_loss_backward, oracles.mse_loss)}
+CLASSES = {"L1Loss": "l1_loss", "MSELoss": "mse_loss", "CrossEntropyLoss": "cross_entropy", "BCELoss": "bce_loss",
+           "BCEWithLogitsLoss": "bce_with_logits"}
 seeds = st.integers(0, 2**32 - 1)
 shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 
@@ -44,6 +46,7 @@ def test_frozen_values(dtype):
     assert mse_loss_backward(x, t, dloss=6).tolist() == [0, 0, -8]
     assert mse_loss_backward(x, t, reduction="none", dloss=[1, 2, 3]).tolist() == [0, 0, -12]
     assert mse_loss_forward(dtype(3), dtype(5), reduction="none") == 4
+    assert type(mse_loss_forward(dtype(3), dtype(5), reduction="none")) is dtype
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -227,6 +230,30 @@ def test_kernels_write_their_outputs_and_nothing_else(name, size, dtype):
         np.testing.assert_array_equal(inputs[key], value)
 
 
+def test_layouts_need_no_compilation():
+    kernels = [getattr(cpu, name) for name in (*ROWS, *ELEMENTWISE, "tree_sum", "first_outside_unit", "first_bad_class")]
+    x = np.random.default_rng(0).uniform(size=(2, 3)).astype(np.float32)
+    t = np.array([0, 1])
+    call_all(x, x, t)
+    before = [kernel.signatures for kernel in kernels]
+    for a in (np.asfortranarray(x), np.repeat(x, 2, 1)[:, ::2], x[::-1]):
+        call_all(a, a, t.astype(np.int32))
+    x.flags.writeable = t.flags.writeable = False
+    call_all(x, x, t)
+    assert [kernel.signatures for kernel in kernels] == before
+
+
+def call_all(x, p, t):
+    """Every public function: x and p (N, C) in [0, 1], t (N,) class indices."""
+    for name in CLASSES.values():
+        for pass_ in ("forward", "backward"):
+            getattr(losses, f"{name}_{pass_}")(x, p)
+    for function in (losses.cross_entropy_forward, losses.cross_entropy_backward):
+        function(x, t, label_smoothing=0.1, weight=p[0])
+    softmax(x)
+    log_softmax(x)
+
+
 @given(count=st.integers(0, 300), seed=seeds)
 def test_tree_sum(count, seed):
     whole = np.random.default_rng(seed).integers(-99, 100, count)
@@ -243,13 +270,7 @@ def test_sums_lose_no_digits():
 
 def test_no_double_in_float32_kernels():
     x = np.random.default_rng(0).uniform(size=(2, 3)).astype(np.float32)
-    for function in (*FUNCTIONS["l1"][:2], *FUNCTIONS["mse"][:2], losses.bce_loss_forward, losses.bce_loss_backward,
-                     losses.bce_with_logits_forward, losses.bce_with_logits_backward,
-                     losses.cross_entropy_forward, losses.cross_entropy_backward):
-        function(x, x)
-    for function in (losses.cross_entropy_forward, losses.cross_entropy_backward):
-        function(x, [0, 1], label_smoothing=0.1)
-    softmax(x), log_softmax(x)
+    call_all(x, x, [0, 1])
     for name in [*ROWS, *ELEMENTWISE, "tree_sum", "first_outside_unit"]:
         assert llvm.double_operations(getattr(cpu, name)) == [], name
 
@@ -271,10 +292,6 @@ def test_a_double_would_be_seen():
 
 
 # ---- classes
-
-CLASSES = {"L1Loss": "l1_loss", "MSELoss": "mse_loss", "CrossEntropyLoss": "cross_entropy", "BCELoss": "bce_loss",
-           "BCEWithLogitsLoss": "bce_with_logits"}
-
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("dtype", DTYPES)

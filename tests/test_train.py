@@ -13,8 +13,10 @@ import numba
 import numpy as np
 import pytest
 
-from nbcnn import checkpoint, datasets, train
+from nbcnn import checkpoint, datasets, models, optim, train
 from nbcnn.datasets import Dataset
+from nbcnn.fit import fit
+from nbcnn.losses import CrossEntropyLoss
 
 CLASSES = [f"class{k}" for k in range(10)]
 
@@ -105,6 +107,16 @@ def test_recipes_and_flags_that_override_them(small):
     assert not options["nesterov"] and not options["normalize"] and not options["augment"] and options["weight_decay"] == 5e-4
 
 
+def test_the_command_is_a_call_of_fit(small):
+    assert run("--epochs", 2, "--seed", 5, "--lr", 0.04, "--label-smoothing", 0.1, "--out", "run", "--quiet") == 0
+    model = models.cifar10_quick(mean=[0.5] * 3, std=[0.29] * 3, seed=5)
+    optimizer = optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    state = fit(model, *SMALL, epochs=2, batch_size=16, loss=CrossEntropyLoss(label_smoothing=0.1), optimizer=optimizer,
+                schedule=optim.one_cycle(0.04, 6), augment=True, seed=5)
+    assert (checkpoint.load("run/last.safetensors").model.vector.data == model.vector.data).all()
+    assert [float(row["train_loss"]) for row in rows(small / "run")] == [row["train_loss"] for row in state.history]
+
+
 @pytest.mark.parametrize("loss, schedule", [("mse", "constant"), ("l1", "step"), ("bce", "cosine"), ("cross_entropy", "step")])
 def test_every_loss_and_schedule(small, loss, schedule):
     smoothing = ["--label-smoothing", 0.1] if loss == "cross_entropy" else []
@@ -160,10 +172,11 @@ def test_cifar10_is_taken_where_it_is_found(capsys, monkeypatch):
     assert train.EPOCHS["cifar10"] == 16
 
 
-def test_threads(small):
-    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
-    assert run("--epochs", 1, "--threads", 1, "--out", "run", "--quiet") == 0
-    assert numba.get_num_threads() == 1
+def test_threads(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(numba, "set_num_threads", chosen.append)
+    assert run("--epochs", 1, "--out", "one", "--quiet") == 0 and chosen == []
+    assert run("--epochs", 1, "--threads", 1, "--out", "other", "--quiet") == 0 and chosen == [1]
 
 
 def test_a_hint_where_nothing_is_learned(capsys):
@@ -327,7 +340,6 @@ def test_incomplete_cifar10_is_not_replaced_by_shapes(small, capsys):
 
 
 def test_a_checkpoint_of_a_library_user_is_not_resumed(small, capsys):
-    from nbcnn import models
     checkpoint.save("own.safetensors", models.cifar10_quick())
     assert "own.safetensors was not written by this command" in fails(capsys, "--resume", "own.safetensors")
 
@@ -357,8 +369,9 @@ def test_help_shows_the_defaults(capsys):
 
 # ---- as a process ----
 
-def process(*arguments, **options):
+def process(*arguments):
     """The command in a process of its own, on small pictures."""
+    tests = os.path.dirname(os.path.abspath(__file__))
     code = textwrap.dedent("""
         import sys
         from test_train import SMALL
@@ -368,7 +381,8 @@ def process(*arguments, **options):
     """)
     return subprocess.Popen([sys.executable, "-c", code, "--batch-size", "16", *map(str, arguments)], text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "PYTHONPATH": os.path.dirname(__file__), "NUMBA_NUM_THREADS": "1"}, **options)
+                            env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.path.dirname(tests)]),
+                                 "NUMBA_NUM_THREADS": "1"})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
