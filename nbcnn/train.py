@@ -151,8 +151,9 @@ class Run:
                   "the very pictures trained on: it does not say how well the network does on others.", file=sys.stderr, flush=True)
         self._say(f"data     {self.train_set.name}: {len(self.train_set):,} pictures to train, {len(self.test_set):,} to test; "
                   f"{self.why}")
-        self._say(f"run      {o['epochs']} epochs of {self.batches} batches of {o['batch_size']} "
-                  f"(recipe {o['recipe']}), kept in {self.folder}")
+        self._say(f"recipe   {o['recipe']}: epochs {o['epochs']}, batches per epoch {self.batches}, "
+                  f"pictures per batch {o['batch_size']}")
+        self._say(f"folder   {self.folder}")
         if self.source:
             self._say(f"resume   {self.source}: {self._where()}")
         self._say(f"\n{self.model.summary()}\n")
@@ -208,7 +209,7 @@ class Run:
               f"test loss {metrics['test_loss']:.4f}  accuracy {metrics['test_accuracy']:6.2%}  lr {metrics['lr']:.2e}  "
               f"{metrics['images_per_second']:6,.0f} images/s  {metrics['seconds']:5.1f} s", flush=True)
         guessing = math.log(len(self.train_set.classes))
-        if self.options["loss"] == "cross_entropy" and abs(metrics["train_loss"] - guessing) < 0.01:
+        if self.options["loss"] == "cross_entropy" and -0.005 < metrics["train_loss"] - guessing < 0.02:
             print(f"hint: the loss stays at {guessing:.4f} = ln({len(self.train_set.classes)}), which is what guessing gives. "
                   "Another --lr (ten times smaller, or larger) or --normalize may get it going.", flush=True)
         state.stop = self.interrupted is not None
@@ -218,7 +219,8 @@ class Run:
 
     def _where(self):
         p = self.progress
-        return f"{p.epoch} of {self.options['epochs']} epochs done" + (f" and {p.step} batches of the next" if p.step else "")
+        within = f", {p.step} of {self.batches} batches of the next" if p.step else ""
+        return f"{p.epoch} of {self.options['epochs']} epochs done{within}"
 
     def _compile(self):
         """Train a copy of the model on one batch, so that no epoch's time holds the compiler's."""

@@ -71,7 +71,7 @@ def test_a_run_tells_what_it_does_and_writes_its_files(small, capsys):
     assert run("--epochs", 3, "--out", "run", "--save-every", 2) == 0
     out, err = capsys.readouterr()
     assert "shapes: 40 pictures to train, 20 to test; built in, as there is no CIFAR-10 in data" in out
-    assert "3 epochs of 3 batches of 16 (recipe default), kept in run" in out
+    assert "recipe   default: epochs 3, batches per epoch 3, pictures per batch 16\nfolder   run\n" in out
     assert "conv3" in out and "145,578" in out and out.count("compiling kernels") == 1 and err == ""
     lines = [line for line in out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 3 and "test loss" in lines[0] and "images/s" in lines[0]

@@ -1,7 +1,7 @@
 """Data sets, and the loader that cuts them into batches."""
-from .cifar10 import cifar10, find_cifar10
-from .dataset import Dataset
-from .loader import Loader
-from .shapes import shapes
+from nbcnn.datasets.cifar10 import cifar10, find_cifar10
+from nbcnn.datasets.dataset import Dataset
+from nbcnn.datasets.loader import Loader
+from nbcnn.datasets.shapes import shapes
 
 __all__ = ["Dataset", "Loader", "cifar10", "find_cifar10", "shapes"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .dataset import Dataset
+from nbcnn.datasets.dataset import Dataset
 
 RECORDS, SHAPE, CLASSES = 10_000, (3, 32, 32), 10       # of each batch file
 PIXELS = 3 * 32 * 32

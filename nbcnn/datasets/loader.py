@@ -1,8 +1,8 @@
 """Batches: which pictures, in which order, how augmented; all of it follows from the seed and the epoch."""
 import numpy as np
 
-from ..kernels.arguments import integer
-from ..kernels.images import load_images, normalization_table
+from nbcnn.kernels.arguments import integer
+from nbcnn.kernels.images import load_images, normalization_table
 
 
 class Loader:

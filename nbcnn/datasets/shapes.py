@@ -10,8 +10,8 @@ import numpy as np
 import PIL
 from PIL import Image, ImageDraw
 
-from ..kernels.arguments import integer
-from .dataset import Dataset
+from nbcnn.datasets.dataset import Dataset
+from nbcnn.kernels.arguments import integer
 
 TRAIN, TEST, SIZE = 10_000, 2_000, 32
 FINE = 4        # figures are drawn so many times larger, then averaged: smooth edges

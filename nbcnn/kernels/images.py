@@ -3,9 +3,9 @@ import operator
 
 import numpy as np
 
-from .arguments import FLOATS, axes, describe, floats, same_dtype, same_shape
-from .cpu import images as cpu
-from .cpu.launch import launch
+from nbcnn.kernels.arguments import FLOATS, axes, describe, floats, same_dtype, same_shape
+from nbcnn.kernels.cpu import images as cpu
+from nbcnn.kernels.cpu.launch import launch
 
 
 def normalization_table(mean, std, channels, dtype):

@@ -104,10 +104,12 @@ def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
                         acc = tile_zero(P, V, dy)
                         for m in range(start, stop):
                             for i in range(i_start, i_stop):
-                                at_dy = dy_at[0] + m * dy_at[1] + i * dy_at[2] + o
-                                at_x = x_at[0] + m * x_at[1] + i * x_at[2] + p * x_at[4] + q * x_at[5] + k
-                                for j in range(j_start, j_stop):
-                                    acc = tile_outer(acc, dy, dy_rows, at_dy + j * dy_at[3], x, at_x + j * x_at[3])
+                                at_dy = dy_at[0] + m * dy_at[1] + i * dy_at[2] + j_start * dy_at[3] + o
+                                at_x = x_at[0] + m * x_at[1] + i * x_at[2] + j_start * x_at[3] + p * x_at[4] + q * x_at[5] + k
+                                for _ in range(j_start, j_stop):
+                                    acc = tile_outer(acc, dy, dy_rows, at_dy, x, at_x)
+                                    at_dy += dy_at[3]
+                                    at_x += x_at[3]
                         tile_store(acc, dw_parts, dw_rows, ((part * O + o) * KH * KW + p * KW + q) * K + k, O - o, K - k)
 
     return weight_gradient
@@ -175,7 +177,7 @@ class Conv2d:
 
         # Where the channels fill whole tiles, taking the taps one by one lets each leave out the pixels in the border.
         self.dw_taps = (KH, KW, self.C) if self.C % (2 * width) == 0 else self.taps
-        P, V = tile_shape(self.dw_taps[2], dtype)
+        P, V = tile_shape(self.dw_taps[2], dtype, adjacent=True)
         self.weight_gradient = make_weight_gradient(P, V, width)
         self.one = np.ones(1, dtype)
 

@@ -44,14 +44,14 @@ def lanes(dtype):
     return VECTOR_BYTES // np.dtype(dtype).itemsize
 
 
-def tile_shape(width, dtype):
+def tile_shape(width, dtype, adjacent=False):
     """The (P, V) that keeps the multipliers busy for `width` channels without running out of registers.
 
-    A vector beyond the width would only multiply padding; 16 sums are the most that 32 registers of 512 bits
-    carry well beside their operands, 8 the most with 16 registers.
+    A vector beyond the width would only multiply padding. 16 sums are the most that 32 registers of 512 bits carry well beside
+    their operands, 8 the most with 16 registers; and 8 rows the most, unless they are adjacent in memory and share an address.
     """
     if width <= lanes(dtype):
-        return 8, 1
+        return (16 if adjacent and VECTOR_BYTES == 64 else 8), 1
     return (8, 2) if VECTOR_BYTES == 64 else (4, 2)
 
 
