@@ -32,9 +32,9 @@ def shapes(seed=0):
 
     Notes
     -----
-    A figure differs from its ground by 90 to 167 levels in every channel and may be the darker or the lighter one, so
+    A figure differs from its ground by 64 levels or more in every channel and may be the darker or the lighter one, so
     colour says nothing about the class. Drawing takes one or two seconds; the pictures are then kept in the user's cache
-    folder, where a damaged or unwritable file does no harm.
+    folder, where a damaged or unwritable file does no harm. Another release of NumPy or Pillow may draw others.
     """
     seed = integer(seed, "seed", 0)
     path = _cache_path(seed)
@@ -61,7 +61,7 @@ FIGURES = {
     "cross": [[(-.3, -1), (.3, -1), (.3, -.3), (1, -.3), (1, .3), (.3, .3), (.3, 1), (-.3, 1), (-.3, .3), (-1, .3),
                (-1, -.3), (-.3, -.3)]],
     "heart": [[(.95 * math.sin(t)**3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16)
-               for t in np.linspace(0, 2 * math.pi, 40)]],
+               for t in (math.pi * k / 20 for k in range(40))]],
     "moon": [_arc(40), _arc(40, radius=.85, x=.5)],
     "ring": [_arc(40), _arc(40, radius=.55)],
     "square": [_arc(4, first=45, radius=1.1)],
@@ -75,17 +75,18 @@ def _draw(count, rng):
     labels = rng.permutation(np.arange(count) % len(FIGURES))
     masks = _masks(labels, rng)
     images = np.empty((count, 3, SIZE, SIZE), np.uint8)
-    ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    ramp = np.linspace(-1, 1, SIZE)
     for first in range(0, count, 500):      # a few at a time: floats take four times the memory
         part = slice(first, first + 500)
         mask = masks[part, None] / np.float32(255)
         per_channel = (len(mask), 3, 1, 1)
-        ground = rng.integers(0, 256, per_channel)
-        figure = (ground + rng.integers(90, 167, per_channel)) % 256        # far from ground, above it or below
-        across, down = rng.uniform(-30, 30, (2, *per_channel)).astype(np.float32)
+        ground = rng.integers(80, 176, per_channel)
+        figure = np.clip(ground + rng.choice([-1, 1], per_channel) * rng.integers(64, 128, per_channel), 0, 255)
+        across, down = rng.uniform(-30, 30, (2, *per_channel))
         noise = rng.standard_normal((len(mask), 3, SIZE, SIZE), np.float32)
-        noise *= rng.uniform(3, 15, (len(mask), 1, 1, 1)).astype(np.float32)
-        pictures = ground + across * ramp + down * ramp[:, None] + mask * (figure - ground) + noise
+        noise *= rng.uniform(5, 25, (len(mask), 1, 1, 1)).astype(np.float32)
+        pictures = noise + mask * (figure - ground).astype(np.float32)
+        pictures += ground + across * ramp + down * ramp[:, None]
         images[part] = np.clip(pictures, 0, 255)
     return images, labels
 
@@ -94,7 +95,7 @@ def _masks(labels, rng):
     """How much of each pixel its figure covers, uint8 (count, 32, 32)."""
     figures = list(FIGURES.values())
     count = len(labels)
-    angles, radii = np.radians(rng.uniform(-20, 20, count)), rng.uniform(8.5, 14, count)
+    angles, radii = np.radians(rng.uniform(-20, 20, count)), rng.uniform(10, 14.5, count)
     stretches, mirrors = rng.uniform(.85, 1.18, count), rng.choice([-1, 1], count)
     centres = SIZE / 2 + rng.uniform(-1, 1, (2, count)) * (SIZE / 2 - radii)
     masks = np.empty((count, SIZE, SIZE), np.uint8)
