@@ -119,7 +119,7 @@ class SGD:
         position = next((k for k, own in enumerate(self.params) if own is parameter), None)
         if position is None or not self._has_momentum[position]:
             return None
-        return parameter._shaped(self._buffer[parameter.start:parameter.stop])
+        return parameter.shaped(self._buffer[parameter.start:parameter.stop])
 
     def state_dict(self):
         """The options, and a copy of the momentum of each parameter, by position (None where there is none yet)."""

@@ -58,21 +58,22 @@ class Parameter:
 
     @property
     def data(self):
-        return self._shaped(self.flat)
+        return self.shaped(self.flat)
 
     @property
     def grad(self):
-        return self._shaped(self.flat_grad) if self.has_grad else None
+        return self.shaped(self.flat_grad) if self.has_grad else None
 
     @grad.setter
     def grad(self, value):
         if value is not None:
             if np.shape(value) != self.shape:
                 raise ValueError(f"grad: expected shape {self.shape}, that of the parameter, got shape {np.shape(value)}")
-            self._shaped(self.flat_grad)[...] = value
+            self.shaped(self.flat_grad)[...] = value
         self.has_grad = value is not None
 
-    def _shaped(self, flat):
+    def shaped(self, flat):
+        """A vector in the order of memory as a view in PyTorch's shape."""
         if len(self.shape) != 4:
             return flat.reshape(self.shape)
         O, C, KH, KW = self.shape
