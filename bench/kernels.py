@@ -8,10 +8,11 @@ import argparse
 
 import numpy as np
 import torch
-from common import describe, interleaved, ratio, set_threads, table
 from torch.ops import aten
 
 from nbcnn.kernels import cpu
+
+from common import describe, interleaved, ratio, set_threads, table
 
 # name, C, O, size, kernel, stride, padding
 CONVOLUTIONS = [

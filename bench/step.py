@@ -9,9 +9,10 @@ import copy
 
 import numpy as np
 import torch
-from common import describe, interleaved, ratio, set_threads, table, torch_model
 
 import nbcnn
+
+from common import describe, interleaved, ratio, set_threads, table, torch_model
 
 
 def sides(batch):

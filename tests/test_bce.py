@@ -2,7 +2,6 @@
 import math
 
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +12,8 @@ from nbcnn.kernels.losses import (
     bce_with_logits_backward,
     bce_with_logits_forward,
 )
+
+import oracles
 
 DTYPES = [np.float32, np.float64]
 FUNCTIONS = {"probabilities": (bce_loss_forward, bce_loss_backward, oracles.bce_loss),

@@ -1,13 +1,15 @@
 """Convolution: frozen values, oracle, gradients, contract, errors, and parity with PyTorch."""
 import numba
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.conv2d import conv2d_backward, conv2d_forward
+
+import oracles
+from data import awkward, integers
 
 DTYPES = [np.float32, np.float64]
 
@@ -23,12 +25,6 @@ def geometries(draw, channels=40, outputs=70):
                  for k, d, p, extra in zip(kernel, dilation, padding, pairs(0, 12), strict=True))
     C, O = draw(st.integers(1, channels)), draw(st.integers(1, outputs))
     return (draw(st.integers(0, 3)), C, *size), (O, C, *kernel), {"stride": stride, "padding": padding, "dilation": dilation}
-
-
-def integers(seed, *shapes, dtype=np.float32):
-    """Arrays of small integers: every sum of their products is exact in float32, in any order."""
-    rng = np.random.default_rng(seed)
-    return [rng.integers(-4, 5, shape).astype(dtype) for shape in shapes]
 
 
 def output_shape(x_shape, w_shape, options):
@@ -147,15 +143,6 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
 def test_strided_and_read_only_inputs(dtype):
     x, w, b, dy = integers(3, (2, 3, 8, 7), (5, 3, 3, 3), 5, (2, 5, 6, 5), dtype=dtype)
     y, gradients = conv2d_forward(x, w, b), conv2d_backward(dy, x, w)
-
-    def awkward(a):
-        """The same values, backwards in memory in every axis and with gaps between them, not writable."""
-        memory = np.full(tuple(2 * size for size in a.shape), np.nan, a.dtype)
-        view = memory[tuple(slice(None, None, -2) for _ in a.shape)]
-        view[...] = a
-        view.flags.writeable = False
-        return view
-
     x, w, b, dy = map(awkward, (x, w, b, dy))
     assert (conv2d_forward(x, w, b) == y).all()
     assert all((a == e).all() for a, e in zip(conv2d_backward(dy, x, w), gradients, strict=True))

@@ -2,12 +2,13 @@
 import math
 
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcnn.kernels.losses import cross_entropy_backward, cross_entropy_forward
+
+import oracles
 
 DTYPES = [np.float32, np.float64]
 REDUCTIONS = ["none", "mean", "sum"]

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llvm import double_operations
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu import flatten as kernels
+
+from llvm import double_operations
 
 DTYPES = [np.float32, np.float64]
 pictures = st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(1, 7), st.integers(1, 7))

@@ -1,13 +1,14 @@
 """Pictures of bytes to network input: the gathering kernel against NumPy, exactly."""
 import numba
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcnn.kernels.cpu.buffer import Buffer
 from nbcnn.kernels.images import load_images, normalization_table, normalize_images
+
+import oracles
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 

@@ -7,15 +7,11 @@ from hypothesis import strategies as st
 from nbcnn.kernels import cpu
 from nbcnn.kernels.linear import linear_backward, linear_forward
 
+from data import awkward, integers
+
 DTYPES = [np.float32, np.float64]
 sizes = st.tuples(st.integers(0, 40), st.integers(1, 200), st.integers(1, 100))
 seeds = st.integers(0, 2**32 - 1)
-
-
-def integers(seed, *shapes, dtype=np.float32):
-    """Arrays of small integers: every sum of their products is exact in float32, in any order."""
-    rng = np.random.default_rng(seed)
-    return [rng.integers(-4, 5, shape).astype(dtype) for shape in shapes]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -86,12 +82,7 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strided_and_read_only_inputs(dtype):
     x, w, b, dy = integers(3, (4, 9), (6, 9), 6, (4, 6), dtype=dtype)
-    views = []
-    for a in (x, w, b, dy):
-        view = np.full(tuple(2 * size for size in a.shape), np.nan, a.dtype)[tuple(slice(None, None, -2) for _ in a.shape)]
-        view[...] = a
-        view.flags.writeable = False
-        views.append(view)
+    views = [awkward(a) for a in (x, w, b, dy)]
     assert (linear_forward(*views[:3]) == linear_forward(x, w, b)).all()
     assert all((a == e).all() for a, e in zip(linear_backward(views[3], *views[:2]), linear_backward(dy, x, w), strict=True))
 

@@ -1,12 +1,13 @@
 """Batches: every picture once, and the same ones for a seed and an epoch, wherever one begins."""
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcnn.datasets import Dataset, Loader
 from nbcnn.kernels.cpu.buffer import Buffer
+
+import oracles
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

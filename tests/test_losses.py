@@ -2,10 +2,8 @@
 import inspect
 import math
 
-import llvm
 import numba
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +19,9 @@ from nbcnn.kernels.losses import (
     mse_loss_forward,
     softmax,
 )
+
+import llvm
+import oracles
 
 DTYPES = [np.float32, np.float64]
 FUNCTIONS = {"l1": (l1_loss_forward, l1_loss_backward, oracles.l1_loss),

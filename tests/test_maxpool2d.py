@@ -1,15 +1,17 @@
 """Max pooling: frozen values, oracle, gradients, contract, errors, and parity with PyTorch."""
 import numba
 import numpy as np
-import oracles
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from llvm import double_operations
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu import maxpool2d as kernels
 from nbcnn.kernels.maxpool2d import maxpool2d_backward, maxpool2d_forward
+
+import oracles
+from data import awkward
+from llvm import double_operations
 
 DTYPES = [np.float32, np.float64]
 
@@ -150,13 +152,6 @@ def test_strided_and_read_only_inputs(dtype):
     y, argmax = maxpool2d_forward(x, 3, stride=2)
     dy = small_integers(1, y.shape, dtype)
 
-    def awkward(a):
-        """The same values, backwards in memory with gaps between them, not writable."""
-        wide = np.zeros([2 * size for size in a.shape], a.dtype)[::-2, ::-2, ::-2, ::-2]
-        wide[...] = a
-        wide.flags.writeable = False
-        return wide
-
     assert all(equal(a, b) for a, b in zip(maxpool2d_forward(awkward(x), 3, stride=2), (y, argmax), strict=True))
     assert equal(maxpool2d_backward(awkward(dy), awkward(argmax), x.shape), maxpool2d_backward(dy, argmax, x.shape))
 
@@ -180,7 +175,7 @@ def test_any_number_of_threads_gives_equal_bits(geometry, seed):
         operation = cpu.MaxPool2d(shape[1:], *list(options.values())[:4], y.shape[1:], x.dtype)
         operation.reserve(len(x))
         packed, dx = cpu.Buffer(len(x), y.shape[1:], x.dtype), cpu.Buffer(len(x), shape[1:], x.dtype)
-        operation.forward(len(x), packed, cpu.Buffer.holding(x))
+        operation.forward(len(x), packed, cpu.Buffer.holding(x), ())
         operation.backward(len(x), dx, (), cpu.Buffer.holding(dy), None, None, (), ())
         results.append((y, argmax, maxpool2d_backward(dy, argmax, shape), dx.view(len(x))))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(*results, strict=True))

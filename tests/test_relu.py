@@ -1,15 +1,17 @@
 """ReLU: frozen values, oracle, gradients, contract, errors, and parity with PyTorch."""
 import numba
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llvm import double_operations
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu import relu as kernels
 from nbcnn.kernels.relu import relu_backward, relu_forward
+
+import oracles
+from data import awkward
+from llvm import double_operations
 
 DTYPES = [np.float32, np.float64]
 shapes = st.lists(st.integers(0, 9), max_size=5).map(tuple)
@@ -92,13 +94,6 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, shape, N, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strided_and_read_only_inputs(dtype):
     x, dy = values(1, (2, 3, 5, 4), dtype), upstream(1, (2, 3, 5, 4), dtype)
-
-    def awkward(a):
-        """The same values, backwards in memory with gaps between them, not writable."""
-        wide = np.zeros([2 * size for size in a.shape], a.dtype)[::-2, ::-2, ::-2, ::-2]
-        wide[...] = a
-        wide.flags.writeable = False
-        return wide
 
     y = relu_forward(x)
     assert equal(relu_forward(awkward(x)), y) and equal(relu_backward(awkward(dy), awkward(y)), relu_backward(dy, y))

@@ -3,14 +3,15 @@ import itertools
 
 import numba
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llvm import double_operations
 
 from nbcnn.kernels.cpu.sgd import sgd
 from nbcnn.kernels.sgd import sgd_step
+
+import oracles
+from llvm import double_operations
 
 DTYPES = [np.float32, np.float64]
 seeds = st.integers(0, 2**32 - 1)

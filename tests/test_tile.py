@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 
-import llvm
 import numba
 import numpy as np
 import pytest
@@ -22,6 +21,8 @@ from nbcnn.kernels.cpu.tile import (
     tile_store,
     tile_zero,
 )
+
+import llvm
 
 
 def run(code, **environment):

@@ -60,7 +60,7 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
         same_shape(b, "b", w.shape[:1], "one bias for each kernel in w")
     N = len(x)
     y = cpu.Buffer(N, (operation.O, *operation.y_size), x.dtype)
-    operation.forward(N, y, cpu.Buffer.holding(x, operation.x_border), (_flat(w), b))
+    operation.forward(N, y, cpu.Buffer.holding(x, operation.x_border), (cpu.flat_weight(w), b))
     return y.view(N)
 
 
@@ -124,7 +124,7 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     dx = cpu.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
     dw, db = cpu.allocate((w.size,), x.dtype), cpu.allocate((O,), x.dtype)
     operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy, operation.dy_border),
-                       cpu.Buffer.holding(x, operation.x_border), None, (_flat(w), None), (False, False))
+                       cpu.Buffer.holding(x, operation.x_border), None, (cpu.flat_weight(w), None), (False, False))
     return dx.view(N) if need_dx else None, dw.reshape(O, KH, KW, C).transpose(0, 3, 1, 2), db
 
 
@@ -139,10 +139,3 @@ def _check(x, w, stride, padding, dilation):
     stride, padding, dilation = pair(stride, "stride", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1)
     size = conv_size(x.shape[2:], w.shape[2:], stride, padding, dilation, "x")
     return x, w, cpu.Conv2d(x.shape[1:], (len(w), *size), w.shape[2:], stride, padding, dilation, x.dtype)
-
-
-def _flat(w):
-    """The weights in the kernels' order (O, KH, KW, C), flat."""
-    flat = cpu.allocate((w.size,), w.dtype)
-    flat.reshape(len(w), *w.shape[2:], w.shape[1])[...] = w.transpose(0, 2, 3, 1)
-    return flat

@@ -50,7 +50,7 @@ def linear_forward(x, w, b=None):
         same_shape(b, "b", w.shape[:1], "one bias for each row of w")
     N = len(x)
     y = cpu.Buffer(N, w.shape[:1], x.dtype)
-    operation.forward(N, y, cpu.Buffer.holding(x), (_flat(w), b))
+    operation.forward(N, y, cpu.Buffer.holding(x), (cpu.flat_weight(w), b))
     return y.view(N)
 
 
@@ -103,7 +103,8 @@ def linear_backward(dy, x, w, *, need_dx=True):
     operation.reserve(N)
     dx = cpu.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
     dw, db = cpu.allocate((w.size,), x.dtype), cpu.allocate(w.shape[:1], x.dtype)
-    operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy), cpu.Buffer.holding(x), None, (_flat(w), None), (False, False))
+    operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy), cpu.Buffer.holding(x), None, (cpu.flat_weight(w), None),
+                       (False, False))
     return dx.view(N) if need_dx else None, dw.reshape(w.shape), db
 
 
@@ -116,10 +117,3 @@ def _check(x, w):
     if x.shape[1] != w.shape[1]:
         raise ValueError(f"x: expected shape (N, in) with in = {w.shape[1]} features, as w {w.shape} has, got shape {x.shape}")
     return x, w, cpu.Linear(x.shape[1:], w.shape[:1], x.dtype)
-
-
-def _flat(w):
-    """The weights in memory of the kernels' own."""
-    flat = cpu.allocate((w.size,), w.dtype)
-    flat.reshape(w.shape)[...] = w
-    return flat

@@ -71,7 +71,7 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     operation = cpu.MaxPool2d((C, H, W), kernel_size, stride, padding, dilation, y_shape, x.dtype)
     operation.reserve(N)
     y = cpu.Buffer(N, y_shape, x.dtype)
-    operation.forward(N, y, cpu.Buffer.holding(x))
+    operation.forward(N, y, cpu.Buffer.holding(x), ())
     return y.view(N), operation.argmax.astype(np.int64).transpose(0, 3, 1, 2)
 
 

@@ -16,6 +16,13 @@ def allocate(shape, dtype):
     return memory[start:start + count * dtype.itemsize].view(dtype).reshape(shape)
 
 
+def flat_weight(w):
+    """Weights (O, C, ...) in the kernels' order (O, ..., C), flat: a copy in aligned memory."""
+    flat, last = allocate((w.size,), w.dtype), np.moveaxis(w, 1, -1)
+    flat.reshape(last.shape)[...] = last
+    return flat
+
+
 class Buffer:
     """Activations or gradients of up to `batch` samples, channels last, with a border of zeros.
 

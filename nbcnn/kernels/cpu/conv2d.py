@@ -8,6 +8,7 @@ from numba import njit, prange
 
 from nbcnn.kernels.cpu.buffer import allocate
 from nbcnn.kernels.cpu.launch import PARALLEL, launch
+from nbcnn.kernels.cpu.operation import Operation
 from nbcnn.kernels.cpu.tile import (
     TILE_VERSION,
     lanes,
@@ -143,7 +144,7 @@ def add_parts(total, partial, parts, add):
 
 
 
-class Conv2d:
+class Conv2d(Operation):
     """A convolution of pictures of one shape: its borders, tiles, strides and workspace.
 
     Weights are (O, KH, KW, C), flat. Forward packs them into rows of lanes; the input gradient reads them where they are.

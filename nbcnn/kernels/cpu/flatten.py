@@ -1,10 +1,11 @@
 """Pictures as vectors on the CPU: from channels-last memory to PyTorch's (C, H, W) order and back."""
 from numba import njit, prange
 
-from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.cpu.launch import PARALLEL, launch
+from nbcnn.kernels.cpu.operation import Operation
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=PARALLEL)
 def flatten_forward(y, x, n, y_border, x_border):
     """y (batch, 1+2b, 1+2b, C*H*W) = the first n pictures of x (batch, H+2b, W+2b, C), channel by channel."""
     H, W, C = x.shape[1] - 2 * x_border[0], x.shape[2] - 2 * x_border[1], x.shape[3]
@@ -15,7 +16,7 @@ def flatten_forward(y, x, n, y_border, x_border):
                     y[m, y_border[0], y_border[1], (c * H + r) * W + s] = x[m, r + x_border[0], s + x_border[1], c]
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=PARALLEL)
 def flatten_backward(dx, dy, n, dx_border, dy_border):
     """dx = dy, each number back where it came from."""
     H, W, C = dx.shape[1] - 2 * dx_border[0], dx.shape[2] - 2 * dx_border[1], dx.shape[3]
@@ -26,17 +27,12 @@ def flatten_backward(dx, dy, n, dx_border, dy_border):
                     dx[m, r + dx_border[0], s + dx_border[1], c] = dy[m, dy_border[0], dy_border[1], (c * H + r) * W + s]
 
 
-class Flatten:
+class Flatten(Operation):
     """Pictures (C, H, W) as vectors (C*H*W,)."""
-    x_border = dy_border = (0, 0)
-
     def __init__(self, x_shape, dtype):
-        pass
+        """Nothing depends on the shape or the dtype."""
 
-    def reserve(self, batch):
-        pass
-
-    def forward(self, n, y, x, params=()):
+    def forward(self, n, y, x, params):
         launch(flatten_forward, y.array, x.array, n, y.border, x.border)
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):

@@ -8,10 +8,11 @@ import numpy as np
 from numba import njit, prange
 
 from nbcnn.kernels.cpu.buffer import allocate
-from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.cpu.launch import PARALLEL, launch
+from nbcnn.kernels.cpu.operation import Operation
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=PARALLEL)
 def maxpool2d_forward(y, argmax, x, n, y_border, x_border, kernel_size, stride, padding, dilation):
     """y, argmax = the largest value of each window and its cell, for the first n pictures of x (batch, H+2b, W+2b, C)."""
     OH = argmax.shape[1]
@@ -49,7 +50,7 @@ def _forward_row(y, argmax, x, m, i, y_border, x_border, kernel_size, stride, pa
                     best[c], where[c] = (b[c], b_cell) if wins else (v, cell)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=PARALLEL)
 def maxpool2d_backward(dx, dy, argmax, n, dx_border, dy_border, kernel_size, stride, padding, dilation):
     """dx = dy at the cells that won. Each task owns a row of dx, so overlapping windows need no atomics and keep their order."""
     H = dx.shape[1] - 2 * dx_border[0]
@@ -80,7 +81,7 @@ def _backward_row(dx, dy, argmax, m, r, dx_border, dy_border, kernel_size, strid
                     d[c] += g[c] if where[c] == cell else zero
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=PARALLEL)
 def maxpool2d_scatter(dx, dy, argmax):
     """dx (N, H*W, C) += dy (N, OH*OW, C) at the cells argmax (N, OH*OW, C) names, whatever windows they come from."""
     for m in prange(len(dx)):
@@ -89,15 +90,13 @@ def maxpool2d_scatter(dx, dy, argmax):
                 dx[m, argmax[m, k, c], c] += dy[m, k, c]
 
 
-class MaxPool2d:
+class MaxPool2d(Operation):
     """Max pooling of pictures (C, H, W); remembers which cells won.
 
     Attributes
     ----------
     argmax : int32 array (batch, OH, OW, C)
     """
-    x_border = dy_border = (0, 0)
-
     def __init__(self, x_shape, kernel_size, stride, padding, dilation, y_shape, dtype):
         _, H, W = x_shape
         if H * W > np.iinfo(np.int32).max:
@@ -109,7 +108,7 @@ class MaxPool2d:
         C, OH, OW = self.y_shape
         self.argmax = allocate((batch, OH, OW, C), np.int32)
 
-    def forward(self, n, y, x, params=()):
+    def forward(self, n, y, x, params):
         launch(maxpool2d_forward, y.array, self.argmax, x.array, n, y.border, x.border, *self.windows)
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):

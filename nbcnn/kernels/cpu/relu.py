@@ -1,17 +1,18 @@
 """ReLU on the CPU: max(x, 0), a row of pixels at a time."""
 from numba import njit, prange
 
-from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.cpu.launch import PARALLEL, launch
+from nbcnn.kernels.cpu.operation import Operation
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=PARALLEL)
 def relu_forward(y, x, n, y_border, x_border):
     """y = max(x, 0) for the first n pictures of x (batch, H+2b, W+2b, C); NaN stays NaN."""
     for row in prange(n * (x.shape[1] - 2 * x_border[0])):
         _forward_row(_row(y, row, y_border), _row(x, row, x_border))
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, parallel=PARALLEL)
 def relu_backward(dx, dy, y, n, dx_border, dy_border, y_border):
     """dx = dy where y > 0 or y is NaN, else 0."""
     for row in prange(n * (y.shape[1] - 2 * y_border[0])):
@@ -41,17 +42,12 @@ def _backward_row(dx, dy, y):
             dx[s, c] = zero if y[s, c] <= zero else dy[s, c]
 
 
-class ReLU:
+class ReLU(Operation):
     """max(x, 0) of pictures (C, H, W) or vectors (F,)."""
-    x_border = dy_border = (0, 0)
-
     def __init__(self, x_shape, dtype):
-        pass
+        """Nothing depends on the shape or the dtype."""
 
-    def reserve(self, batch):
-        pass
-
-    def forward(self, n, y, x, params=()):
+    def forward(self, n, y, x, params):
         launch(relu_forward, y.array, x.array, n, y.border, x.border)
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):

@@ -1,0 +1,45 @@
+"""What the scheduler knows of an operation."""
+
+
+class Operation:
+    """The computation of a layer for samples of one shape. Buffers and parameters are handed over with each call.
+
+    Attributes
+    ----------
+    x_border, dy_border : pair of ints
+        Rows and columns of zeros that forward reads around x, and backward around dy.
+    """
+    x_border = dy_border = (0, 0)
+
+    def reserve(self, batch):
+        """Allocate what is kept from forward to backward, and workspace, for up to `batch` samples."""
+
+    def forward(self, n, y, x, params):
+        """Compute y of the first n samples.
+
+        Parameters
+        ----------
+        n : int
+        y, x : Buffer
+            Of y the interior is written, and all of it.
+        params : tuple of flat arrays
+            (weight, bias), the bias None where there is none; () without parameters.
+        """
+        raise TypeError(f"{type(self).__name__}: an operation defines forward")
+
+    def backward(self, n, dx, dparams, dy, x, y, params, add):
+        """Compute dx and dparams of the first n samples, after a forward of the same n.
+
+        Parameters
+        ----------
+        n : int
+        dx : Buffer or None
+            The interior is written, and all of it; None when nobody needs it.
+        dparams : tuple of flat arrays
+            Where the gradients of params go.
+        dy, x, y : Buffer
+        params : tuple of flat arrays
+        add : tuple of bool
+            Whether to add to each of dparams instead of overwriting it.
+        """
+        raise TypeError(f"{type(self).__name__}: an operation defines backward")
