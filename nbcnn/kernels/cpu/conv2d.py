@@ -28,39 +28,60 @@ MOST_PARTS = 8      # partial sums of a weight gradient: fixed, so that no resul
 def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
     """The correlation kernel for a tile of P pixels x V vectors of channels."""
 
-    @njit(parallel=PARALLEL, cache=True)
-    def correlate(y, x, w, b, count, size, taps, y_at, x_at, w_at, reads):
-        """y[pixel, o] = b[o] + sum over (p, q, k) of x[x's pixel + (p, q) + k] * w[o's block, p, q, k, o].
+    @njit(parallel=PARALLEL, cache=True, error_model="numpy")
+    def correlate(y, x, w, b, n, size, taps, y_at, x_at, w_at, rows_read, columns_read):
+        """y[pixel, o] = b[o] + sum over (p, q, k) of x[x's pixel + (p, q) + k] * w[o's block, p, q, k, o], for n pictures.
 
-        count is the number of output pixels of all pictures, size = (OH, OW, O), taps = (KH, KW, K): K is the length of a
-        contiguous run of x under a tap. The *_at are strides in elements, y_at = (start, image, row, pixel), x_at = (start,
-        image, row, pixel, p, q), w_at = (start, block, p, q, k). reads = (start, i, p, H) says that output row i reads under
-        tap p the input row start + i*reads[1] + p*reads[2] of H; taps above or below the picture are left out.
+        size = (OH, OW, O), taps = (KH, KW, K): K is the length of a contiguous run of x under a tap. The *_at are strides in
+        elements, y_at = (start, image, row, pixel), x_at = (start, image, row, pixel, p, q), w_at = (start, block, p, q, k).
+        rows_read = (start, i, p, H) says that output row i reads under tap p the row start + i*rows_read[1] + p*rows_read[2] of H,
+        and columns_read the same of columns: taps that fall outside the picture are left out.
+
+        A tile is P pixels. Where many of them lie near a side, it is the same pixel of P pictures, so that all leave out the
+        same taps; else they are neighbours, which share what they read.
         """
         _ = VERSION
         OH, OW, O = size
         KH, KW, K = taps
+        count = n * OH * OW
         tiles = (count + P - 1) // P
         blocks = (O + V * LANES - 1) // (V * LANES)
+        across = n >= P and OW <= 2 * P
+        # Taps side by side in x and in w are one run.
+        joined = KW > 1 and x_at[5] == K and w_at[3] == K * w_at[4]
         for task in prange(blocks * tiles):
-            first = task % tiles * P
-            block = task // tiles
-            top = first // OW % OH
-            bottom = top + (min(first + P, count) - 1) // OW - first // OW      # >= OH: in the next picture
-            rows = rows_of_pixels(P, first, count, OW, OH, x_at[3], x_at[2], x_at[1])
-            acc = tile_rows(P, V, b, block * V * LANES)
-            for p in range(KH):
-                r = reads[0] + p * reads[2]
-                if bottom < OH and (r + bottom * reads[1] < 0 or r + top * reads[1] >= reads[3]):
-                    continue
-                for q in range(KW):
+            first, block = task % tiles * P, task // tiles
+            last = min(first + P, count) - 1
+            if across:
+                x_rows = rows_of_pixels(P, first, count, n, OW, x_at[1], x_at[3], x_at[2])
+                y_rows = rows_of_pixels(P, first, count, n, OW, y_at[1], y_at[3], y_at[2])
+                pixel, last_pixel = first // n, last // n
+            else:
+                x_rows = rows_of_pixels(P, first, count, OW, OH, x_at[3], x_at[2], x_at[1])
+                y_rows = rows_of_pixels(P, first, count, OW, OH, y_at[3], y_at[2], y_at[1])
+                pixel, last_pixel = first, last
+            line, last_line = pixel // OW, last_pixel // OW
+            i, j, j_last = line % OH, pixel % OW, last_pixel % OW
+            i_last = i + last_line - line
+            if line != last_line:
+                j, j_last = 0, OW - 1
+            if i_last >= OH:        # on into the next picture
+                i, i_last = 0, OH - 1
+            r, s = rows_read[0], columns_read[0]
+            p_start = max(0, -((r + i_last * rows_read[1]) // rows_read[2]))
+            p_stop = min(KH, (rows_read[3] - 1 - r - i * rows_read[1]) // rows_read[2] + 1)
+            q_start = max(0, -((s + j_last * columns_read[1]) // columns_read[2]))
+            q_stop = min(KW, (columns_read[3] - 1 - s - j * columns_read[1]) // columns_read[2] + 1)
+            q_step, run = (q_stop - q_start, (q_stop - q_start) * K) if joined else (1, K)
+            o = block * V * LANES
+            acc = tile_rows(P, V, b, o)
+            for p in range(p_start, p_stop):
+                for q in range(q_start, q_stop, max(1, q_step)):
                     at_x = x_at[0] + p * x_at[4] + q * x_at[5]
                     at_w = w_at[0] + block * w_at[1] + p * w_at[2] + q * w_at[3]
-                    for k in range(K):
-                        acc = tile_outer(acc, x, rows, at_x + k, w, at_w + k * w_at[4])
-            rows = rows_of_pixels(P, first, count, OW, OH, y_at[3], y_at[2], y_at[1])
-            o = block * V * LANES
-            tile_store(acc, y, rows, y_at[0] + o, count - first, O - o)
+                    for k in range(run):
+                        acc = tile_outer(acc, x, x_rows, at_x + k, w, at_w + k * w_at[4])
+            tile_store(acc, y, y_rows, y_at[0] + o, count - first, O - o)
 
     return correlate
 
@@ -70,7 +91,7 @@ def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
     """The weight gradient kernel for a tile of P output channels x V vectors of one kernel row."""
     P_VECS = -(-P // LANES)     # vectors that hold P channels of dy, for db
 
-    @njit(parallel=PARALLEL, cache=True)
+    @njit(parallel=PARALLEL, cache=True, error_model="numpy")
     def weight_gradient(dw_parts, db_parts, dy, x, one, n, parts, size, taps, dy_at, x_at, rows_read, columns_read):
         """dw_parts[part, o, p, q, k] = sum over the part's pictures and all (i, j) of dy[n, i, j, o] * x[x's pixel + (p, q) + k].
 
@@ -160,9 +181,7 @@ class Conv2d(Operation):
         self.dy_border = tuple(max([0, *(phase.reach for phase in axis)]) for axis in self.phases)
         KH, KW = kernel_size
         width = lanes(dtype)
-        # Without dilation the taps of a kernel row touch one contiguous run of x: one loop instead of two.
-        self.taps = (KH, 1, KW * self.C) if dilation[1] == 1 else (KH, KW, self.C)
-        self.run = KH * KW * self.C
+        self.taps, self.run = (KH, KW, self.C), KH * KW * self.C
 
         P, V = tile_shape(self.O, dtype)
         self.width = V * width
@@ -176,15 +195,20 @@ class Conv2d(Operation):
         self.correlate_dx, self.dx_width = make_correlate(P, V, width), V * width
         self.zeros = allocate((-(-self.C // self.dx_width) * self.dx_width,), dtype)
 
-        # Where the channels fill whole tiles, taking the taps one by one lets each leave out the pixels in the border.
-        self.dw_taps = (KH, KW, self.C) if self.C % (2 * width) == 0 else self.taps
+        # Without dilation the taps of a kernel row touch one contiguous run of x, which wastes fewer lanes than a run for each
+        # tap; but where the channels fill whole tiles, a tap by itself can leave out the pixels that it reads in the border.
+        self.dw_taps = (KH, 1, KW * self.C) if dilation[1] == 1 and self.C % (2 * width) else self.taps
         P, V = tile_shape(self.dw_taps[2], dtype, adjacent=True)
         self.weight_gradient = make_weight_gradient(P, V, width)
         self.one = np.ones(1, dtype)
 
     def parts(self, n):
-        """Into how many partial sums the weight gradient of n pictures is split: it follows from the shapes alone."""
-        return max(1, min(MOST_PARTS, n, n * self.y_size[0] * self.y_size[1] // 64))
+        """Into how many partial sums the weight gradient of n pictures is split: it follows from the shapes alone.
+
+        Enough for 32 tasks of 8 channels and for parts of 16 pictures, which a cache holds; fewer where there is little to sum.
+        """
+        wanted = max(32 // -(-self.O // 8), n // 16)
+        return max(1, min(MOST_PARTS, n, wanted, n * self.y_size[0] * self.y_size[1] // 64))
 
     def reserve(self, batch):
         """Allocate the partial sums for up to `batch` pictures."""
@@ -198,8 +222,8 @@ class Conv2d(Operation):
         launch(pack_weight, self.packed_w, w, self.width, self.O, self.run)
         if b is not None:
             self.packed_b[:self.O] = b
-        launch(self.correlate, y.array, x.array, self.packed_w, self.packed_b, n * self.y_size[0] * self.y_size[1],
-               (*self.y_size, self.O), self.taps, y.strides, self._x_at(x), self.w_at, self._reads(0))
+        launch(self.correlate, y.array, x.array, self.packed_w, self.packed_b, n, (*self.y_size, self.O), self.taps,
+               y.strides, self._x_at(x), self.w_at, self._reads(0), self._reads(1))
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         """dw, db and, unless dx is None, dx."""
@@ -210,7 +234,7 @@ class Conv2d(Operation):
     def weight_backward(self, n, dparams, dy, x, add):
         """dw and db: partial sums over parts of the batch, then their sum."""
         parts = self.parts(n)
-        columns = self._reads(1) if self.dw_taps[1] > 1 else (0, 1, 0, self.y_size[1])
+        columns = self._reads(1) if self.dw_taps == self.taps else (0, 1, 0, self.y_size[1])
         launch(self.weight_gradient, self.dw_parts, self.db_parts, dy.array, x.array, self.one, n, parts,
                (*self.y_size, self.O), self.dw_taps, dy.strides, self._x_at(x), self._reads(0), columns)
         for total, partial, to_add in zip(dparams, (self.dw_parts, self.db_parts), add, strict=True):
@@ -224,14 +248,14 @@ class Conv2d(Operation):
         dy_start, dy_image, dy_row, dy_pixel = dy.strides
         for u in self.phases[0]:
             for v in self.phases[1]:
-                launch(self.correlate_dx, dx.array, dy.array, w, self.zeros, n * u.count * v.count,
+                launch(self.correlate_dx, dx.array, dy.array, w, self.zeros, n,
                        (u.count, v.count, self.C), (u.taps, v.taps, self.O),
                        (dx_start + u.first * dx_row + v.first * dx_pixel, dx_image,
                         self.stride[0] * dx_row, self.stride[1] * dx_pixel),
                        (dy_start + u.read * dy_row + v.read * dy_pixel, dy_image, dy_row, dy_pixel,
                         u.read_step * dy_row, v.read_step * dy_pixel),
                        ((u.tap * KW + v.tap) * self.C, self.dx_width, u.tap_step * KW * self.C, v.tap_step * self.C, self.run),
-                       (u.read, 1, u.read_step, self.y_size[0]))
+                       (u.read, 1, u.read_step, self.y_size[0]), (v.read, 1, v.read_step, self.y_size[1]))
 
     def _x_at(self, x):
         """Strides by which an output pixel and a tap move in x."""
