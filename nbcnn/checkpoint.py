@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file with all it takes to go on with a training, or to use what it made.
 
-Tensors: the parameters with PyTorch's names and shapes, and `momentum.<name>` for each that has momentum. The metadata holds
-one entry, "nbcnn", JSON: the structure of the model, what it knows of its pictures and classes, the optimizer's options, how
+Tensors: the parameters with PyTorch's names and shapes, and `optimizer.momentum.<name>` for each that has momentum. The metadata
+holds one entry, "nbcnn", JSON: the structure of the model, what it knows of its pictures and classes, the optimizer's options, how
 far the training is, and the options it was started with. Floats are written so that they read back with the same bits.
 """
 import contextlib
@@ -21,6 +21,7 @@ from nbcnn.model import Sequential
 from nbcnn.optim import SGD
 
 FORMAT = 1
+MOMENTUM = "optimizer.momentum."      # no parameter is called so: a name has one dot
 ABOUT_MODEL = ("input_shape", "mean", "std", "classes", "seed")
 
 
@@ -63,7 +64,7 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
         about["optimizer"] = {"params": [names[parameter] for parameter in optimizer.params], **state}
         for name, buffer in zip(about["optimizer"]["params"], about["optimizer"].pop("momentum_buffers"), strict=True):
             if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
+                tensors[MOMENTUM + name] = buffer
     about["crc32"] = _checksum(about, tensors)
     write_atomically(path, to_bytes(tensors, metadata={"nbcnn": json.dumps(about)}))
 
@@ -130,14 +131,14 @@ def _build(about, tensors):
     for name, tensor in tensors.items():
         if tensor.dtype != model.dtype:
             raise ValueError(f"{name}: expected {model.dtype}, got {tensor.dtype}")
-    momentum = {name: tensors.pop(name) for name in list(tensors) if name.startswith("momentum.")}
+    momentum = {name: tensors.pop(name) for name in list(tensors) if name.startswith(MOMENTUM)}
     model.load_state_dict(tensors)
     optimizer = None
     if about["optimizer"] is not None:
         state, parameters = dict(about["optimizer"]), dict(model.named_parameters())
         names = state.pop("params")
         optimizer = SGD([parameters[name] for name in names], lr=0)
-        optimizer.load_state_dict({**state, "momentum_buffers": [momentum.pop(f"momentum.{name}", None) for name in names]})
+        optimizer.load_state_dict({**state, "momentum_buffers": [momentum.pop(MOMENTUM + name, None) for name in names]})
     if momentum:
         raise ValueError(f"momentum of no parameter: {', '.join(momentum)}")
     return Checkpoint(model, optimizer, Progress(**about["progress"]), dict(about["options"]))

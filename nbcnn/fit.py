@@ -148,6 +148,7 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     progress = replace(progress) if progress else Progress()
     loader = Loader(train, batch_size, shuffle, seed, augment, mean=model.mean, std=model.std, dtype=model.dtype)
     scheduler = BackpropScheduler(model, loss)
+    scheduler.plan(train.images.shape[1:])
     targets = _targets(loss, train, model.dtype)
     state = State(model, optimizer, scheduler, progress, integer(epochs, "epochs", 0), len(loader))
     while progress.epoch < epochs and not state.stop:
@@ -189,7 +190,10 @@ def evaluate(scheduler, dataset, batch_size=256):
 
     The loss of each batch is weighted with its size; the batch size changes the rounding of the loss, nothing else.
     """
+    if not len(dataset):
+        raise ValueError("dataset: expected at least one picture, got none")
     model, loss = scheduler.model, scheduler.loss
+    scheduler.plan(dataset.images.shape[1:])
     loader = Loader(dataset, batch_size, shuffle=False, mean=model.mean, std=model.std, dtype=model.dtype)
     targets, loss_sum, correct = _targets(loss, dataset, model.dtype), 0.0, 0
     for images, labels in loader.epoch(0, scheduler.images):

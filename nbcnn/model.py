@@ -47,21 +47,25 @@ class Sequential:
         self.input_shape = None if input_shape is None else tuple(integer(size, "input_shape", 1) for size in input_shape)
         self.mean, self.std = (None if v is None else [float(x) for x in v] for v in (mean, std))
         self.classes = None if classes is None else [str(name) for name in classes]
-        self.layers = {}
+        self.seed = integer(seed, "seed", 0)
+        self.layers, self.vector, self._forward = {}, None, BackpropScheduler(self, None)
         for position, item in enumerate(layers):
             name, layer = item if isinstance(item, tuple | list) else (str(position), item)
             self._add(name, layer)
         if not self.layers:
             raise ValueError("layers: expected at least one layer, got none")
-        self.seed = integer(seed, "seed", 0)
         self.vector = ParameterVector(self.parameters(), self.dtype)
         rng = np.random.default_rng(self.seed)
         for parameter in self.parameters():
             bound = parameter.fan_in ** -0.5
             parameter.data[...] = rng.uniform(-bound, bound, parameter.shape)
-        self._forward = BackpropScheduler(self, None)
         if self.input_shape is not None:
             self.shapes(self.input_shape)
+
+    def __reduce__(self):
+        """Copies and pickles: the structure, the options and the parameters, in memory of their own."""
+        options = {name: getattr(self, name) for name in ("input_shape", "mean", "std", "classes", "seed", "dtype")}
+        return _rebuilt, (self.structure(), options, self.state_dict())
 
     def _add(self, name, layer):
         if not isinstance(layer, Layer):
@@ -134,7 +138,7 @@ class Sequential:
             When names are missing or unexpected or a shape differs: all of them are listed, and nothing is changed.
         """
         own = dict(self.named_parameters())
-        arrays = {name: np.asarray(value) for name, value in state.items()}
+        arrays = {name: np.asarray(value, self.dtype) for name, value in state.items()}
         faults = [f"missing {name} {own[name].shape}" for name in own if name not in arrays]
         faults += [f"unexpected {name} {arrays[name].shape}" for name in arrays if name not in own]
         faults += [f"{name} expected shape {own[name].shape}, got {arrays[name].shape}"
@@ -192,3 +196,10 @@ class Sequential:
                 raise ValueError(f"structure: unknown layer type {kind!r} for {name!r}")
             layers.append((name, layer(**arguments)))
         return cls(layers, **options)
+
+
+def _rebuilt(structure, options, state):
+    """The model that Sequential.__reduce__ took apart."""
+    model = Sequential.from_structure(structure, **options)
+    model.load_state_dict(state)
+    return model

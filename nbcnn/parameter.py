@@ -20,6 +20,9 @@ class ParameterVector:
             size += -(-parameter.size // step) * step
         self.data, self.grad = cpu.allocate((size,), dtype), cpu.allocate((size,), dtype)
 
+    def __reduce__(self):
+        raise TypeError("parameters are copied or pickled with their model: copy.deepcopy(model); then make a new optimizer")
+
 
 class Parameter:
     """A tensor that is learned. Its layer makes it, the model that takes the layer gives it memory and initial values.

@@ -67,6 +67,8 @@ class BackpropScheduler:
     """
 
     def __init__(self, model, loss):
+        if loss is not None and loss.reduction == "none":
+            raise ValueError("loss: expected reduction 'mean' or 'sum', a single number to differentiate, got 'none'")
         self.model, self.loss = model, loss
         self.shape = None           # of a sample, which the plan is made for
         self.steps = []
@@ -120,6 +122,8 @@ class BackpropScheduler:
         if self._targets is None:
             raise RuntimeError("backward: expected a forward pass of its own before it; call forward(images, targets) first")
         n, targets, self._targets = self._n, self._targets, None
+        if not self.model.parameters():
+            return
         self._reserve_backward(n)
         last = self.steps[-1]
         last.dy.view(n)[...] = self.loss.backward(last.y.view(n), targets)
@@ -148,6 +152,8 @@ class BackpropScheduler:
     def images(self, n):
         """A writable (n, C, H, W) view of the first buffer; `forward` takes it without a copy.
 
+        What a forward pass has left there is given up: a backward pass needs a new one.
+
         Raises
         ------
         RuntimeError
@@ -155,7 +161,8 @@ class BackpropScheduler:
         """
         if self.shape is None and self.model.input_shape is None:
             raise RuntimeError("images: expected a model with input_shape, or a batch before")
-        self._plan(self.shape or self.model.input_shape)
+        self._targets = None
+        self.plan(self.shape or self.model.input_shape)
         self._reserve(integer(n, "n", 0))
         return self.steps[0].x.view(n)
 
@@ -166,7 +173,7 @@ class BackpropScheduler:
 
     def first_nonfinite(self):
         """The name of the first layer whose last output holds a NaN or an infinity, "input", or None."""
-        if not self.steps or not np.isfinite(self.steps[0].x.view(self._n)).all():
+        if not self.steps or self.steps[0].x is None or not np.isfinite(self.steps[0].x.view(self._n)).all():
             return "input"
         return next((name for name, y in self.outputs.items() if not np.isfinite(y).all()), None)
 
@@ -182,22 +189,34 @@ class BackpropScheduler:
             raise TypeError(f"images: expected a uint8, float32 or float64 array, got {images.dtype}")
         if images.ndim < 2:
             raise ValueError(f"images: expected shape (N, C, H, W), got shape {images.shape}")
-        self._plan(images.shape[1:])
+        try:
+            self.plan(images.shape[1:])
+        except ValueError as error:
+            hint = "; a single picture is a batch as images[None]" if images.ndim == 3 else ""
+            raise ValueError(f"{error} from images of shape {images.shape}{hint}") from None
         self._n = n = len(images)
         self._reserve(n)
         view = self.steps[0].x.view(n)
         if images.__array_interface__ != view.__array_interface__:
             if images.dtype == np.uint8:
-                pictures = images if images.ndim == 4 else images.reshape(*images.shape, 1, 1)
-                normalize_images(view.reshape(pictures.shape), pictures, self.model.table(pictures.shape[1]))
+                # What has no axis of channels counts as one channel.
+                shape = images.shape if images.ndim == 4 else (n, 1, math.prod(images.shape[1:]), 1)
+                normalize_images(view.reshape(shape), images.reshape(shape), self.model.table(shape[1]))
             else:
                 view[...] = images
         for step in self.steps:
             step.operation.forward(n, step.y, step.x, step.params())
         return self.steps[-1].y.view(n)
 
-    def _plan(self, shape):
-        """Infer the shapes and choose the operations, once for each shape of a sample."""
+    def plan(self, shape):
+        """Infer the shapes and choose the operations for samples of a shape; the first batch does it by itself.
+
+        Raises
+        ------
+        ValueError
+            When a layer cannot take what the one before gives: names the layer and both shapes.
+        """
+        shape = tuple(shape)
         if shape == self.shape:
             return
         shapes = self.model.shapes(shape)
@@ -236,7 +255,7 @@ class BackpropScheduler:
         shape = self.shape or self.model.input_shape
         if shape is None:
             return "no plan yet: it is made at the first batch, or from the model's input_shape"
-        self._plan(tuple(shape))
+        self.plan(shape)
         itemsize, rows = self.model.dtype.itemsize, []
         for step in self.steps:
             flop = step.layer.flop(step.x_shape)

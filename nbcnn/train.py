@@ -52,11 +52,10 @@ COLUMNS = ["epoch", "lr", "train_loss", "test_loss", "test_accuracy", "images_pe
 def main(argv=None):
     """Parse, train, and return the exit status."""
     try:
-        try:
-            run = Run(vars(_parser().parse_args(argv)))
-        except ValueError as error:
-            return _fail(error)
+        run = Run(vars(_parser().parse_args(argv)))
         return run.train()
+    except ValueError as error:
+        return _fail(error)
     except NonFiniteLoss as error:
         kept = f"{run.last} is the last good checkpoint" if run.last.exists() else "there was no checkpoint yet"
         return _fail(f"{error}. Training has stopped; {kept}. A smaller --lr usually helps.", 3)
@@ -88,6 +87,8 @@ class Run:
         o = self.options
         if o["label_smoothing"] and o["loss"] != "cross_entropy":
             raise ValueError(f"--label-smoothing: expected 0 with --loss {o['loss']}, got {o['label_smoothing']}")
+        if "threads" not in given and (o["threads"] or 0) > numba.config.NUMBA_NUM_THREADS:
+            o["threads"] = None         # resumed from a larger machine: it changes no bit
         if o["threads"] is not None:
             if o["threads"] > numba.config.NUMBA_NUM_THREADS:
                 raise ValueError(f"--threads: expected at most {numba.config.NUMBA_NUM_THREADS}, got {o['threads']}")
@@ -97,6 +98,9 @@ class Run:
         o["epochs"] = o["epochs"] or EPOCHS[o["dataset"]]
         self.loss = LOSSES[o["loss"]](**({"label_smoothing": o["label_smoothing"]} if o["loss"] == "cross_entropy" else {}))
         self.batches = -(-len(self.train_set) // o["batch_size"])
+        if self.progress.step > self.batches:
+            raise ValueError(f"--resume: {self.source} is {self.progress.step} batches into an epoch, but these pictures make "
+                             f"only {self.batches}")
         self.schedule = SCHEDULES[o["schedule"]](o["lr"], o["epochs"] * self.batches)
         if self.source:
             self.model, self.optimizer = saved.model, saved.optimizer
@@ -157,9 +161,9 @@ class Run:
         if self.source:
             self._say(f"resume   {self.source}: {self._where()}")
         self._say(f"\n{self.model.summary()}\n")
-        self._compile()
         handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
+            self._compile()
             state = fit(self.model, self.train_set, self.test_set, epochs=o["epochs"], batch_size=o["batch_size"],
                         loss=self.loss, optimizer=self.optimizer, schedule=self.schedule, shuffle=o["shuffle"],
                         augment=o["augment"], seed=o["seed"], progress=self.progress, on_step=self._on_step,
@@ -225,7 +229,7 @@ class Run:
     def _compile(self):
         """Train a copy of the model on one batch, so that no epoch's time holds the compiler's."""
         self._say("compiling kernels ...", end=" ")
-        started, size = time.perf_counter(), self.options["batch_size"]
+        started, size = time.perf_counter(), min(self.options["batch_size"], 64)
         few = datasets.Dataset(self.train_set.images[:size], self.train_set.labels[:size], self.train_set.classes, "few")
         model = Sequential.from_structure(self.model.structure(), input_shape=self.model.input_shape)
         fit(model, few, few, batch_size=size, loss=self.loss, optimizer=optim.SGD(model.parameters(), lr=0))
@@ -287,7 +291,11 @@ def _read_metrics(path, epochs):
     """The rows of a metrics.csv up to an epoch."""
     try:
         with open(path, newline="") as file:
-            return [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if int(row["epoch"]) <= epochs]
+        if reader.fieldnames != COLUMNS or any(None in row or None in row.values() for row in rows):
+            raise ValueError
+        return rows
     except FileNotFoundError:
         return []
     except (KeyError, TypeError, ValueError, csv.Error):

@@ -64,7 +64,7 @@ def test_an_independent_reader_finds_what_the_state_dict_says(tmp_path, dtype):
     about, tensors = read_by_hand(tmp_path / "file")
     expected = dict(model.state_dict())
     for name in ("conv1.weight", "linear1.weight"):
-        expected[f"momentum.{name}"] = optimizer.momentum_buffer(dict(model.named_parameters())[name])
+        expected[f"optimizer.momentum.{name}"] = optimizer.momentum_buffer(dict(model.named_parameters())[name])
     assert set(tensors) == set(expected) == set(load_file(tmp_path / "file"))
     for name, value in expected.items():
         assert tensors[name].dtype == dtype and tensors[name].shape == value.shape
@@ -222,8 +222,9 @@ def forge(file, change):
     (lambda _, tensors: tensors.update(more=np.zeros(2, np.float32)), "unexpected more"),
     (lambda _, tensors: tensors.update({"conv1.bias": np.zeros(2, np.float32)}), "conv1.bias expected shape"),
     (lambda _, tensors: tensors.update({"conv1.bias": np.zeros(3)}), "conv1.bias: expected float32, got float64"),
-    (lambda _, tensors: tensors.update({"momentum.conv1.weight": np.zeros(2, np.float32)}), "expected momentum of shapes"),
-    (lambda _, tensors: tensors.update({"momentum.x.weight": np.zeros(2, np.float32)}), "momentum of no parameter"),
+    (lambda _, tensors: tensors.update({"optimizer.momentum.conv1.weight": np.zeros(2, np.float32)}),
+     "expected momentum of shapes"),
+    (lambda _, tensors: tensors.update({"optimizer.momentum.x.weight": np.zeros(2, np.float32)}), "momentum of no parameter"),
 ])
 def test_contents_that_make_no_sense_are_refused(file, change, message):
     forge(file, lambda about, tensors: None)

@@ -9,7 +9,7 @@ from nbcnn.kernels import cpu
 from nbcnn.kernels.conv2d import conv2d_backward, conv2d_forward
 
 import oracles
-from data import awkward, integers
+from arrays import awkward, integers
 
 DTYPES = [np.float32, np.float64]
 
@@ -121,7 +121,7 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     guards = 8
     vectors = {name: np.full(size + 2 * guards, np.nan, dtype) for name, size in (("dw", w.size), ("db", b.size))}
     dw, db = (vector[guards:-guards] for vector in vectors.values())
-    flat = np.ascontiguousarray(w.transpose(0, 2, 3, 1)).ravel()
+    flat = cpu.flat_weight(w)
     # Wider borders than needed: the operation may not rely on its own.
     x_buffer = cpu.Buffer.holding(x, tuple(b + 1 for b in operation.x_border))
     dy_buffer = cpu.Buffer.holding(dy, tuple(b + 2 for b in operation.dy_border))

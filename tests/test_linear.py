@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from nbcnn.kernels import cpu
 from nbcnn.kernels.linear import linear_backward, linear_forward
 
-from data import awkward, integers
+from arrays import awkward, integers
 
 DTYPES = [np.float32, np.float64]
 sizes = st.tuples(st.integers(0, 40), st.integers(1, 200), st.integers(1, 100))
@@ -70,7 +70,7 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype):
     y, dx, dw, db = (cpu.Buffer(N + 1, shape, dtype) for shape in ((O,), (F,), (O * F,), (O,)))
     for buffer in (y, dx, dw, db):
         buffer.array[...] = np.nan
-    x_buffer, dy_buffer, flat = cpu.Buffer.holding(x), cpu.Buffer.holding(dy), w.ravel().copy()
+    x_buffer, dy_buffer, flat = cpu.Buffer.holding(x), cpu.Buffer.holding(dy), cpu.flat_weight(w)
     operation.forward(N, y, x_buffer, (flat, b))
     operation.backward(N, dx, (dw.view(1)[0], db.view(1)[0]), dy_buffer, x_buffer, y, (flat, b), (False, False))
     for buffer, written, expected in ((y, N, x @ w.T + b), (dx, N, dy @ w),

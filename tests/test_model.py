@@ -1,4 +1,7 @@
 """Layers, parameters and Sequential."""
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -89,6 +92,18 @@ def test_load_state_dict_lists_every_fault_and_changes_nothing():
     assert all((v == before[name]).all() for name, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_has_aligned_memory_of_its_own(copied):
+    model = small(classes=list("abcde"), mean=(0.1, 0.2, 0.3))
+    model.conv1.weight.data[...] = 1
+    again = copied(model)
+    assert again.classes == model.classes and again.mean == model.mean
+    assert all((v == again.state_dict()[name]).all() for name, v in model.state_dict().items())
+    assert again.vector.data.ctypes.data % 64 == 0 and not np.shares_memory(again.vector.data, model.vector.data)
+    with pytest.raises(TypeError, match="with their model"):
+        copy.deepcopy(model.conv1.weight)
+
+
 def test_structure_round_trip():
     model = small(classes=list("abcde"))
     again = nbcnn.Sequential.from_structure(model.structure(), input_shape=(3, 6, 6), seed=0)
@@ -125,6 +140,7 @@ def test_summary_without_input_shape():
     (lambda: nbcnn.Sequential([]), ValueError, "layers: expected at least one layer"),
     (lambda: nbcnn.Sequential([3]), TypeError, "layers: expected layers .* got 3"),
     (lambda: nbcnn.Sequential([("a.b", nbcnn.ReLU())]), ValueError, "expected a name without dots .* got 'a.b'"),
+    (lambda: nbcnn.Sequential([("vector", nbcnn.ReLU())]), ValueError, "the name 'vector' is taken"),
     (lambda: nbcnn.Sequential([("predict", nbcnn.ReLU())]), ValueError, "the name 'predict' is taken"),
     (lambda: nbcnn.Sequential([("a", nbcnn.ReLU()), ("a", nbcnn.ReLU())]), ValueError, "the name 'a' is taken"),
     (lambda: nbcnn.Sequential([nbcnn.ReLU()], dtype=np.int32), TypeError, "dtype: expected float32 or float64, got int32"),

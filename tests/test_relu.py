@@ -10,7 +10,7 @@ from nbcnn.kernels.cpu import relu as kernels
 from nbcnn.kernels.relu import relu_backward, relu_forward
 
 import oracles
-from data import awkward
+from arrays import awkward
 from llvm import double_operations
 
 DTYPES = [np.float32, np.float64]

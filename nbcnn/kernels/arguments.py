@@ -61,7 +61,7 @@ def describe(value, array):
 def pair(value, name, minimum):
     """An int or a pair of ints as (along H, along W), each at least `minimum`."""
     expected = f"an int or a pair of ints >= {minimum}"
-    items = tuple(value) if isinstance(value, tuple | list | np.ndarray) else (value, value)
+    items = tuple(value) if isinstance(value, tuple | list) or np.ndim(value) else (value, value)
     if any(isinstance(item, bool) for item in items):
         raise TypeError(f"{name}: expected {expected}, got {value!r}")
     try:
@@ -116,7 +116,7 @@ def pool_size(size, kernel, stride, padding, dilation, ceil_mode, name):
     """Output size (OH, OW) of a pooling; with `ceil_mode` the last window may begin inside, never beyond, the input."""
     for k, p, d in zip(kernel, padding, dilation, strict=True):
         if 2 * p > (k - 1) * d + 1:
-            raise ValueError(f"{name}: expected a padding of at most half the window of (kernel-1)*dilation+1 cells, "
+            raise ValueError(f"padding: expected at most half the window of (kernel-1)*dilation+1 cells, "
                              f"got padding {padding} for kernel {kernel} with dilation {dilation}")
     out = []
     for i, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):

@@ -32,7 +32,8 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
 
     Notes
     -----
-    The order of the additions depends on the kernel's shape alone: a picture's result has the same bits in any batch.
+    The order of the additions depends on the kernel's shape alone: with finite weights a picture's result has the same bits in any
+    batch.
 
     Source: PyTorch's torch.nn.functional.conv2d.
 

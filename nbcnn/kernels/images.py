@@ -122,7 +122,10 @@ def load_images(out, pictures, index, flip, shift, table):
         raise IndexError(f"index: expected numbers in [0, {len(pictures)}), got {index[bad[0]]} at position {bad[0]}")
     flip = _array(flip, "flip", np.bool_, "(B,)")
     same_shape(flip, "flip", (batch,), "out's B")
-    dy, dx = (operator.index(pixels) for pixels in shift)
+    try:
+        dy, dx = (operator.index(pixels) for pixels in shift)
+    except (TypeError, ValueError):
+        raise TypeError(f"shift: expected a pair of ints, got {shift!r}") from None
     if abs(dy) > height or abs(dx) > width:
         raise ValueError(f"shift: expected at most {height} rows and {width} columns, got {(dy, dx)}")
     floats(table, "table", "(C, 256)")

@@ -30,7 +30,7 @@ class Buffer:
     ----------
     batch : int
     shape : tuple
-        (C, H, W) of a picture or (F,) of a vector, which is stored as a picture of 1 x 1 pixels with F channels.
+        (C, H, W) of a picture. Anything else is a vector of so many elements, a picture of 1 x 1 pixels.
     dtype : dtype
     border : pair of ints
         Rows above and below, columns left and right. Kernels write the interior only, so the border stays zero.
@@ -44,17 +44,20 @@ class Buffer:
 
     def __init__(self, batch, shape, dtype, border=(0, 0)):
         self.shape, self.border = tuple(shape), tuple(border)
-        channels, height, width = shape if len(shape) == 3 else (*shape, 1, 1)
+        channels, height, width = shape if len(shape) == 3 else (math.prod(shape), 1, 1)
         self.array = allocate((batch, height + 2 * border[0], width + 2 * border[1], channels), dtype)
         image, row, pixel, _ = (stride // self.array.itemsize for stride in self.array.strides)
         self.strides = (border[0] * row + border[1] * pixel, image, row, pixel)
 
     def view(self, n):
         """The first n samples in PyTorch's shape, (n, C, H, W) or (n, F): a writable view."""
-        if len(self.shape) == 1:
-            return self.array[:n, self.border[0], self.border[1]]
+        if len(self.shape) != 3:
+            return self.array[:n, self.border[0], self.border[1]].reshape(n, *self.shape)
         (top, left), (_, height, width) = self.border, self.shape
         return self.array[:n, top:top + height, left:left + width].transpose(0, 3, 1, 2)
+
+    def __reduce__(self):
+        raise TypeError("a buffer is not copied or pickled, which would lose its alignment and slack; make a new BackpropScheduler")
 
     @classmethod
     def holding(cls, x, border=(0, 0)):

@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit, prange
 
 from nbcnn.kernels.cpu.buffer import allocate
-from nbcnn.kernels.cpu.launch import PARALLEL, launch
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, launch
 from nbcnn.kernels.cpu.operation import Operation
 from nbcnn.kernels.cpu.tile import (
     TILE_VERSION,
@@ -28,7 +28,7 @@ MOST_PARTS = 8      # partial sums of a weight gradient: fixed, so that no resul
 def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
     """The correlation kernel for a tile of P pixels x V vectors of channels."""
 
-    @njit(parallel=PARALLEL, cache=True, error_model="numpy")
+    @njit(parallel=PARALLEL, cache=CACHE, error_model="numpy")
     def correlate(y, x, w, b, n, size, taps, y_at, x_at, w_at, rows_read, columns_read):
         """y[pixel, o] = b[o] + sum over (p, q, k) of x[x's pixel + (p, q) + k] * w[o's block, p, q, k, o], for n pictures.
 
@@ -91,7 +91,7 @@ def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
     """The weight gradient kernel for a tile of P output channels x V vectors of one kernel row."""
     P_VECS = -(-P // LANES)     # vectors that hold P channels of dy, for db
 
-    @njit(parallel=PARALLEL, cache=True, error_model="numpy")
+    @njit(parallel=PARALLEL, cache=CACHE, error_model="numpy")
     def weight_gradient(dw_parts, db_parts, dy, x, one, n, parts, size, taps, dy_at, x_at, rows_read, columns_read):
         """dw_parts[part, o, p, q, k] = sum over the part's pictures and all (i, j) of dy[n, i, j, o] * x[x's pixel + (p, q) + k].
 
@@ -137,7 +137,7 @@ def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
     return weight_gradient
 
 
-@njit(parallel=PARALLEL, cache=True)
+@njit(parallel=PARALLEL, cache=CACHE)
 def pack_weight(packed, w, width, O, run):
     """packed[block, k, lane] = w[block*width + lane, k], zero beyond the last output: a row of lanes for each of `run` weights."""
     for o in prange((O + width - 1) // width * width):
@@ -150,7 +150,7 @@ def pack_weight(packed, w, width, O, run):
                 packed[at + k * width] = 0
 
 
-@njit(parallel=PARALLEL, cache=True)
+@njit(parallel=PARALLEL, cache=CACHE)
 def add_parts(total, partial, parts, add):
     """total (+)= partial[0] + partial[1] + ..., added up in this order, in partial[0]."""
     size = total.size
@@ -220,8 +220,7 @@ class Conv2d(Operation):
         """y = conv(x, w) + b for n pictures."""
         w, b = params
         launch(pack_weight, self.packed_w, w, self.width, self.O, self.run)
-        if b is not None:
-            self.packed_b[:self.O] = b
+        self.packed_b[:self.O] = 0 if b is None else b
         launch(self.correlate, y.array, x.array, self.packed_w, self.packed_b, n, (*self.y_size, self.O), self.taps,
                y.strides, self._x_at(x), self.w_at, self._reads(0), self._reads(1))
 

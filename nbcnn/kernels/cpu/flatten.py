@@ -1,11 +1,11 @@
 """Pictures as vectors on the CPU: from channels-last memory to PyTorch's (C, H, W) order and back."""
 from numba import njit, prange
 
-from nbcnn.kernels.cpu.launch import PARALLEL, launch
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, launch
 from nbcnn.kernels.cpu.operation import Operation
 
 
-@njit(cache=True, parallel=PARALLEL)
+@njit(cache=CACHE, parallel=PARALLEL)
 def flatten_forward(y, x, n, y_border, x_border):
     """y (batch, 1+2b, 1+2b, C*H*W) = the first n pictures of x (batch, H+2b, W+2b, C), channel by channel."""
     H, W, C = x.shape[1] - 2 * x_border[0], x.shape[2] - 2 * x_border[1], x.shape[3]
@@ -16,7 +16,7 @@ def flatten_forward(y, x, n, y_border, x_border):
                     y[m, y_border[0], y_border[1], (c * H + r) * W + s] = x[m, r + x_border[0], s + x_border[1], c]
 
 
-@njit(cache=True, parallel=PARALLEL)
+@njit(cache=CACHE, parallel=PARALLEL)
 def flatten_backward(dx, dy, n, dx_border, dy_border):
     """dx = dy, each number back where it came from."""
     H, W, C = dx.shape[1] - 2 * dx_border[0], dx.shape[2] - 2 * dx_border[1], dx.shape[3]

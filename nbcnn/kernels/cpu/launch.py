@@ -5,6 +5,8 @@ from numba import config
 
 # An IndexError cannot leave a parallel loop, so a run with NUMBA_BOUNDSCHECK=1 compiles the loops to be serial.
 PARALLEL = not config.BOUNDSCHECK
+# Numba's cache key does not tell checked code from unchecked: what is compiled with checks is not kept.
+CACHE = not config.BOUNDSCHECK
 
 _one_at_a_time = threading.Lock()
 

@@ -7,8 +7,10 @@ import math
 
 import numba
 
+from nbcnn.kernels.cpu.launch import CACHE
+
 # Division by zero gives inf and NaN, as in NumPy, instead of a Python exception.
-njit = numba.njit(cache=True, error_model="numpy")
+njit = numba.njit(cache=CACHE, error_model="numpy")
 
 
 @njit

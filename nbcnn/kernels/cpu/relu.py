@@ -1,32 +1,32 @@
 """ReLU on the CPU: max(x, 0), a row of pixels at a time."""
 from numba import njit, prange
 
-from nbcnn.kernels.cpu.launch import PARALLEL, launch
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, launch
 from nbcnn.kernels.cpu.operation import Operation
 
 
-@njit(cache=True, parallel=PARALLEL)
+@njit(cache=CACHE, parallel=PARALLEL)
 def relu_forward(y, x, n, y_border, x_border):
     """y = max(x, 0) for the first n pictures of x (batch, H+2b, W+2b, C); NaN stays NaN."""
     for row in prange(n * (x.shape[1] - 2 * x_border[0])):
         _forward_row(_row(y, row, y_border), _row(x, row, x_border))
 
 
-@njit(cache=True, parallel=PARALLEL)
+@njit(cache=CACHE, parallel=PARALLEL)
 def relu_backward(dx, dy, y, n, dx_border, dy_border, y_border):
     """dx = dy where y > 0 or y is NaN, else 0."""
     for row in prange(n * (y.shape[1] - 2 * y_border[0])):
         _backward_row(_row(dx, row, dx_border), _row(dy, row, dy_border), _row(y, row, y_border))
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _row(a, row, border):
     """Row number `row`, counted through all pictures without their borders, of a (batch, H+2b, W+2b, C): a view (W, C)."""
     H, W = a.shape[1] - 2 * border[0], a.shape[2] - 2 * border[1]
     return a[row // H, row % H + border[0], border[1]:border[1] + W]
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _forward_row(y, x):
     zero = x.dtype.type(0)
     for s in range(x.shape[0]):
@@ -34,7 +34,7 @@ def _forward_row(y, x):
             y[s, c] = zero if x[s, c] <= zero else x[s, c]
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _backward_row(dx, dy, y):
     zero = y.dtype.type(0)
     for s in range(y.shape[0]):

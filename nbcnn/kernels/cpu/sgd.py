@@ -1,10 +1,10 @@
 """Stochastic gradient descent on the CPU: one pass over parameters, gradient and momentum."""
 from numba import njit, prange
 
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
 
 
-@njit(cache=True, parallel=PARALLEL)
+@njit(cache=CACHE, parallel=PARALLEL)
 def sgd(param, momentum_buffer, grad, lr, momentum, keep, weight_decay, has_decay, has_momentum, nesterov, maximize, first):
     """One step, in place, on flat vectors; `keep` is 1 - dampening. The buffer is not looked at without has_momentum."""
     for k in prange(len(param)):

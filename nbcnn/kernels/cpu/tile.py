@@ -29,8 +29,8 @@ from numba.extending import intrinsic, register_model
 from nbcnn.kernels.cpu.buffer import SLACK
 
 # Numba's cache does not see that a kernel of another file depends on this one. A factory closes over this number, and the
-# kernel mentions it: an edit of this file, or another setting of the checks, then makes another kernel.
-TILE_VERSION = zlib.crc32(Path(__file__).read_bytes()) * 2 + bool(config.BOUNDSCHECK)
+# kernel mentions it: an edit of this file then makes another kernel.
+TILE_VERSION = zlib.crc32(Path(__file__).read_bytes())
 
 INDEX, INT32 = ir.IntType(64), ir.IntType(32)
 # Numba's target, not the host: NUMBA_CPU_NAME and NUMBA_CPU_FEATURES decide what may be used.
