@@ -81,7 +81,7 @@ def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
                     at_w = w_at[0] + block * w_at[1] + p * w_at[2] + q * w_at[3]
                     for k in range(run):
                         acc = tile_outer(acc, x, x_rows, at_x + k, w, at_w + k * w_at[4])
-            tile_store(acc, y, y_rows, y_at[0] + o, count - first, O - o)
+            tile_store(acc, y, y_rows, y_at[0] + o, P, O - o)       # rows beyond the last pixel repeat it
 
     return correlate
 
@@ -139,15 +139,14 @@ def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
 
 @njit(parallel=PARALLEL, cache=CACHE)
 def pack_weight(packed, w, width, O, run):
-    """packed[block, k, lane] = w[block*width + lane, k], zero beyond the last output: a row of lanes for each of `run` weights."""
-    for o in prange((O + width - 1) // width * width):
+    """packed[block, k, lane] = w[block*width + lane, k]: a row of lanes for each of `run` weights.
+
+    Lanes beyond the last output are left as they are: what is computed from them is not stored.
+    """
+    for o in prange(O):
         at = o // width * run * width + o % width
-        if o < O:
-            for k in range(run):
-                packed[at + k * width] = w[o * run + k]
-        else:
-            for k in range(run):
-                packed[at + k * width] = 0
+        for k in range(run):
+            packed[at + k * width] = w[o * run + k]
 
 
 @njit(parallel=PARALLEL, cache=CACHE)
