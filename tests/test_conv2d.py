@@ -134,6 +134,9 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     for vector in vectors.values():
         assert np.isfinite(vector[guards:-guards]).all() and np.isnan(vector[:guards]).all() and np.isnan(vector[-guards:]).all()
     assert all((a == e).all() for a, e in zip((x_buffer.array, dy_buffer.array, flat, b), before, strict=True))
+    # Without a bias, none of the last call's is left.
+    operation.forward(len(x), y, x_buffer, (flat, None))
+    assert (y.view(len(x)) == oracles.conv2d_forward(x, w, 0 * b, *options.values())).all()
     # Asked to add, it adds to what is there.
     once = dw.copy(), db.copy()
     operation.backward(len(x), None, (dw, db), dy_buffer, x_buffer, y, (flat, b), (True, False))

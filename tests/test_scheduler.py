@@ -108,6 +108,17 @@ def test_a_failed_call_leaves_the_scheduler_usable():
     step.backward()
 
 
+def test_layers_before_the_first_that_learns():
+    """Their backward is not run, and what follows gets its gradients all the same."""
+    model = nbcnn.Sequential([nbcnn.ReLU(), nbcnn.MaxPool2d(2), nbcnn.Flatten(), nbcnn.Linear(8, 3)], dtype=np.float64)
+    images = np.random.default_rng(0).standard_normal((4, 2, 4, 4))
+    step = nbcnn.BackpropScheduler(model, nbcnn.MSELoss(reduction="sum"))
+    step.forward(images, np.zeros((4, 3)))
+    step.backward()
+    x = np.maximum(images, 0).reshape(4, 2, 2, 2, 2, 2).max((3, 5)).reshape(4, 8)
+    np.testing.assert_allclose(model[-1].weight.grad, 2 * model(images).T @ x, rtol=1e-12)
+
+
 def test_what_has_nothing_to_learn_and_what_cannot_be_learned():
     step = nbcnn.BackpropScheduler(nbcnn.Sequential([nbcnn.Flatten()]), nbcnn.MSELoss())
     assert step.forward(np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)) == 1
