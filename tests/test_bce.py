@@ -140,6 +140,7 @@ def with_value(value):
 
 @pytest.mark.parametrize("x, t, options, error, message", [
     (HALF, HALF.astype(int), {}, TypeError, "t: expected float32, the dtype of x, got int64"),
+    (HALF, HALF.astype(int).tolist(), {}, TypeError, "t: expected float32, the dtype of x, got int64"),
     (HALF, HALF > 0, {}, TypeError, "t: expected float32, the dtype of x, got bool"),
     (HALF, HALF.astype(np.float64), {}, TypeError, "t: expected float32, the dtype of x, got float64"),
     (HALF.astype(int), HALF, {}, TypeError, "x: expected a float32 or float64 array"),

@@ -205,6 +205,7 @@ DEEP = np.zeros((2, 3, 4, 5))
 @pytest.mark.parametrize("x, t, options, error, message", [
     (X, [0, 3], {}, IndexError, r"t: expected class indices in \[0, 3\) or ignore_index -100, got 3 at position \(1,\)"),
     (X, [-1, 0], {}, IndexError, r"got -1 at position \(0,\)"),
+    (X, np.array([0, 2**64 - 100], np.uint64), {}, IndexError, r"got 9223372036854775807 at position \(1,\)"),
     (X, [-100, 0], {"ignore_index": 5}, IndexError, r"got -100 at position \(0,\)"),
     (X, [0, 3], {"reduction": "none", "label_smoothing": 0.1}, IndexError, r"position \(1,\)"),
     (X[0], 3, {}, IndexError, r"got 3 at position \(\)"),

@@ -544,7 +544,9 @@ def _elementwise(x, t, reduction, integers=False):
     x = floats(x, "x")
     if not (isinstance(t, np.ndarray) and t.dtype == x.dtype):
         array = np.asarray(t)
-        t = array.astype(x.dtype) if integers and array.dtype.kind in "iu" else _like(t, "t", x)
+        if array.dtype.kind in "iub" and not integers:
+            raise TypeError(f"t: expected {x.dtype}, the dtype of x, got {array.dtype}")
+        t = array.astype(x.dtype) if array.dtype.kind in "iu" else _like(t, "t", x)
     same_shape(t, "t", x.shape, "the shape of x")
     return _packed(x), _packed(t)
 
@@ -599,6 +601,8 @@ def _class_indices(t, x, shape, classes, ignore_index):
                          f"got shape {t.shape}")
     if t.dtype.kind not in "iu":
         raise TypeError(f"t: expected class indices of an integer dtype, got {t.dtype}")
+    if t.dtype == np.uint64:
+        t = np.minimum(t, np.uint64(np.iinfo(np.int64).max))       # no number wraps round to a negative one
     indices = _packed(t.astype(np.int64, copy=False)).reshape(-1)
     position = cpu.first_bad_class(indices, classes, ignore_index)
     if position >= 0:
