@@ -14,7 +14,7 @@ import numbers
 import numpy as np
 
 from nbcnn.kernels import cpu
-from nbcnn.kernels.arguments import fraction, integer
+from nbcnn.kernels.arguments import fraction, integer, nesterov_fits
 from nbcnn.kernels.cpu.launch import launch
 from nbcnn.kernels.cpu.sgd import sgd
 from nbcnn.parameter import Parameter
@@ -63,9 +63,7 @@ class SGD:
         self.lr = lr
         self.momentum, self.dampening = _rate(momentum, "momentum"), _rate(dampening, "dampening")
         self.weight_decay, self.nesterov, self.maximize = _rate(weight_decay, "weight_decay"), bool(nesterov), bool(maximize)
-        if self.nesterov and not (self.momentum > 0 and self.dampening == 0):
-            raise ValueError("nesterov: expected a momentum > 0 and a dampening of 0, "
-                             f"got momentum {momentum!r} and dampening {dampening!r}")
+        nesterov_fits(self.nesterov, momentum, dampening)
         cast = self.vector.data.dtype.type
         self._options = (cast(self.momentum), cast(1 - self.dampening), cast(self.weight_decay), self.weight_decay > 0,
                          self.momentum > 0, self.nesterov, self.maximize)

@@ -10,6 +10,8 @@ import nbcnn
 from nbcnn import optim
 from nbcnn.optim import SGD
 
+import oracles
+
 OPTIONS = [dict(momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize)
            for momentum, dampening, weight_decay, nesterov, maximize in itertools.product(
                (0, 0.5), (0, 0.25), (0, 0.125), (False, True), (False, True))
@@ -26,19 +28,10 @@ def integers(rng, shape):
     return rng.integers(-8, 9, shape).astype(float)
 
 
-def reference(theta, grads, lr, momentum, dampening, weight_decay, nesterov, maximize):
-    """One parameter through the steps, in the order of SEMANTICS; a gradient that is None skips the step."""
-    buffer = None
-    for g in grads:
-        if g is None:
-            continue
-        g = -g if maximize else g
-        g = g + weight_decay * theta
-        if momentum:
-            buffer = g if buffer is None else momentum * buffer + (1 - dampening) * g
-            g = g + momentum * buffer if nesterov else buffer
-        theta = theta - lr * g
-    return theta, buffer
+def reference(theta, grads, lr, **options):
+    """One parameter through the steps; a gradient that is None skips its step, and without momentum there is no buffer."""
+    theta, buffer = oracles.sgd(theta, [g for g in grads if g is not None], lr, **options)
+    return theta, buffer if options["momentum"] else None
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -95,6 +95,13 @@ def fraction(value, name):
     return value
 
 
+def nesterov_fits(nesterov, momentum, dampening):
+    """Raise ValueError when Nesterov's momentum is asked for without momentum, or with dampening."""
+    if nesterov and not (momentum > 0 and dampening == 0):
+        raise ValueError("nesterov: expected a momentum > 0 and a dampening of 0, "
+                         f"got momentum {momentum!r} and dampening {dampening!r}")
+
+
 def one_of(value, name, choices):
     """`value`, which must be one of `choices`."""
     if value not in choices:

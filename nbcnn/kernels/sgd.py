@@ -3,7 +3,7 @@ import numbers
 
 import numpy as np
 
-from nbcnn.kernels.arguments import FLOATS, axes, describe, floats, same_dtype, same_shape
+from nbcnn.kernels.arguments import FLOATS, axes, describe, floats, nesterov_fits, same_dtype, same_shape
 from nbcnn.kernels.cpu.launch import launch
 from nbcnn.kernels.cpu.sgd import sgd
 
@@ -67,9 +67,7 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
             raise TypeError(f"{name}: expected a number, got {rate!r}")
         if name != "dampening" and not rate >= 0:
             raise ValueError(f"{name}: expected a number >= 0, got {rate!r}")
-    if nesterov and not (momentum > 0 and dampening == 0):
-        raise ValueError("nesterov: expected a momentum > 0 and a dampening of 0, "
-                         f"got momentum {momentum!r} and dampening {dampening!r}")
+    nesterov_fits(nesterov, momentum, dampening)
     _check_written(param, "param")
     grad = floats(grad, "grad", "(P,)")
     _check_fits(grad, "grad", param)

@@ -163,7 +163,6 @@ def add_parts(total, partial, parts, add):
             total[k] = partial[k] + total[k] if add else partial[k]
 
 
-
 class Conv2d(Operation):
     """A convolution of pictures of one shape: its borders, tiles, strides and workspace.
 
