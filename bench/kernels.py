@@ -11,6 +11,7 @@ import torch
 from torch.ops import aten
 
 from nbcnn.kernels import cpu
+from nbcnn.kernels.cpu.launch import run
 
 from common import describe, interleaved, ratio, set_threads, table
 
@@ -57,13 +58,13 @@ def convolution(N, C, O, size, K, s, p):
     options = [s, s], [p, p], [1, 1], False, [0, 0], 1
 
     def forward():
-        operation.forward(N, yb, xb, params)
+        run(operation.forward(N, yb, xb, params))
 
     def weight_gradient():
-        operation.weight_backward(N, gradients, dyb, xb, (False, False))
+        run(operation.weight_backward(N, gradients, dyb, xb, (False, False)))
 
     def input_gradient():
-        operation.input_backward(N, dxb, dyb, params[0])
+        run(operation.input_backward(N, dxb, dyb, params[0]))
 
     def torch_backward(*mask):
         return lambda: aten.convolution_backward(tdy, tx, tw, [O], *options, list(mask))
@@ -101,10 +102,10 @@ def pool(N, C, size):
         return aten.max_pool2d_with_indices_backward(tdy, tx, [2, 2], [2, 2], [0, 0], [1, 1], False, indices)
 
     def forward():
-        operation.forward(N, yb, xb, ())
+        run(operation.forward(N, yb, xb, ()))
 
     def backward():
-        operation.backward(N, dxb, (), dyb, xb, yb, (), ())
+        run(operation.backward(N, dxb, (), dyb, xb, yb, (), ()))
 
     forward(), backward()
     check("maxpool", yb.view(N), ty)

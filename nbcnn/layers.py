@@ -37,6 +37,26 @@ class Layer:
         """The backend's operation for inputs of the given shape."""
         raise TypeError(f"{type(self).__name__}: a layer defines operation(backend, shape, dtype)")
 
+    def fuse(self, following, shape):
+        """A layer that computes this one and some that follow it in one go.
+
+        Parameters
+        ----------
+        following : list of (name, Layer)
+            All layers after this one.
+        shape : tuple
+            Of this layer's input.
+
+        Returns
+        -------
+        layer : Layer or None
+        count : int
+            How many of `following` it includes.
+        reason : str
+            Why, or why not; "" where there is nothing to say.
+        """
+        return None, 0, ""
+
     def flop(self, shape):
         """Floating-point operations of forward for one sample, a multiplication and an addition counted as two."""
         return 0
@@ -81,6 +101,23 @@ class Conv2d(Layer):
     def operation(self, backend, shape, dtype):
         return backend.Conv2d(shape, self.output_shape(shape), self.kernel_size, self.stride, self.padding, self.dilation, dtype)
 
+    def fuse(self, following, shape):
+        kinds = [type(layer) for _, layer in following[:2]]
+        relu = ReLU in kinds and MaxPool2d in kinds
+        if MaxPool2d not in kinds[:1 + relu]:
+            return None, 0, "no max-pooling follows"
+        name, pool = following[kinds.index(MaxPool2d)]
+        _, OH, OW = self.output_shape(shape)
+        if self.stride != (1, 1) or self.dilation != (1, 1):
+            return None, 0, "the convolution is strided or dilated"
+        if pool.stride != pool.kernel_size or pool.dilation != (1, 1):
+            return None, 0, f"{name}'s windows do not lie side by side"
+        if pool.padding != (0, 0) or pool.output_shape((1, OH, OW)) != (1, OH // pool.stride[0], OW // pool.stride[1]):
+            return None, 0, f"{name}'s windows reach outside"
+        if math.prod(pool.kernel_size) > 255 or self.kernel_size[1] + pool.kernel_size[1] > 25:
+            return None, 0, f"{name}'s windows or the kernels are too wide"
+        return ConvPool(self, pool, relu), 1 + relu, "a backward pass at the pools' maxima" + " that a ReLU lets through" * relu
+
     def flop(self, shape):
         return 2 * self.weight.size * math.prod(self.output_shape(shape)[1:])
 
@@ -123,6 +160,24 @@ class ReLU(Layer):
 
     def operation(self, backend, shape, dtype):
         return backend.ReLU(shape, dtype)
+
+
+class ConvPool(Layer):
+    """A convolution, max pooling and perhaps ReLU as one: what `Conv2d.fuse` makes. The parameters are the convolution's."""
+
+    def __init__(self, conv, pool, relu):
+        self.conv, self.pool, self.relu = conv, pool, relu
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def output_shape(self, shape):
+        return self.pool.output_shape(self.conv.output_shape(shape))
+
+    def operation(self, backend, shape, dtype):
+        return backend.Conv2dMaxPool2d(shape, self.conv.output_shape(shape), self.conv.kernel_size, self.conv.padding,
+                                       self.pool.kernel_size, self.relu, dtype)
+
+    def flop(self, shape):
+        return self.conv.flop(shape)
 
 
 class Flatten(Layer):

@@ -3,8 +3,10 @@
 It knows no layer type. A layer says what shape it makes and which operation of the backend computes it; the operation says what
 border it needs around what it reads. From that follow the buffers, and a training step is two loops:
 
-    for step in steps:            step.operation.forward(n, step.y, step.x, ...)
-    for step in reversed(steps):  step.operation.backward(n, step.dx, ..., step.dy, step.x, step.y, ...)
+    for step in steps:            run(step.operation.forward(n, step.y, step.x, ...))
+    for step in reversed(steps):  run(step.operation.backward(n, step.dx, ..., step.dy, step.x, step.y, ...))
+
+What an operation returns is a list of calls, kernels with their arguments. It depends on n alone, so the lists are kept.
 """
 import itertools
 import math
@@ -14,14 +16,19 @@ import numpy as np
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import integer
+from nbcnn.kernels.cpu.launch import run
 from nbcnn.kernels.images import normalize_images
 from nbcnn.table import format_table
 
 
 @dataclass
 class Step:
-    """One operation and the buffers it is bound to."""
-    name: str
+    """One operation and the buffers it is bound to.
+
+    `names` are those of the layers it computes, `reason` says why it computes several, or why not.
+    """
+    names: tuple
+    reason: str
     layer: object
     operation: object
     x_shape: tuple
@@ -30,6 +37,10 @@ class Step:
     y: object = None
     dx: object = None
     dy: object = None
+
+    @property
+    def name(self):
+        return "+".join(self.names)
 
     def params(self):
         """The parameters as the operation takes them: a tuple of flat arrays, None for a bias left out."""
@@ -44,6 +55,15 @@ class Step:
         pair = self.layer.weight, self.layer.bias
         return tuple(p and p.flat_grad for p in pair), tuple(p is not None and p.has_grad for p in pair)
 
+    def forward(self, n):
+        """The calls of the forward pass of n samples."""
+        return self.operation.forward(n, self.y, self.x, self.params())
+
+    def backward(self, n):
+        """The calls of the backward pass."""
+        gradients, add = self.gradients()
+        return self.operation.backward(n, self.dx, gradients, self.dy, self.x, self.y, self.params(), add)
+
 
 class BackpropScheduler:
     """Runs forward and backward of a model, and of a loss on its output.
@@ -52,6 +72,8 @@ class BackpropScheduler:
     ----------
     model : Sequential
     loss : a loss of `nbcnn.losses`, or None for a model that is only to predict
+    fuse : bool
+        Whether layers that follow one another may be computed in one go. False keeps what each layer gives in `outputs`.
 
     Examples
     --------
@@ -66,14 +88,15 @@ class BackpropScheduler:
     True
     """
 
-    def __init__(self, model, loss):
+    def __init__(self, model, loss, *, fuse=True):
         if loss is not None and loss.reduction == "none":
             raise ValueError("loss: expected reduction 'mean' or 'sum', a single number to differentiate, got 'none'")
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.fuse = model, loss, bool(fuse)
         self.shape = None           # of a sample, which the plan is made for
         self.steps = []
         self.capacity = 0           # samples the forward buffers hold
         self.backward_capacity = 0
+        self._calls = {}            # what to run, by number of samples and, for backward, which gradients are added to
         self._targets = None        # of the forward pass that backward may follow
         self._n = 0
 
@@ -122,18 +145,17 @@ class BackpropScheduler:
         if self._targets is None:
             raise RuntimeError("backward: expected a forward pass of its own before it; call forward(images, targets) first")
         n, targets, self._targets = self._n, self._targets, None
-        if not self.model.parameters():
+        parameters = self.model.parameters()
+        if not parameters:
             return
         self._reserve_backward(n)
         last = self.steps[-1]
         last.dy.view(n)[...] = self.loss.backward(last.y.view(n), targets)
-        for step in reversed(self.steps):
-            if step.dy is None:     # nothing to learn from here on
-                break
-            gradients, add = step.gradients()
-            step.operation.backward(n, step.dx, gradients, step.dy, step.x, step.y, step.params(), add)
-            for parameter in step.layer.parameters.values():
-                parameter.has_grad = True
+        # Without a dy there is nothing to learn from there on.
+        run(self._bound((n, *(p.has_grad for p in parameters)), lambda: [
+            call for step in reversed(self.steps) if step.dy is not None for call in step.backward(n)]))
+        for parameter in parameters:
+            parameter.has_grad = True
 
     def train_step(self, images, targets, optimizer):
         """zero_grad, forward, backward and the optimizer's step; the update is left out where the loss is not finite.
@@ -168,14 +190,17 @@ class BackpropScheduler:
 
     @property
     def outputs(self):
-        """What each layer gave in the last forward pass, by name: views that the next pass overwrites."""
-        return {step.name: step.y.view(self._n) for step in self.steps if step.y is not None}
+        """What each layer gave in the last forward pass, by name: views that the next pass overwrites.
+
+        Of layers computed in one go there is what the last of them gave.
+        """
+        return {step.names[-1]: step.y.view(self._n) for step in self.steps if step.y is not None}
 
     def first_nonfinite(self):
         """The name of the first layer whose last output holds a NaN or an infinity, "input", or None."""
         if not self.steps or self.steps[0].x is None or not np.isfinite(self.steps[0].x.view(self._n)).all():
             return "input"
-        return next((name for name, y in self.outputs.items() if not np.isfinite(y).all()), None)
+        return next((step.name for step in self.steps if not np.isfinite(step.y.view(self._n)).all()), None)
 
     def _required_loss(self):
         if self.loss is None:
@@ -204,9 +229,16 @@ class BackpropScheduler:
                 normalize_images(view.reshape(shape), images.reshape(shape), self.model.table(shape[1]))
             else:
                 view[...] = images
-        for step in self.steps:
-            step.operation.forward(n, step.y, step.x, step.params())
+        run(self._bound(n, lambda: [call for step in self.steps for call in step.forward(n)]))
         return self.steps[-1].y.view(n)
+
+    def _bound(self, key, make):
+        """The calls kept under a key, made where there are none."""
+        if key not in self._calls:
+            if len(self._calls) >= 32:      # batches of ever other sizes
+                self._calls.clear()
+            self._calls[key] = make()
+        return self._calls[key]
 
     def plan(self, shape):
         """Infer the shapes and choose the operations for samples of a shape; the first batch does it by itself.
@@ -220,11 +252,14 @@ class BackpropScheduler:
         if shape == self.shape:
             return
         shapes = self.model.shapes(shape)
-        steps, before = [], shape
-        for name, layer in self.model.layers.items():
-            steps.append(Step(name, layer, layer.operation(cpu, before, self.model.dtype), before, shapes[name]))
-            before = shapes[name]
-        self.shape, self.steps, self.capacity, self.backward_capacity = shape, steps, 0, 0
+        layers, steps, before, k = list(self.model.layers.items()), [], shape, 0
+        while k < len(layers):
+            fused, count, reason = layers[k][1].fuse(layers[k + 1:], before) if self.fuse else (None, 0, "")
+            names, layer = tuple(name for name, _ in layers[k:k + 1 + count]), fused or layers[k][1]
+            after = shapes[names[-1]]
+            steps.append(Step(names, reason, layer, layer.operation(cpu, before, self.model.dtype), before, after))
+            before, k = after, k + len(names)
+        self.shape, self.steps, self.capacity, self.backward_capacity, self._calls = shape, steps, 0, 0, {}
 
     def _reserve(self, n):
         """Forward buffers for n samples, each with the border its reader needs."""
@@ -238,7 +273,7 @@ class BackpropScheduler:
             step.operation.reserve(n)
         for step, following in itertools.pairwise(self.steps):
             following.x = step.y
-        self.capacity = n
+        self.capacity, self._calls = n, {}
 
     def _reserve_backward(self, n):
         """Gradient buffers, back to the first layer that learns."""
@@ -249,7 +284,7 @@ class BackpropScheduler:
             step.dy = cpu.Buffer(self.capacity, step.y_shape, self.model.dtype, step.operation.dy_border)
             if k > first:
                 step.dx = self.steps[k - 1].dy
-        self.backward_capacity = self.capacity
+        self.backward_capacity, self._calls = self.capacity, {}
 
     def __str__(self):
         shape = self.shape or self.model.input_shape
@@ -258,11 +293,11 @@ class BackpropScheduler:
         self.plan(shape)
         itemsize, rows = self.model.dtype.itemsize, []
         for step in self.steps:
-            flop = step.layer.flop(step.x_shape)
+            flop, how = step.layer.flop(step.x_shape), "fused" if len(step.names) > 1 else "plain"
             rows.append([step.name, type(step.operation).__name__, _shape(step.x_shape), _shape(step.y_shape),
                          "{} x {}".format(*step.operation.x_border), f"{math.prod(step.y_shape) * itemsize:,}",
-                         f"{flop / 1e6:.2f}"])
-        return format_table(["step", "kernel", "input", "output", "border", "bytes", "MFLOP"], rows)
+                         f"{flop / 1e6:.2f}", f"{how}: {step.reason}" if step.reason else ""])
+        return format_table(["step", "kernel", "input", "output", "border", "bytes", "MFLOP", ""], rows)
 
 
 def _shape(shape):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.conv2d import conv2d_backward, conv2d_forward
+from nbcnn.kernels.cpu.launch import run
 
 import oracles
 from arrays import awkward, integers
@@ -127,19 +128,19 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     dy_buffer = cpu.Buffer.holding(dy, tuple(b + 2 for b in operation.dy_border))
     before = [a.copy() for a in (x_buffer.array, dy_buffer.array, flat, b)]
 
-    operation.forward(len(x), y, x_buffer, (flat, b))
-    operation.backward(len(x), dx, (dw, db), dy_buffer, x_buffer, y, (flat, b), (False, False))
+    run(operation.forward(len(x), y, x_buffer, (flat, b)))
+    run(operation.backward(len(x), dx, (dw, db), dy_buffer, x_buffer, y, (flat, b), (False, False)))
     written(y)
     written(dx)
     for vector in vectors.values():
         assert np.isfinite(vector[guards:-guards]).all() and np.isnan(vector[:guards]).all() and np.isnan(vector[-guards:]).all()
     assert all((a == e).all() for a, e in zip((x_buffer.array, dy_buffer.array, flat, b), before, strict=True))
     # Without a bias, none of the last call's is left.
-    operation.forward(len(x), y, x_buffer, (flat, None))
+    run(operation.forward(len(x), y, x_buffer, (flat, None)))
     assert (y.view(len(x)) == oracles.conv2d_forward(x, w, 0 * b, *options.values())).all()
     # Asked to add, it adds to what is there.
     once = dw.copy(), db.copy()
-    operation.backward(len(x), None, (dw, db), dy_buffer, x_buffer, y, (flat, b), (True, False))
+    run(operation.backward(len(x), None, (dw, db), dy_buffer, x_buffer, y, (flat, b), (True, False)))
     assert (dw == 2 * once[0]).all() and (db == once[1]).all()
 
 

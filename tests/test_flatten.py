@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu import flatten as kernels
+from nbcnn.kernels.cpu.launch import run
 
 from llvm import double_operations
 
@@ -38,9 +39,9 @@ def test_frozen_values():
     x = holding(np.array([[[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]]], np.float32), (1, 2))
     y, dx = cpu.Buffer(1, (12,), np.float32), cpu.Buffer(1, (2, 2, 3), np.float32)
     operation = cpu.Flatten((2, 2, 3), np.float32)
-    operation.forward(1, y, x, ())
+    run(operation.forward(1, y, x, ()))
     assert y.view(1).tolist() == [list(range(1, 13))]
-    operation.backward(1, dx, (), y, x, y, (), ())
+    run(operation.backward(1, dx, (), y, x, y, (), ()))
     assert dx.view(1).tolist() == x.view(1).tolist()
 
 
@@ -54,9 +55,9 @@ def test_moves_every_number_there_and_back(dtype, shape, seed):
     x, y, dy, dx = holding(values, (2, 1)), nans(N, (F,), dtype), holding(upstream), nans(N, shape[1:], dtype, (1, 3))
     operation = cpu.Flatten(shape[1:], dtype)
     operation.reserve(N + 1)
-    operation.forward(N, y, x, ())
-    operation.backward(N, dx, (), dy, x, y, (), ())
-    operation.backward(N, None, (), dy, x, y, (), ())               # nothing asked for
+    run(operation.forward(N, y, x, ()))
+    run(operation.backward(N, dx, (), dy, x, y, (), ()))
+    run(operation.backward(N, None, (), dy, x, y, (), ()))               # nothing asked for
     assert (y.view(N) == values.reshape(N, F)).all() and (dx.view(N) == upstream.reshape(shape)).all()
     for written in (y, dx):
         assert np.isnan(written.array).sum() == written.array.size - written.view(N).size
@@ -66,7 +67,7 @@ def test_moves_every_number_there_and_back(dtype, shape, seed):
 @given(N=st.integers(0, 3), F=st.integers(1, 50))
 def test_leaves_vectors_alone(N, F):
     x, y = holding(np.random.default_rng(F).standard_normal((N, F))), nans(N, (F,), float)
-    cpu.Flatten((F,), np.dtype(float)).forward(N, y, x, ())
+    run(cpu.Flatten((F,), np.dtype(float)).forward(N, y, x, ()))
     assert (y.view(N) == x.view(N)).all()
 
 
@@ -76,15 +77,15 @@ def test_any_number_of_threads_gives_equal_bits():
     for count in (1, threads):
         numba.set_num_threads(count)
         y = nans(5, (96,), np.float32)
-        cpu.Flatten((8, 3, 4), np.float32).forward(5, y, x, ())
+        run(cpu.Flatten((8, 3, 4), np.float32).forward(5, y, x, ()))
         results.append(y.array.tobytes())
     assert results[0] == results[1]
 
 
 def test_float32_kernels_hold_no_double():
     operation, x, y = cpu.Flatten((2, 3, 3), np.float32), cpu.Buffer(1, (2, 3, 3), np.float32), cpu.Buffer(1, (18,), np.float32)
-    operation.forward(1, y, x, ())
-    operation.backward(1, x, (), y, x, y, (), ())
+    run(operation.forward(1, y, x, ()))
+    run(operation.backward(1, x, (), y, x, y, (), ()))
     assert not double_operations(kernels.flatten_forward) and not double_operations(kernels.flatten_backward)
 
 
@@ -94,5 +95,5 @@ def test_equals_torch(shape, seed):
     import torch
     x = holding(np.random.default_rng(seed).standard_normal(shape, np.float32))
     y = nans(shape[0], (int(np.prod(shape[1:])),), np.float32)
-    cpu.Flatten(shape[1:], np.float32).forward(shape[0], y, x, ())
+    run(cpu.Flatten(shape[1:], np.float32).forward(shape[0], y, x, ()))
     assert (y.view(shape[0]) == torch.flatten(torch.from_numpy(x.view(shape[0]).copy()), 1).numpy()).all()

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcnn.kernels import cpu
+from nbcnn.kernels.cpu.launch import run
 from nbcnn.kernels.linear import linear_backward, linear_forward
 
 from arrays import awkward, integers
@@ -71,8 +72,8 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype):
     for buffer in (y, dx, dw, db):
         buffer.array[...] = np.nan
     x_buffer, dy_buffer, flat = cpu.Buffer.holding(x), cpu.Buffer.holding(dy), cpu.flat_weight(w)
-    operation.forward(N, y, x_buffer, (flat, b))
-    operation.backward(N, dx, (dw.view(1)[0], db.view(1)[0]), dy_buffer, x_buffer, y, (flat, b), (False, False))
+    run(operation.forward(N, y, x_buffer, (flat, b)))
+    run(operation.backward(N, dx, (dw.view(1)[0], db.view(1)[0]), dy_buffer, x_buffer, y, (flat, b), (False, False)))
     for buffer, written, expected in ((y, N, x @ w.T + b), (dx, N, dy @ w),
                                       (dw, 1, (dy.T @ x).reshape(1, -1)), (db, 1, [dy.sum(0)])):
         assert (buffer.view(written) == expected).all() and np.isnan(buffer.array[written:]).all()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu import maxpool2d as kernels
+from nbcnn.kernels.cpu.launch import run
 from nbcnn.kernels.maxpool2d import maxpool2d_backward, maxpool2d_forward
 
 import oracles
@@ -135,10 +136,10 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     y, dx = buffer(expected.shape[1:], (2, 1), np.nan), buffer((C, H, W), (1, 3), np.nan)
     x, dy = buffer((C, H, W), (3, 2), 99, x), buffer(expected.shape[1:], (1, 2), 99, dy)
     before = x.array.copy(), dy.array.copy()
-    operation.forward(N, y, x, ())
+    run(operation.forward(N, y, x, ()))
     saved = y.array.copy()
-    operation.backward(N, dx, (), dy, x, y, (), ())
-    operation.backward(N, None, (), dy, x, y, (), ())               # nothing asked for
+    run(operation.backward(N, dx, (), dy, x, y, (), ()))
+    run(operation.backward(N, None, (), dy, x, y, (), ()))               # nothing asked for
     assert equal(y.view(N), expected) and equal(dx.view(N), maxpool2d_backward(dy.view(N), cells, shape))
     assert equal(operation.argmax[:N].transpose(0, 3, 1, 2), cells.astype(np.int32)) and (operation.argmax[N:] == -7).all()
     for written in (y, dx):
@@ -175,8 +176,8 @@ def test_any_number_of_threads_gives_equal_bits(geometry, seed):
         operation = cpu.MaxPool2d(shape[1:], *list(options.values())[:4], y.shape[1:], x.dtype)
         operation.reserve(len(x))
         packed, dx = cpu.Buffer(len(x), y.shape[1:], x.dtype), cpu.Buffer(len(x), shape[1:], x.dtype)
-        operation.forward(len(x), packed, cpu.Buffer.holding(x), ())
-        operation.backward(len(x), dx, (), cpu.Buffer.holding(dy), None, None, (), ())
+        run(operation.forward(len(x), packed, cpu.Buffer.holding(x), ()))
+        run(operation.backward(len(x), dx, (), cpu.Buffer.holding(dy), None, None, (), ()))
         results.append((y, argmax, maxpool2d_backward(dy, argmax, shape), dx.view(len(x))))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(*results, strict=True))
     assert equal(*results[0][2:])                                  # both kernels of the way back add in the same order
@@ -229,7 +230,7 @@ def test_float32_kernels_hold_no_double():
     maxpool2d_backward(y, argmax, x.shape)
     operation, dx = cpu.MaxPool2d((2, 4, 4), *[(2, 2)] * 2, (0, 0), (1, 1), (2, 2, 2), x.dtype), cpu.Buffer(1, (2, 4, 4), x.dtype)
     operation.reserve(1)
-    operation.backward(1, dx, (), cpu.Buffer.holding(y), None, None, (), ())
+    run(operation.backward(1, dx, (), cpu.Buffer.holding(y), None, None, (), ()))
     for kernel in (kernels.maxpool2d_forward, kernels.maxpool2d_backward, kernels.maxpool2d_scatter):
         assert not double_operations(kernel)
 

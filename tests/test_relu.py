@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu import relu as kernels
+from nbcnn.kernels.cpu.launch import run
 from nbcnn.kernels.relu import relu_backward, relu_forward
 
 import oracles
@@ -80,10 +81,10 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, shape, N, seed):
     before = x.array.copy(), dy.array.copy()
     operation = cpu.ReLU(shape, dtype)
     operation.reserve(N + 1)
-    operation.forward(N, y, x, ())
+    run(operation.forward(N, y, x, ()))
     saved = y.array.copy()
-    operation.backward(N, dx, (), dy, x, y, (), ())
-    operation.backward(N, None, (), dy, x, y, (), ())                   # nothing asked for
+    run(operation.backward(N, dx, (), dy, x, y, (), ()))
+    run(operation.backward(N, None, (), dy, x, y, (), ()))                   # nothing asked for
     expected_y, expected_dx = oracles.relu(x.view(N), dy.view(N))
     assert equal(y.view(N), expected_y) and equal(dx.view(N), expected_dx)
     for written in (y, dx):

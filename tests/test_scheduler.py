@@ -260,6 +260,12 @@ def counting(kernel):
         handed_over += sum(isinstance(a, np.ndarray) for a in arguments)
         return kernel(*arguments)
     return call
+def counting_all(run):
+    def call(calls):
+        global handed_over
+        handed_over += sum(isinstance(a, np.ndarray) for call in calls for a in call.arguments)
+        run(calls)
+    return call
 
 model = network()
 step, optimizer = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()), nbcnn.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -267,6 +273,8 @@ for name, module in list(sys.modules.items()):
     if name.startswith("nbcnn"):
         if hasattr(module, "launch") and callable(module.launch):
             module.launch = counting(module.launch)
+        if hasattr(module, "run") and getattr(module.run, "__module__", "") == "nbcnn.kernels.cpu.launch":
+            module.run = counting_all(module.run)
         if name == "nbcnn.kernels.cpu.losses":
             for key, value in list(vars(module).items()):
                 if isinstance(value, Dispatcher) and key in {"cross_entropy_forward", "cross_entropy_backward", "total_weight",

@@ -40,7 +40,7 @@ def accumulate(y, x, w, b, rows, columns, n_rows, n_lanes):
     acc = tile_rows(4, 1, b, 0)
     for k in range(columns):
         acc = tile_outer(acc, x, rows_strided(4, 0, columns), k, w, k * len(b))
-    tile_store(acc, y, rows_strided(4, 0, rows), 0, n_rows, n_lanes)
+    tile_store(acc, y, rows_strided(4, 0, rows), 0, 0, n_rows, n_lanes)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -62,7 +62,7 @@ def offsets(out, first, count, width, height, pixel, row, image):
     acc = tile_zero(8, 1, out)
     x = np.arange(4096).astype(out.dtype)
     acc = tile_outer(acc, x, rows_of_pixels(8, first, count, width, height, pixel, row, image), 0, np.ones(64, out.dtype), 0)
-    tile_store(acc, out, rows_strided(8, 0, 1), 0, 8, 1)
+    tile_store(acc, out, rows_strided(8, 0, 1), 0, 0, 8, 1)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 3), (3, 1), (2, 2), (5, 3), (8, 2), (16, 16)])
@@ -84,8 +84,8 @@ def test_code_has_the_target_s_vectors_and_no_doubles():
     y = conv2d_forward(x, w)
     conv2d_backward(y, x, w)
     P, V = tile_shape(32, np.float32)
-    for make in (make_correlate, make_weight_gradient):
-        kernel = make(P, V, lanes(np.float32))
+    for make, options in ((make_correlate, (False,)), (make_weight_gradient, ())):
+        kernel = make(P, V, lanes(np.float32), *options)
         assert not llvm.double_operations(kernel)
         fresh = numba.jit(**{**kernel.targetoptions, "parallel": False})(kernel.py_func)
         fresh.compile(kernel.signatures[0])
@@ -98,13 +98,14 @@ def test_code_has_the_target_s_vectors_and_no_doubles():
 CHECKED = """
 import numpy as np
 from nbcnn.kernels import cpu
+from nbcnn.kernels.cpu.launch import run
 from nbcnn.kernels.cpu.conv2d import make_correlate
 operation = cpu.Conv2d((3, 8, 8), (4, 6, 6), (3, 3), (1, 1), (0, 0), (1, 1), np.float32)
 x, y = cpu.Buffer(1, (3, 8, 8), np.float32), cpu.Buffer(1, (4, 6, 6), np.float32)
 w = np.zeros(4 * 27, np.float32)
-operation.forward(1, y, x, (w, None))
+run(operation.forward(1, y, x, (w, None)))
 try:
-    operation.forward({n}, y, x, (w, None))
+    run(operation.forward({n}, y, x, (w, None)))
 except IndexError as error:
     print("IndexError:", error)
 """
@@ -121,7 +122,7 @@ def test_boundscheck_reaches_into_the_tile(tmp_path):
 def test_kernels_close_over_the_tile_s_text():
     """What Numba's cache keys on includes the hash of tile.py, so an edit there is never stale."""
     text = zlib.crc32(Path(tile.__file__).read_bytes())
-    for make in (make_correlate, make_weight_gradient):
-        function = make(8, 1, lanes(np.float32)).py_func
+    for make, options in ((make_correlate, (False,)), (make_weight_gradient, ())):
+        function = make(8, 1, lanes(np.float32), *options).py_func
         closure = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
         assert closure["VERSION"].cell_contents == text

@@ -2,6 +2,7 @@
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import conv_size, floats, pair, same_dtype, same_shape
+from nbcnn.kernels.cpu.launch import run
 
 
 def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
@@ -61,7 +62,7 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
         same_shape(b, "b", w.shape[:1], "one bias for each kernel in w")
     N = len(x)
     y = cpu.Buffer(N, (operation.O, *operation.y_size), x.dtype)
-    operation.forward(N, y, cpu.Buffer.holding(x, operation.x_border), (cpu.flat_weight(w), b))
+    run(operation.forward(N, y, cpu.Buffer.holding(x, operation.x_border), (cpu.flat_weight(w), b)))
     return y.view(N)
 
 
@@ -124,8 +125,8 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     operation.reserve(N)
     dx = cpu.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
     dw, db = cpu.allocate((w.size,), x.dtype), cpu.allocate((O,), x.dtype)
-    operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy, operation.dy_border),
-                       cpu.Buffer.holding(x, operation.x_border), None, (cpu.flat_weight(w), None), (False, False))
+    run(operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy, operation.dy_border),
+                       cpu.Buffer.holding(x, operation.x_border), None, (cpu.flat_weight(w), None), (False, False)))
     return dx.view(N) if need_dx else None, dw.reshape(O, KH, KW, C).transpose(0, 3, 1, 2), db
 
 

@@ -2,6 +2,7 @@
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import floats, same_dtype, same_shape
+from nbcnn.kernels.cpu.launch import run
 
 
 def linear_forward(x, w, b=None):
@@ -50,7 +51,7 @@ def linear_forward(x, w, b=None):
         same_shape(b, "b", w.shape[:1], "one bias for each row of w")
     N = len(x)
     y = cpu.Buffer(N, w.shape[:1], x.dtype)
-    operation.forward(N, y, cpu.Buffer.holding(x), (cpu.flat_weight(w), b))
+    run(operation.forward(N, y, cpu.Buffer.holding(x), (cpu.flat_weight(w), b)))
     return y.view(N)
 
 
@@ -103,8 +104,8 @@ def linear_backward(dy, x, w, *, need_dx=True):
     operation.reserve(N)
     dx = cpu.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
     dw, db = cpu.allocate((w.size,), x.dtype), cpu.allocate(w.shape[:1], x.dtype)
-    operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy), cpu.Buffer.holding(x), None, (cpu.flat_weight(w), None),
-                       (False, False))
+    run(operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy), cpu.Buffer.holding(x), None, (cpu.flat_weight(w), None),
+                       (False, False)))
     return dx.view(N) if need_dx else None, dw.reshape(w.shape), db
 
 

@@ -3,7 +3,7 @@ import numpy as np
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import describe, floats, integer, pair, pool_size, same_shape
-from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.cpu.launch import launch, run
 from nbcnn.kernels.cpu.maxpool2d import maxpool2d_scatter
 
 
@@ -71,7 +71,7 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     operation = cpu.MaxPool2d((C, H, W), kernel_size, stride, padding, dilation, y_shape, x.dtype)
     operation.reserve(N)
     y = cpu.Buffer(N, y_shape, x.dtype)
-    operation.forward(N, y, cpu.Buffer.holding(x), ())
+    run(operation.forward(N, y, cpu.Buffer.holding(x), ()))
     return y.view(N), operation.argmax.astype(np.int64).transpose(0, 3, 1, 2)
 
 

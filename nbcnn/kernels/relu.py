@@ -1,6 +1,7 @@
 """ReLU, the rectified linear unit, and its gradient."""
 from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import floats, same_dtype, same_shape
+from nbcnn.kernels.cpu.launch import run
 
 
 def relu_forward(x):
@@ -38,7 +39,7 @@ def relu_forward(x):
     x = floats(x, "x")
     rows = _rows(x)
     y = cpu.Buffer(len(rows), rows.shape[1:], x.dtype)
-    cpu.ReLU(y.shape, x.dtype).forward(len(rows), y, cpu.Buffer.holding(rows), ())
+    run(cpu.ReLU(y.shape, x.dtype).forward(len(rows), y, cpu.Buffer.holding(rows), ()))
     return y.view(len(rows)).reshape(x.shape)
 
 
@@ -85,7 +86,7 @@ def relu_backward(dy, y):
     rows = _rows(dy)
     dx = cpu.Buffer(len(rows), rows.shape[1:], dy.dtype)
     operation = cpu.ReLU(dx.shape, dy.dtype)
-    operation.backward(len(rows), dx, (), cpu.Buffer.holding(rows), None, cpu.Buffer.holding(_rows(y)), (), ())
+    run(operation.backward(len(rows), dx, (), cpu.Buffer.holding(rows), None, cpu.Buffer.holding(_rows(y)), (), ()))
     return dx.view(len(rows)).reshape(dy.shape)
 
 

@@ -5,9 +5,10 @@ a layer can ask for; `operation.py` says what these have in common.
 """
 from nbcnn.kernels.cpu.buffer import ALIGNMENT, Buffer, allocate, flat_weight
 from nbcnn.kernels.cpu.conv2d import Conv2d
+from nbcnn.kernels.cpu.conv2d_maxpool2d import Conv2dMaxPool2d
 from nbcnn.kernels.cpu.flatten import Flatten
 from nbcnn.kernels.cpu.linear import Linear
 from nbcnn.kernels.cpu.maxpool2d import MaxPool2d
 from nbcnn.kernels.cpu.relu import ReLU
 
-__all__ = ["ALIGNMENT", "Buffer", "Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU", "allocate", "flat_weight"]
+__all__ = ["ALIGNMENT", "Buffer", "Conv2d", "Conv2dMaxPool2d", "Flatten", "Linear", "MaxPool2d", "ReLU", "allocate", "flat_weight"]

@@ -1,13 +1,13 @@
 """Convolution on the CPU: one correlation kernel runs forward and input gradient, a second one the weight gradient."""
 import functools
-from math import gcd
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
 from nbcnn.kernels.cpu.buffer import allocate
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, launch
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, Call
 from nbcnn.kernels.cpu.operation import Operation
 from nbcnn.kernels.cpu.tile import (
     TILE_VERSION,
@@ -15,27 +15,32 @@ from nbcnn.kernels.cpu.tile import (
     rows_of_pixels,
     rows_strided,
     tile_outer,
+    tile_pool,
     tile_rows,
     tile_shape,
     tile_store,
     tile_zero,
 )
 
+NO_CELLS = allocate((0, 0, 0, 0), np.uint8)     # in the place of what max-pooling writes, where there is none
 MOST_PARTS = 8      # partial sums of a weight gradient: fixed, so that no result depends on the number of threads
 
 
 @functools.cache
-def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
-    """The correlation kernel for a tile of P pixels x V vectors of channels."""
+def make_correlate(P, V, LANES, POOL, VERSION=TILE_VERSION):
+    """The correlation kernel for a tile of P pixels x V vectors of channels; with POOL the one that max-pools as it goes."""
 
     @njit(parallel=PARALLEL, cache=CACHE, error_model="numpy")
-    def correlate(y, x, w, b, n, size, taps, y_at, x_at, w_at, rows_read, columns_read):
+    def correlate(y, cells, x, w, b, low, none, n, size, window, taps, y_at, cells_at, x_at, w_at, rows_read, columns_read):
         """y[pixel, o] = b[o] + sum over (p, q, k) of x[x's pixel + (p, q) + k] * w[o's block, p, q, k, o], for n pictures.
 
         size = (OH, OW, O), taps = (KH, KW, K): K is the length of a contiguous run of x under a tap. The *_at are strides in
-        elements, y_at = (start, image, row, pixel), x_at = (start, image, row, pixel, p, q), w_at = (start, block, p, q, k).
-        rows_read = (start, i, p, H) says that output row i reads under tap p the row start + i*rows_read[1] + p*rows_read[2] of H,
-        and columns_read the same of columns: taps that fall outside the picture are left out.
+        elements, y_at = (start, image, row, pixel), x_at = (start, image, row, pixel, p, q, u, v), w_at = (start, block, p, q, k).
+        rows_read = (start, i, p, H, u) says that output row i reads under tap p the row start + i*rows_read[1] + p*rows_read[2]
+        of H, and columns_read the same of columns: taps that fall outside the picture are left out.
+
+        With POOL a pixel of y is the largest of the window = (WH, WW) of such sums, cell (u, v) read rows_read[4]*u and
+        columns_read[4]*v further on, and cells[pixel, o] = u*WW + v says which; `none` where none is larger than `low`.
 
         A tile is P pixels. Where many of them lie near a side, it is the same pixel of P pictures, so that all leave out the
         same taps; else they are neighbours, which share what they read.
@@ -55,10 +60,12 @@ def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
             if across:
                 x_rows = rows_of_pixels(P, first, count, n, OW, x_at[1], x_at[3], x_at[2])
                 y_rows = rows_of_pixels(P, first, count, n, OW, y_at[1], y_at[3], y_at[2])
+                cell_rows = rows_of_pixels(P, first, count, n, OW, cells_at[0], cells_at[2], cells_at[1])
                 pixel, last_pixel = first // n, last // n
             else:
                 x_rows = rows_of_pixels(P, first, count, OW, OH, x_at[3], x_at[2], x_at[1])
                 y_rows = rows_of_pixels(P, first, count, OW, OH, y_at[3], y_at[2], y_at[1])
+                cell_rows = rows_of_pixels(P, first, count, OW, OH, cells_at[2], cells_at[1], cells_at[0])
                 pixel, last_pixel = first, last
             line, last_line = pixel // OW, last_pixel // OW
             i, j, j_last = line % OH, pixel % OW, last_pixel % OW
@@ -67,21 +74,27 @@ def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
                 j, j_last = 0, OW - 1
             if i_last >= OH:        # on into the next picture
                 i, i_last = 0, OH - 1
-            r, s = rows_read[0], columns_read[0]
-            p_start = max(0, -((r + i_last * rows_read[1]) // rows_read[2]))
-            p_stop = min(KH, (rows_read[3] - 1 - r - i * rows_read[1]) // rows_read[2] + 1)
-            q_start = max(0, -((s + j_last * columns_read[1]) // columns_read[2]))
-            q_stop = min(KW, (columns_read[3] - 1 - s - j * columns_read[1]) // columns_read[2] + 1)
-            q_step, run = (q_stop - q_start, (q_stop - q_start) * K) if joined else (1, K)
             o = block * V * LANES
-            acc = tile_rows(P, V, b, o)
-            for p in range(p_start, p_stop):
-                for q in range(q_start, q_stop, max(1, q_step)):
-                    at_x = x_at[0] + p * x_at[4] + q * x_at[5]
-                    at_w = w_at[0] + block * w_at[1] + p * w_at[2] + q * w_at[3]
-                    for k in range(run):
-                        acc = tile_outer(acc, x, x_rows, at_x + k, w, at_w + k * w_at[4])
-            tile_store(acc, y, y_rows, y_at[0] + o, P, O - o)       # rows beyond the last pixel repeat it
+            for cell in range(window[0] * window[1]):
+                u, v = cell // window[1], cell % window[1]
+                r, s = rows_read[0] + u * rows_read[4], columns_read[0] + v * columns_read[4]
+                p_start = max(0, -((r + i_last * rows_read[1]) // rows_read[2]))
+                p_stop = min(KH, (rows_read[3] - 1 - r - i * rows_read[1]) // rows_read[2] + 1)
+                q_start = max(0, -((s + j_last * columns_read[1]) // columns_read[2]))
+                q_stop = min(KW, (columns_read[3] - 1 - s - j * columns_read[1]) // columns_read[2] + 1)
+                q_step, run = (q_stop - q_start, (q_stop - q_start) * K) if joined else (1, K)
+                acc = tile_rows(P, V, b, o)
+                for p in range(p_start, p_stop):
+                    for q in range(q_start, q_stop, max(1, q_step)):
+                        at_x = x_at[0] + p * x_at[4] + q * x_at[5] + u * x_at[6] + v * x_at[7]
+                        at_w = w_at[0] + block * w_at[1] + p * w_at[2] + q * w_at[3]
+                        for k in range(run):
+                            acc = tile_outer(acc, x, x_rows, at_x + k, w, at_w + k * w_at[4])
+                # Rows beyond the last pixel repeat it.
+                if POOL:
+                    tile_pool(acc, y, y_rows, y_at[0] + o, cells, cell_rows, o, O - o, np.uint8(cell), low, none)
+                else:
+                    tile_store(acc, y, y_rows, y_at[0] + o, 0, P, O - o)
 
     return correlate
 
@@ -113,7 +126,7 @@ def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
                     at_dy = dy_at[0] + m * dy_at[1] + i * dy_at[2] + o
                     for j in range(OW):
                         sums = tile_outer(sums, one, rows_strided(1, 0, 0), 0, dy, at_dy + j * dy_at[3])
-            tile_store(sums, db_parts, rows_strided(1, 0, 0), part * O + o, 1, min(P, O - o))
+            tile_store(sums, db_parts, rows_strided(1, 0, 0), part * O + o, 0, 1, min(P, O - o))
             for p in range(KH):
                 r = rows_read[0] + p * rows_read[2]
                 i_start = max(0, -(r // rows_read[1]))
@@ -132,19 +145,20 @@ def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
                                     acc = tile_outer(acc, dy, dy_rows, at_dy, x, at_x)
                                     at_dy += dy_at[3]
                                     at_x += x_at[3]
-                        tile_store(acc, dw_parts, dw_rows, ((part * O + o) * KH * KW + p * KW + q) * K + k, O - o, K - k)
+                        tile_store(acc, dw_parts, dw_rows, ((part * O + o) * KH * KW + p * KW + q) * K + k, 0, O - o, K - k)
 
     return weight_gradient
 
 
 @njit(parallel=PARALLEL, cache=CACHE)
-def pack_weight(packed, w, width, O, run):
-    """packed[block, k, lane] = w[block*width + lane, k]: a row of lanes for each of `run` weights.
+def pack_weight(packed, packed_b, w, b, width, O, run):
+    """packed[block, k, lane] = w[block*width + lane, k]: a row of lanes for each of `run` weights; packed_b likewise.
 
     Lanes beyond the last output are left as they are: what is computed from them is not stored.
     """
     for o in prange(O):
         at = o // width * run * width + o % width
+        packed_b[o] = b[o]
         for k in range(run):
             packed[at + k * width] = w[o * run + k]
 
@@ -181,17 +195,16 @@ class Conv2d(Operation):
         width = lanes(dtype)
         self.taps, self.run = (KH, KW, self.C), KH * KW * self.C
 
-        P, V = tile_shape(self.O, dtype)
-        self.width = V * width
-        self.correlate = make_correlate(P, V, width)
+        self.tile = *tile_shape(self.O, dtype), width
+        self.width = self.tile[1] * width
         blocks = -(-self.O // self.width)
         self.packed_w = allocate((blocks * self.run * self.width,), dtype)
         self.packed_b = allocate((blocks * self.width,), dtype)
         self.w_at = (0, self.run * self.width, KW * self.C * self.width, self.C * self.width, self.width)
 
-        P, V = tile_shape(self.C, dtype)
-        self.correlate_dx, self.dx_width = make_correlate(P, V, width), V * width
-        self.zeros = allocate((-(-self.C // self.dx_width) * self.dx_width,), dtype)
+        self.dx_tile = *tile_shape(self.C, dtype), width
+        self.dx_width = self.dx_tile[1] * width
+        self.zeros = allocate((max(self.O, -(-self.C // self.dx_width) * self.dx_width),), dtype)
 
         # Without dilation the taps of a kernel row touch one contiguous run of x, which wastes fewer lanes than a run for each
         # tap; but where the channels fill whole tiles, a tap by itself can leave out the pixels that it reads in the border.
@@ -216,53 +229,68 @@ class Conv2d(Operation):
 
     def forward(self, n, y, x, params):
         """y = conv(x, w) + b for n pictures."""
+        return [self._pack(params), self._correlate(
+            n, y.array, y.strides, x, self.y_size, make_correlate(*self.tile, False), NO_CELLS, (0, 0, 0), (1, 1), 0, 0)]
+
+    def _pack(self, params):
         w, b = params
-        launch(pack_weight, self.packed_w, w, self.width, self.O, self.run)
-        self.packed_b[:self.O] = 0 if b is None else b
-        launch(self.correlate, y.array, x.array, self.packed_w, self.packed_b, n, (*self.y_size, self.O), self.taps,
-               y.strides, self._x_at(x), self.w_at, self._reads(0), self._reads(1))
+        return Call(pack_weight, (self.packed_w, self.packed_b, w, self.zeros[:self.O] if b is None else b, self.width, self.O,
+                                  self.run))
+
+    def _correlate(self, n, y, y_at, x, size, kernel, cells, cells_at, window, low, none):
+        """The correlation of n pictures, each pixel of y the largest in a window of sums."""
+        return Call(kernel, (
+            y, cells, x.array, self.packed_w, self.packed_b, self.dtype.type(low), np.uint8(none), n, (*size, self.O), window,
+            self.taps, y_at, cells_at, self._x_at(x, window), self.w_at, self._reads(0, window), self._reads(1, window)),
+            2 * n * self.O * self.run * math.prod(size) * math.prod(window))
+
+    def _x_at(self, x, window=(1, 1)):
+        """Strides by which an output pixel, a tap, and a cell of the window that pixels are pooled in move in x."""
+        start, image, row, pixel = x.strides
+        step_h, step_w = self.stride[0] * row, self.stride[1] * pixel
+        return (start - self.padding[0] * row - self.padding[1] * pixel, image, step_h * window[0], step_w * window[1],
+                self.dilation[0] * row, self.dilation[1] * pixel, step_h, step_w)
+
+    def _reads(self, axis, window=(1, 1)):
+        """Input row (or column) start + i*step + p*tap_step + u*stride, of so many, is what cell u of output i reads."""
+        stride = self.stride[axis]
+        return -self.padding[axis], stride * window[axis], self.dilation[axis], self.x_size[axis], stride
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         """dw, db and, unless dx is None, dx."""
-        self.weight_backward(n, dparams, dy, x, add)
-        if dx is not None:
-            self.input_backward(n, dx, dy, params[0])
+        calls = self.weight_backward(n, dparams, dy, x, add)
+        return calls if dx is None else calls + self.input_backward(n, dx, dy, params[0])
 
     def weight_backward(self, n, dparams, dy, x, add):
         """dw and db: partial sums over parts of the batch, then their sum."""
         parts = self.parts(n)
-        columns = self._reads(1) if self.dw_taps == self.taps else (0, 1, 0, self.y_size[1])
-        launch(self.weight_gradient, self.dw_parts, self.db_parts, dy.array, x.array, self.one, n, parts,
-               (*self.y_size, self.O), self.dw_taps, dy.strides, self._x_at(x), self._reads(0), columns)
-        for total, partial, to_add in zip(dparams, (self.dw_parts, self.db_parts), add, strict=True):
-            if total is not None:
-                launch(add_parts, total, partial, parts, to_add)
+        columns = self._reads(1)[:4] if self.dw_taps == self.taps else (0, 1, 0, self.y_size[1])
+        return [Call(self.weight_gradient, (
+            self.dw_parts, self.db_parts, dy.array, x.array, self.one, n, parts, (*self.y_size, self.O), self.dw_taps, dy.strides,
+            self._x_at(x)[:6], self._reads(0)[:4], columns),
+            2 * n * self.O * self.run * math.prod(self.y_size))] + [
+                Call(add_parts, (total, partial, parts, to_add)) for total, partial, to_add
+                in zip(dparams, (self.dw_parts, self.db_parts), add, strict=True) if total is not None]
 
     def input_backward(self, n, dx, dy, w):
         """dx: the correlation of dy with the flipped weights, one phase of the stride at a time."""
-        KW = self.kernel_size[1]
+        KW, calls = self.kernel_size[1], []
         dx_start, dx_image, dx_row, dx_pixel = dx.strides
         dy_start, dy_image, dy_row, dy_pixel = dy.strides
         for u in self.phases[0]:
             for v in self.phases[1]:
-                launch(self.correlate_dx, dx.array, dy.array, w, self.zeros, n,
-                       (u.count, v.count, self.C), (u.taps, v.taps, self.O),
-                       (dx_start + u.first * dx_row + v.first * dx_pixel, dx_image,
-                        self.stride[0] * dx_row, self.stride[1] * dx_pixel),
-                       (dy_start + u.read * dy_row + v.read * dy_pixel, dy_image, dy_row, dy_pixel,
-                        u.read_step * dy_row, v.read_step * dy_pixel),
-                       ((u.tap * KW + v.tap) * self.C, self.dx_width, u.tap_step * KW * self.C, v.tap_step * self.C, self.run),
-                       (u.read, 1, u.read_step, self.y_size[0]), (v.read, 1, v.read_step, self.y_size[1]))
+                calls.append(Call(make_correlate(*self.dx_tile, False), (
+                    dx.array, NO_CELLS, dy.array, w, self.zeros, self.dtype.type(0), np.uint8(0), n, (u.count, v.count, self.C),
+                    (1, 1), (u.taps, v.taps, self.O),
+                    (dx_start + u.first * dx_row + v.first * dx_pixel, dx_image,
+                     self.stride[0] * dx_row, self.stride[1] * dx_pixel), (0, 0, 0),
+                    (dy_start + u.read * dy_row + v.read * dy_pixel, dy_image, dy_row, dy_pixel,
+                     u.read_step * dy_row, v.read_step * dy_pixel, 0, 0),
+                    ((u.tap * KW + v.tap) * self.C, self.dx_width, u.tap_step * KW * self.C, v.tap_step * self.C, self.run),
+                    (u.read, 1, u.read_step, self.y_size[0], 0), (v.read, 1, v.read_step, self.y_size[1], 0)),
+                    2 * n * self.C * self.O * u.count * v.count * u.taps * v.taps))
+        return calls
 
-    def _x_at(self, x):
-        """Strides by which an output pixel and a tap move in x."""
-        start, image, row, pixel = x.strides
-        return (start - self.padding[0] * row - self.padding[1] * pixel, image, self.stride[0] * row, self.stride[1] * pixel,
-                self.dilation[0] * row, self.dilation[1] * pixel)
-
-    def _reads(self, axis):
-        """Input row (or column) start + i*step + p*tap_step, of so many, is what output i reads under tap p."""
-        return -self.padding[axis], self.stride[axis], self.dilation[axis], self.x_size[axis]
 
 
 class Phase(NamedTuple):
@@ -288,8 +316,8 @@ def _phases(size, out_size, kernel, stride, padding, dilation):
         count = (size - first + stride - 1) // stride
         taps = [p for p in range(kernel) if (first + padding - p * dilation) % stride == 0]
         tap = taps[-1] if taps else 0
-        read, read_step = (first + padding - tap * dilation) // stride, dilation // gcd(stride, dilation)
+        read, read_step = (first + padding - tap * dilation) // stride, dilation // math.gcd(stride, dilation)
         end = read + count - 1 + (len(taps) - 1) * read_step
         reach = max(-read, end - (out_size - 1)) if taps else 0
-        phases.append(Phase(first, count, len(taps), tap, -(stride // gcd(stride, dilation)), read, read_step, reach))
+        phases.append(Phase(first, count, len(taps), tap, -(stride // math.gcd(stride, dilation)), read, read_step, reach))
     return phases

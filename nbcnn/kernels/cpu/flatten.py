@@ -1,7 +1,7 @@
 """Pictures as vectors on the CPU: from channels-last memory to PyTorch's (C, H, W) order and back."""
 from numba import njit, prange
 
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, launch
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, Call
 from nbcnn.kernels.cpu.operation import Operation
 
 
@@ -33,8 +33,7 @@ class Flatten(Operation):
         """Nothing depends on the shape or the dtype."""
 
     def forward(self, n, y, x, params):
-        launch(flatten_forward, y.array, x.array, n, y.border, x.border)
+        return [Call(flatten_forward, (y.array, x.array, n, y.border, x.border))]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        if dx is not None:
-            launch(flatten_backward, dx.array, dy.array, n, dx.border, dy.border)
+        return [] if dx is None else [Call(flatten_backward, (dx.array, dy.array, n, dx.border, dy.border))]

@@ -1,5 +1,6 @@
 """How parallel kernels are compiled and started."""
 import threading
+from typing import NamedTuple
 
 from numba import config
 
@@ -8,10 +9,25 @@ PARALLEL = not config.BOUNDSCHECK
 # Numba's cache key does not tell checked code from unchecked: what is compiled with checks is not kept.
 CACHE = not config.BOUNDSCHECK
 
+# Numba's workqueue layer aborts the process when two Python threads run kernels at once.
 _one_at_a_time = threading.Lock()
 
 
+class Call(NamedTuple):
+    """A kernel and what it is called with."""
+    kernel: object
+    arguments: tuple
+    flop: int = 0       # the multiplications and additions of the formula, where these are its work; padding included
+
+
 def launch(kernel, *arguments):
-    """Call a kernel while no other Python thread runs one: Numba's workqueue layer aborts the process otherwise."""
+    """Call a kernel while no other Python thread runs one."""
     with _one_at_a_time:
         return kernel(*arguments)
+
+
+def run(calls):
+    """Make these calls in order, while no other Python thread runs a kernel."""
+    with _one_at_a_time:
+        for kernel, arguments, _ in calls:
+            kernel(*arguments)

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit, prange
 
 from nbcnn.kernels.cpu.buffer import allocate
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, launch
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, Call
 from nbcnn.kernels.cpu.operation import Operation
 
 
@@ -109,8 +109,8 @@ class MaxPool2d(Operation):
         self.argmax = allocate((batch, OH, OW, C), np.int32)
 
     def forward(self, n, y, x, params):
-        launch(maxpool2d_forward, y.array, self.argmax, x.array, n, y.border, x.border, *self.windows)
+        return [Call(maxpool2d_forward, (y.array, self.argmax, x.array, n, y.border, x.border, *self.windows))]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        if dx is not None:
-            launch(maxpool2d_backward, dx.array, dy.array, self.argmax, n, dx.border, dy.border, *self.windows)
+        return [] if dx is None else [
+            Call(maxpool2d_backward, (dx.array, dy.array, self.argmax, n, dx.border, dy.border, *self.windows))]

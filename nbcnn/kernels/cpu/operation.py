@@ -2,7 +2,9 @@
 
 
 class Operation:
-    """The computation of a layer for samples of one shape. Buffers and parameters are handed over with each call.
+    """The computation of a layer for samples of one shape.
+
+    forward and backward run nothing: they return lists of calls (`launch.py`), which the scheduler keeps, runs and times.
 
     Attributes
     ----------
@@ -15,7 +17,7 @@ class Operation:
         """Allocate what is kept from forward to backward, and workspace, for up to `batch` samples."""
 
     def forward(self, n, y, x, params):
-        """Compute y of the first n samples.
+        """The calls that compute y of the first n samples.
 
         Parameters
         ----------
@@ -28,7 +30,7 @@ class Operation:
         raise TypeError(f"{type(self).__name__}: an operation defines forward")
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        """Compute dx and dparams of the first n samples, after a forward of the same n.
+        """The calls that compute dx and dparams of the first n samples, after a forward of the same n.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """ReLU on the CPU: max(x, 0), a row of pixels at a time."""
 from numba import njit, prange
 
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, launch
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, Call
 from nbcnn.kernels.cpu.operation import Operation
 
 
@@ -48,8 +48,7 @@ class ReLU(Operation):
         """Nothing depends on the shape or the dtype."""
 
     def forward(self, n, y, x, params):
-        launch(relu_forward, y.array, x.array, n, y.border, x.border)
+        return [Call(relu_forward, (y.array, x.array, n, y.border, x.border))]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        if dx is not None:
-            launch(relu_backward, dx.array, dy.array, y.array, n, dx.border, dy.border, y.border)
+        return [] if dx is None else [Call(relu_backward, (dx.array, dy.array, y.array, n, dx.border, dy.border, y.border))]

@@ -6,7 +6,7 @@ Everything clever about the fast kernels is in this file; the kernels themselves
     acc = tile_zero(P, V, y)                             # P x (V * lanes) sums, all zero
     for k in range(K):
         acc = tile_outer(acc, x, rows, k, w, k * O)      # acc[i, :] += x[rows[i] + k] * w[k*O : k*O + V*lanes]
-    tile_store(acc, y, rows_out, o, n_rows, n_lanes)     # y[rows_out[i] + o : ...] = acc[i, :]
+    tile_store(acc, y, rows_out, o, 0, n_rows, n_lanes)  # y[rows_out[i] + o : ...] = acc[i, :]
 
 To LLVM a tile is an array of vectors; it splits the array, so each vector gets a register. Arrays are addressed flat, in
 elements, whatever their shape: `rows` holds one offset per row of the tile, made by `rows_strided` or `rows_of_pixels`.
@@ -118,6 +118,12 @@ def _splat(builder, tile, scalar):
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, tile.lanes), [0] * tile.lanes))
 
 
+def _splat_bytes(builder, vector, byte):
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, byte, ir.Constant(INT32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, vector.count), [0] * vector.count))
+
+
 def _multiply_add(builder, tile, a, b, c):
     name = f"llvm.{MULTIPLY_ADD}.v{tile.lanes}f{tile.dtype.bitwidth}"
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(tile.vector, [tile.vector] * 3), name)
@@ -151,6 +157,24 @@ def tile_rows(typingctx, p, v, b, b_offset):
     return tile(p, v, b, types.intp), codegen
 
 
+@intrinsic(prefer_literal=True)
+def tile_load(typingctx, p, v, y, rows, y_offset):
+    """The tile whose row i is y[rows[i] + y_offset : ... + V*lanes]."""
+    tile = TileType(y.dtype, p.literal_value, v.literal_value)
+
+    def codegen(context, builder, signature, args):
+        _, _, y, rows, y_offset = args
+        acc = ir.Constant(ir.ArrayType(tile.vector, tile.p * tile.v), ir.Undefined)
+        for i in range(tile.p):
+            offset = builder.add(builder.extract_value(rows, i), y_offset)
+            start = _pointer(context, builder, signature.args[2], y, offset, _constant(tile.v * tile.lanes), SLACK)
+            for k in range(tile.v):
+                vector = _load(builder, tile, builder.gep(start, [_constant(k * tile.lanes)]))
+                acc = builder.insert_value(acc, vector, i * tile.v + k)
+        return acc
+    return tile(p, v, y, rows, types.intp), codegen
+
+
 @intrinsic
 def tile_outer(typingctx, acc, x, rows, x_offset, w, w_offset):
     """acc[i, :] += x[rows[i] + x_offset] * w[w_offset : w_offset + V*lanes], for every row i."""
@@ -174,15 +198,102 @@ def tile_outer(typingctx, acc, x, rows, x_offset, w, w_offset):
 
 
 @intrinsic
-def tile_store(typingctx, acc, y, rows, y_offset, n_rows, n_lanes):
-    """y[rows[i] + y_offset : ...] = acc[i, :n_lanes] for i < n_rows; both may exceed the tile, which is then stored whole."""
+def tile_axpy(typingctx, acc, g, x, rows, x_offset, first):
+    """acc[first + i, :] += g * x[rows[i] + x_offset : ... + V*lanes], for a number g and every row i that `rows` has."""
     tile = acc
 
     def codegen(context, builder, signature, args):
-        acc, y, rows, y_offset, n_rows, n_lanes = args
+        acc, g, x, rows, x_offset, first = args
+        splat, count = _splat(builder, tile, g), signature.args[3].p
+        before, end, ways = builder.block, builder.append_basic_block("axpy.end"), []
+        # Which registers are added to must be known when compiling: a piece of code for each possible `first`.
+        for shift in range(tile.p - count + 1):
+            out, block = acc, builder.append_basic_block(f"axpy.{shift}")
+            builder.position_at_end(block)
+            for i in range(count):
+                offset = builder.add(builder.extract_value(rows, i), x_offset)
+                start = _pointer(context, builder, signature.args[2], x, offset, _constant(tile.v * tile.lanes), SLACK)
+                for k in range(tile.v):
+                    j = (i + shift) * tile.v + k
+                    vector = _load(builder, tile, builder.gep(start, [_constant(k * tile.lanes)]))
+                    out = builder.insert_value(out, _multiply_add(builder, tile, splat, vector, builder.extract_value(out, j)), j)
+            ways.append((block, out, builder.block))
+            builder.branch(end)
+        builder.position_at_end(before)
+        switch = builder.switch(first, ways[0][0])
+        for shift in range(1, len(ways)):
+            switch.add_case(_constant(shift), ways[shift][0])
+        builder.position_at_end(end)
+        merged = builder.phi(acc.type)
+        for _, out, block in ways:
+            merged.add_incoming(out, block)
+        return merged
+    return tile(tile, tile.dtype, x, rows, types.intp, types.intp), codegen
+
+
+@intrinsic
+def tile_pool(typingctx, acc, y, y_rows, y_offset, cells, cell_rows, cell_offset, n_lanes, cell, low, none):
+    """Where acc[i, :n_lanes] is larger than y's row i, or is NaN: y = acc and cells (uint8) = cell.
+
+    Cell 0 begins: it is compared with `low` instead of y, and where it does not win, y = low and cells = none.
+    """
+    tile = acc
+    bytes_type = ir.VectorType(ir.IntType(8), tile.lanes)
+
+    def codegen(context, builder, signature, args):
+        acc, y, y_rows, y_offset, cells, cell_rows, cell_offset, n_lanes, cell, low, none = args
         width = tile.v * tile.lanes
-        whole = builder.and_(builder.icmp_signed(">=", n_rows, _constant(tile.p)),
-                             builder.icmp_signed(">=", n_lanes, _constant(width)))
+        begins = builder.icmp_unsigned("==", cell, ir.Constant(ir.IntType(8), 0))
+        low = _splat(builder, tile, low)
+        none, cell = _splat_bytes(builder, bytes_type, none), _splat_bytes(builder, bytes_type, cell)
+
+        def row(i, count):
+            """Pointers to y and cells of row i."""
+            at_y = builder.add(builder.extract_value(y_rows, i), y_offset)
+            at_cells = builder.add(builder.extract_value(cell_rows, i), cell_offset)
+            return (_pointer(context, builder, signature.args[1], y, at_y, count, 0),
+                    _pointer(context, builder, signature.args[4], cells, at_cells, count, 0))
+
+        def pool_row(i, source, target):
+            for k in range(tile.v):
+                at = [_constant(k * tile.lanes)]
+                best = builder.select(begins, low, _load(builder, tile, builder.gep(source[0], at)))
+                where = builder.load(builder.bitcast(builder.gep(source[1], at), bytes_type.as_pointer()))
+                where.align = 1
+                where = builder.select(begins, none, where)
+                value = builder.extract_value(acc, i * tile.v + k)
+                wins = builder.or_(builder.fcmp_ordered(">", value, best), builder.fcmp_unordered("uno", value, value))
+                _store(builder, tile, builder.select(wins, value, best), builder.gep(target[0], at))
+                pointer = builder.bitcast(builder.gep(target[1], at), bytes_type.as_pointer())
+                builder.store(builder.select(wins, cell, where), pointer).align = 1
+
+        spare = cgutils.alloca_once(builder, tile.element, size=width), cgutils.alloca_once(builder, ir.IntType(8), size=width)
+        with builder.if_else(builder.icmp_signed(">=", n_lanes, _constant(width))) as (whole, otherwise):
+            with whole:
+                for i in range(tile.p):
+                    pointers = row(i, _constant(width))
+                    pool_row(i, pointers, pointers)
+            with otherwise:
+                for i in range(tile.p):
+                    pointers = row(i, n_lanes)
+                    pool_row(i, pointers, spare)
+                    for to, source, size in zip(pointers, spare, (tile.dtype.bitwidth // 8, 1), strict=True):
+                        cgutils.raw_memcpy(builder, to, source, n_lanes, size)
+        return context.get_dummy_value()
+    return types.void(tile, y, y_rows, types.intp, cells, cell_rows, types.intp, types.intp,
+                      types.uint8, tile.dtype, types.uint8), codegen
+
+
+@intrinsic
+def tile_store(typingctx, acc, y, rows, y_offset, first, last, n_lanes):
+    """y[rows[i] + y_offset : ...] = acc[i, :n_lanes] for first <= i < last; a range beyond the tile stores all of it."""
+    tile = acc
+
+    def codegen(context, builder, signature, args):
+        acc, y, rows, y_offset, first, last, n_lanes = args
+        width = tile.v * tile.lanes
+        all_rows = builder.and_(builder.icmp_signed("<=", first, _constant(0)), builder.icmp_signed(">=", last, _constant(tile.p)))
+        whole = builder.and_(all_rows, builder.icmp_signed(">=", n_lanes, _constant(width)))
 
         def row(i, count):
             offset = builder.add(builder.extract_value(rows, i), y_offset)
@@ -201,11 +312,12 @@ def tile_store(typingctx, acc, y, rows, y_offset, n_rows, n_lanes):
             with otherwise:
                 short = builder.select(builder.icmp_signed("<", n_lanes, _constant(width)), n_lanes, _constant(width))
                 for i in range(tile.p):
-                    with builder.if_then(builder.icmp_signed("<", _constant(i), n_rows)):
+                    with builder.if_then(builder.and_(builder.icmp_signed("<=", first, _constant(i)),
+                                                      builder.icmp_signed("<", _constant(i), last))):
                         store_row(i, spare)
                         cgutils.raw_memcpy(builder, row(i, short), spare, short, tile.dtype.bitwidth // 8)
         return context.get_dummy_value()
-    return types.void(tile, y, rows, types.intp, types.intp, types.intp), codegen
+    return types.void(tile, y, rows, *[types.intp] * 4), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -219,6 +331,39 @@ def rows_strided(typingctx, p, start, stride):
             out = builder.insert_value(out, builder.add(args[1], builder.mul(args[2], _constant(i))), i)
         return out
     return rows(p, types.intp, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def rows_inside(typingctx, p, start, stride, first, last):
+    """Rows at start + i*stride for first <= i < last; the others, which lie outside the picture, repeat one of these."""
+    rows = RowsType(p.literal_value)
+
+    def codegen(context, builder, signature, args):
+        _, start, stride, first, last = args
+        beyond = builder.icmp_signed(">", first, _constant(0))
+        inside = builder.select(beyond, builder.add(start, builder.mul(stride, first)), start)
+        out = ir.Constant(ir.ArrayType(INDEX, rows.p), ir.Undefined)
+        for i in range(rows.p):
+            is_inside = builder.and_(builder.icmp_signed("<=", first, _constant(i)), builder.icmp_signed("<", _constant(i), last))
+            offset = builder.add(start, builder.mul(stride, _constant(i)))
+            out = builder.insert_value(out, builder.select(is_inside, offset, inside), i)
+        return out
+    return rows(p, *[types.intp] * 4), codegen
+
+
+@intrinsic(prefer_literal=True)
+def rows_grid(typingctx, p, columns, start, row, column):
+    """P rows of `columns` each: row i, column j lies at start + i*row + j*column and is number i*columns + j."""
+    rows, width = RowsType(p.literal_value * columns.literal_value), columns.literal_value
+
+    def codegen(context, builder, signature, args):
+        _, _, start, row, column = args
+        out = ir.Constant(ir.ArrayType(INDEX, rows.p), ir.Undefined)
+        for i in range(rows.p):
+            offset = builder.add(builder.mul(row, _constant(i // width)), builder.mul(column, _constant(i % width)))
+            out = builder.insert_value(out, builder.add(start, offset), i)
+        return out
+    return rows(p, columns, *[types.intp] * 3), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -253,3 +398,28 @@ def rows_of_pixels(typingctx, p, first, count, width, height, pixel, row, image)
             offset = builder.select(last, offset, builder.add(offset, step))
         return out
     return rows(p, *[types.intp] * 7), codegen
+
+
+@intrinsic
+def cells_equal(typingctx, cells, offset, count, value):
+    """A uint64 whose bit k says whether cells[offset + k] (uint8) equals value, for k < count <= 64."""
+    vector = ir.VectorType(ir.IntType(8), 64)
+
+    def codegen(context, builder, signature, args):
+        cells, offset, count, value = args
+        start = _pointer(context, builder, signature.args[0], cells, offset, count, 0)
+        loaded = builder.load(builder.bitcast(start, vector.as_pointer()))
+        loaded.align = 1
+        equal = builder.bitcast(builder.icmp_unsigned("==", loaded, _splat_bytes(builder, vector, value)), INDEX)
+        # A shift by 64 is undefined, so the upper bits go by a shift to the right, by at most 63.
+        keep = builder.lshr(ir.Constant(INDEX, -1), builder.sub(_constant(64), count))
+        return builder.and_(equal, keep)
+    return types.uint64(cells, types.intp, types.intp, types.uint8), codegen
+
+
+@intrinsic
+def lowest_bit(typingctx, bits):
+    """The position of the lowest bit set in a uint64; 64 where none is."""
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+    return types.intp(types.uint64), codegen
