@@ -12,13 +12,16 @@ from nbcnn.kernels.cpu.operation import Operation
 from nbcnn.kernels.cpu.tile import (
     TILE_VERSION,
     lanes,
+    rows_inside,
     rows_of_pixels,
     rows_strided,
+    tile_load,
     tile_outer,
     tile_pool,
     tile_rows,
     tile_shape,
     tile_store,
+    tile_transpose,
     tile_zero,
 )
 
@@ -150,17 +153,27 @@ def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
     return weight_gradient
 
 
-@njit(parallel=PARALLEL, cache=CACHE)
-def pack_weight(packed, packed_b, w, b, width, O, run):
-    """packed[block, k, lane] = w[block*width + lane, k]: a row of lanes for each of `run` weights; packed_b likewise.
+@functools.cache
+def make_pack_weight(LANES, VERSION=TILE_VERSION):
+    """What lays out weights for the correlation, LANES outputs x LANES weights at a time."""
 
-    Lanes beyond the last output are left as they are: what is computed from them is not stored.
-    """
-    for o in prange(O):
-        at = o // width * run * width + o % width
-        packed_b[o] = b[o]
-        for k in range(run):
-            packed[at + k * width] = w[o * run + k]
+    @njit(parallel=PARALLEL, cache=CACHE)
+    def pack_weight(packed, packed_b, w, b, width, O, run):
+        """packed[block, k, lane] = w[block*width + lane, k]: a row of `width` lanes for each of `run` weights; packed_b likewise.
+
+        Lanes beyond the last output hold anything: what is computed from them is not stored.
+        """
+        _ = VERSION
+        steps = (run + LANES - 1) // LANES
+        for task in prange((O + LANES - 1) // LANES * steps):
+            o, k = task // steps * LANES, task % steps * LANES
+            w_rows = rows_inside(LANES, o * run, run, 0, O - o)
+            packed_rows = rows_strided(LANES, o // width * run * width + o % width, width)
+            tile_store(tile_transpose(tile_load(LANES, 1, w, w_rows, k)), packed, packed_rows, k * width, 0, run - k, LANES)
+            if k == 0:
+                packed_b[o:min(o + LANES, O)] = b[o:min(o + LANES, O)]
+
+    return pack_weight
 
 
 @njit(parallel=PARALLEL, cache=CACHE)
@@ -234,8 +247,8 @@ class Conv2d(Operation):
 
     def _pack(self, params):
         w, b = params
-        return Call(pack_weight, (self.packed_w, self.packed_b, w, self.zeros[:self.O] if b is None else b, self.width, self.O,
-                                  self.run))
+        return Call(make_pack_weight(lanes(self.dtype)), (
+            self.packed_w, self.packed_b, w, self.zeros[:self.O] if b is None else b, self.width, self.O, self.run))
 
     def _correlate(self, n, y, y_at, x, size, kernel, cells, cells_at, window, low, none):
         """The correlation of n pictures, each pixel of y the largest in a window of sums."""
@@ -265,12 +278,15 @@ class Conv2d(Operation):
         """dw and db: partial sums over parts of the batch, then their sum."""
         parts = self.parts(n)
         columns = self._reads(1)[:4] if self.dw_taps == self.taps else (0, 1, 0, self.y_size[1])
+        flop = 2 * n * self.O * self.run * math.prod(self.y_size)
+        # A single part that adds to nothing needs no place of its own.
+        targets = [total if total is not None and parts == 1 and not to_add else partial
+                   for total, partial, to_add in zip(dparams, (self.dw_parts, self.db_parts), add, strict=True)]
         return [Call(self.weight_gradient, (
-            self.dw_parts, self.db_parts, dy.array, x.array, self.one, n, parts, (*self.y_size, self.O), self.dw_taps, dy.strides,
-            self._x_at(x)[:6], self._reads(0)[:4], columns),
-            2 * n * self.O * self.run * math.prod(self.y_size))] + [
+            *targets, dy.array, x.array, self.one, n, parts, (*self.y_size, self.O), self.dw_taps, dy.strides,
+            self._x_at(x)[:6], self._reads(0)[:4], columns), flop)] + [
                 Call(add_parts, (total, partial, parts, to_add)) for total, partial, to_add
-                in zip(dparams, (self.dw_parts, self.db_parts), add, strict=True) if total is not None]
+                in zip(dparams, targets, add, strict=True) if total is not None and total is not partial]
 
     def input_backward(self, n, dx, dy, w):
         """dx: the correlation of dy with the flipped weights, one phase of the stride at a time."""

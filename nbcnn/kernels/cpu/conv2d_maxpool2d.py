@@ -13,36 +13,51 @@ import numpy as np
 from numba import njit, prange
 
 from nbcnn.kernels.cpu.buffer import allocate
-from nbcnn.kernels.cpu.conv2d import MOST_PARTS, Conv2d, make_correlate
+from nbcnn.kernels.cpu.conv2d import Conv2d, make_correlate
 from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, Call
 from nbcnn.kernels.cpu.tile import (
     TILE_VERSION,
     VECTOR_BYTES,
     cells_equal,
+    get,
     lanes,
     lowest_bit,
-    rows_grid,
+    put,
     rows_inside,
     rows_strided,
     tile_axpy,
     tile_load,
+    tile_outer,
+    tile_shift,
     tile_store,
 )
 
 NOBODY = 255                                    # the cell of a window without a value above 0, where a ReLU follows
 SUMS = 25 if VECTOR_BYTES == 64 else 12         # vectors of a tile, of 32 or 16 registers
+MOST_PARTS = 4                                  # partial sums of a weight gradient: fixed, whatever the number of threads
 WORKSPACE = 26 * 1024                           # bytes of x that a task works on, to stay in a first cache of 32 KiB
-BLOCK = 32                                      # output channels whose weights for a kernel row stay in the first cache
+BLOCK = 64                                      # output channels whose weights for a kernel row stay in the first cache
+
+
+@njit       # part of the kernel that calls it, and cached with that
+def list_winners(g, at, count, dy, cells, source, step, windows, base, cell_at):
+    """List dy (.., step) from `source` on with where its vectors begin, leaving out what nobody won; where the list ends."""
+    for k in range(windows):
+        cell = get(cells, source)
+        put(g, count, get(dy, source))
+        put(at, count, get(base, k) + get(cell_at, cell))
+        count += cell != np.uint8(NOBODY)
+        source += step
+    return count
 
 
 @functools.cache
 def make_sparse_weight_gradient(P, Q, LANES, VERSION=TILE_VERSION):
-    """The weight gradient at the winning pixels, for a tile of P x Q taps of one vector of channels each."""
-    TAPS = P * Q
+    """The weight gradient at the winning pixels, for a tile of P x Q taps, each a vector of channels."""
 
     @njit(parallel=PARALLEL, cache=CACHE, error_model="numpy")
-    def weight_gradient(dw_parts, db_parts, dy, cells, x, unfolded, g, at, base, cell_at, n, split, size, taps, window, strip,
-                        columns, x_at):
+    def weight_gradient(dw_parts, db_parts, dy, cells, x, unit, unfolded, g, at, counts, base, cell_at, n, split, size, taps,
+                        window, strip, columns, x_at):
         """dw_parts[part, block, o, p, q, lane] = sum of dy[m, i, j, o] * x[pixel + (p, q), lane], db_parts[part, o] = sum of dy.
 
         The pixel is the one that won window (m, i, j) of channel o. split = (parts, groups of output channels), size = (PH, PW, O),
@@ -58,11 +73,9 @@ def make_sparse_weight_gradient(P, Q, LANES, VERSION=TILE_VERSION):
         pictures, rows_of_windows = strip
         capacity = pictures * rows_of_windows * PW
         unfolded_rows = rows_of_windows * window[0] + KH - 1
-        one, out_rows = rows_strided(1, 0, 0), rows_strided(TAPS, 0, LANES)
-        tap_rows = rows_grid(P, Q, 0, columns * LANES, LANES)
-        nobody, zero = np.uint8(NOBODY), dy.dtype.type(0)
+        one, tap_rows, dw_rows = rows_strided(1, 0, 0), rows_strided(P, 0, columns * LANES), rows_strided(P, 0, KW * LANES)
+        zero = dy.dtype.type(0)
         lists_size, work_size = g.size // (parts * groups), unfolded.size // (parts * groups)
-        dy, cells, g, at, db_parts = dy.reshape(-1), cells.reshape(-1), g.reshape(-1), at.reshape(-1), db_parts.reshape(-1)
         for task in prange(parts * groups):
             part, o_start, o_stop = task // groups, task % groups * O // groups, (task % groups + 1) * O // groups
             start, stop = part * n // parts, (part + 1) * n // parts
@@ -70,25 +83,23 @@ def make_sparse_weight_gradient(P, Q, LANES, VERSION=TILE_VERSION):
             for block in range(blocks):
                 begin = ((part * blocks + block) * O + o_start) * KH * KW * LANES
                 dw_parts[begin:begin + (o_stop - o_start) * KH * KW * LANES] = zero
-            db_parts[part * O + o_start:part * O + o_stop] = zero
+            db_parts[(part * O + o_start) * LANES:(part * O + o_stop) * LANES] = zero
             for m in range(start, stop, pictures):
                 m_stop = min(m + pictures, stop)
                 for i in range(0, PH, rows_of_windows):
                     i_stop = min(i + rows_of_windows, PH)
                     windows = (m_stop - m) * (i_stop - i) * PW          # contiguous: one picture, or whole pictures
                     first = (m * PH + i) * PW
-                    counts = lists + (o_stop - o_start) * capacity
                     for o in range(o_start, o_stop):
-                        count = lists + (o - o_start) * capacity
-                        total = zero
-                        for k in range(windows):
-                            cell, dy_k = cells[(first + k) * O + o], dy[(first + k) * O + o]
-                            g[count] = dy_k
-                            at[count] = base[k] + cell_at[cell]
-                            count += cell != nobody
-                            total += dy_k if cell != nobody else zero
-                        at[counts + o - o_start] = count - (lists + (o - o_start) * capacity)
-                        db_parts[part * O + o] += total
+                        begin = lists + (o - o_start) * capacity
+                        count = list_winners(g, at, begin, dy, cells, first * O + o, O, windows, base, cell_at)
+                        put(counts, task * O + o, count - begin)
+                        for k in range(count, count + LANES):
+                            put(g, k, zero)
+                        sums = tile_load(1, 1, db_parts, one, (part * O + o) * LANES)
+                        for k in range(begin, count, LANES):
+                            sums = tile_outer(sums, unit, one, 0, g, k)
+                        tile_store(sums, db_parts, one, (part * O + o) * LANES, 0, 1, LANES)
                     for block in range(blocks):
                         for picture in range(m_stop - m):
                             from_row = x_at[0] + (m + picture) * x_at[1] + i * window[0] * x_at[2] + block * LANES
@@ -98,48 +109,60 @@ def make_sparse_weight_gradient(P, Q, LANES, VERSION=TILE_VERSION):
                                     vector = tile_load(1, 1, x, one, from_row + r * x_at[2] + s * x_at[3])
                                     tile_store(vector, unfolded, one, to_row + (r * columns + s) * LANES, 0, 1, LANES)
                         for o in range(o_start, o_stop):
-                            count, listed = at[counts + o - o_start], lists + (o - o_start) * capacity
+                            listed = lists + (o - o_start) * capacity
+                            count = get(counts, task * O + o)
                             for p in range(0, KH, P):
                                 for q in range(0, KW, Q):
                                     to = (((part * blocks + block) * O + o) * KH * KW + p * KW + q) * LANES
                                     from_tap = work + (p * columns + q) * LANES
-                                    acc = tile_load(TAPS, 1, dw_parts, out_rows, to)
+                                    acc = tile_load(P, Q, dw_parts, dw_rows, to)
                                     for k in range(listed, listed + count):
-                                        acc = tile_axpy(acc, g[k], unfolded, tap_rows, from_tap + at[k], 0)
-                                    tile_store(acc, dw_parts, out_rows, to, 0, (KH - p) * KW, LANES)
+                                        acc = tile_axpy(acc, get(g, k), unfolded, tap_rows, from_tap + get(at, k), 0)
+                                    tile_store(acc, dw_parts, dw_rows, to, 0, KH - p, Q * LANES)
 
     return weight_gradient
 
 
-@njit(parallel=PARALLEL, cache=CACHE)
-def add_tiles(dw, db, dw_parts, db_parts, parts, size, add_dw, add_db):
-    """dw[o, tap, block*LANES + lane] (+)= sum over parts, in order, of dw_parts[part, block, o, tap, lane]; db likewise.
+@functools.cache
+def make_add_tiles(LANES, VERSION=TILE_VERSION):
+    """What adds the weight gradient's partial sums, and puts their vectors where they belong."""
 
-    size = (blocks, O, taps, LANES, channels of a tap in dw).
-    """
-    blocks, O, taps, LANES, channels = size
-    for o in prange(O):
-        total = db_parts[o]
-        for part in range(1, parts):
-            total += db_parts[part * O + o]
-        if len(db):
-            db[o] = total + db[o] if add_db else total
-        for block in range(blocks):
-            for tap in range(taps):
-                source, to = ((block * O + o) * taps + tap) * LANES, (o * taps + tap) * channels + block * LANES
-                for lane in range(min(LANES, channels - block * LANES)):
-                    total = dw_parts[source + lane]
+    @njit(parallel=PARALLEL, cache=CACHE)
+    def add_tiles(dw, db, dw_parts, db_parts, parts, size, add_dw, add_db):
+        """dw[o, tap, block*LANES + lane] (+)= dw_parts[0, block, o, tap, lane] + dw_parts[1, ...] + ..., in this order; db too.
+
+        size = (blocks, O, taps, channels of a tap in dw).
+        """
+        _ = VERSION
+        blocks, O, taps, channels = size
+        one, unit = rows_strided(1, 0, 0), dw.dtype.type(1)
+        for o in prange(O):
+            total = db_parts[o * LANES]
+            for k in range(1, parts * LANES):
+                total += db_parts[(k // LANES * O + o) * LANES + k % LANES]
+            if len(db):
+                db[o] = total + db[o] if add_db else total
+            for block in range(blocks):
+                for tap in range(taps):
+                    to, source = (o * taps + tap) * channels + block * LANES, ((block * O + o) * taps + tap) * LANES
+                    acc = tile_load(1, 1, dw_parts, one, source)
                     for part in range(1, parts):
-                        total += dw_parts[part * blocks * O * taps * LANES + source + lane]
-                    dw[to + lane] = total + dw[to + lane] if add_dw else total
+                        acc = tile_axpy(acc, unit, dw_parts, one, part * blocks * O * taps * LANES + source, 0)
+                    if add_dw:
+                        acc = tile_axpy(acc, unit, dw, one, to, 0)
+                    tile_store(acc, dw, one, to, 0, 1, channels - block * LANES)
+
+    return add_tiles
 
 
 @functools.cache
-def make_sparse_input_gradient(P, V, KW, LANES, VERSION=TILE_VERSION):
-    """The input gradient from the winning pixels, for a tile of P pixels, those that a row of windows' taps reach, x V vectors."""
+def make_sparse_input_gradient(P, V, WW, LANES, VERSION=TILE_VERSION):
+    """The input gradient from the winning pixels, for a tile of P pixels, which a window's taps reach in a row, x V vectors."""
+    REST = P - WW
+    KW = REST + 1
 
     @njit(parallel=PARALLEL, cache=CACHE, error_model="numpy")
-    def input_gradient(dx, dy, cells, w, n, strips, size, channels, KH, window, padding, dx_at):
+    def input_gradient(dx, dy, cells, w, n, strips, size, channels, KH, WH, padding, dx_at):
         """dx[m, pixel + (p, q), c] = sum of dy[m, i, j, o] * w[o, p, q, c], the pixel the one that won window (i, j) of channel o.
 
         size = (PH, PW, O, H, W); dx_at = (start, image, row, pixel). A task is one of `strips` strips of rows of a picture, for V
@@ -150,7 +173,7 @@ def make_sparse_input_gradient(P, V, KW, LANES, VERSION=TILE_VERSION):
         PH, PW, O, H, W = size
         blocks = (channels + V * LANES - 1) // (V * LANES)
         tap_rows, one, zero = rows_strided(KW, 0, channels), np.uint64(1), dx.dtype.type(0)
-        flat_dy, flat_dx = dy.reshape(-1), dx.reshape(-1)
+        flat_dx, pixel, w_step = dx.reshape(-1), dx_at[3], KH * KW * channels
         for task in prange(n * strips * blocks):
             m, strip, block = task // (strips * blocks), task // blocks % strips, task % blocks
             c = block * V * LANES
@@ -163,25 +186,26 @@ def make_sparse_input_gradient(P, V, KW, LANES, VERSION=TILE_VERSION):
             for o_start in range(0, O, BLOCK):
                 count = min(BLOCK, O - o_start)
                 for p in range(KH):
+                    at_w = (o_start * KH + p) * KW * channels + c
                     for r in range(r_start, r_stop):
                         t = r + padding[0] - p
-                        if t < 0 or t >= PH * window[0]:
+                        if t < 0 or t >= PH * WH:
                             continue
-                        i, u = t // window[0], t % window[0]
+                        i, u = t // WH, t % WH
+                        row_at, s = dx_at[0] + m * dx_at[1] + r * dx_at[2] + c, -padding[1]
+                        acc = tile_load(P, V, dx, rows_inside(P, row_at + s * pixel, pixel, -s, W - s), 0)
                         for j in range(PW):
-                            s = j * window[1] - padding[1]
                             at = ((m * PH + i) * PW + j) * O + o_start
-                            # The first pixel of the picture among those reached is -s, the last W - 1 - s.
-                            rows = rows_inside(P, dx_at[0] + m * dx_at[1] + r * dx_at[2] + s * dx_at[3] + c, dx_at[3], -s, W - s)
-                            acc = tile_load(P, V, dx, rows, 0)
-                            for v in range(P - KW + 1):
-                                won = cells_equal(cells, at, count, np.uint8(u * window[1] + v))
+                            for v in range(WW):
+                                won = cells_equal(cells, at, count, np.uint8(u * WW + v))
                                 while won != np.uint64(0):
                                     o = lowest_bit(won)
                                     won &= won - one
-                                    at_w = ((o_start + o) * KH + p) * KW * channels + c
-                                    acc = tile_axpy(acc, flat_dy[at + o], w, tap_rows, at_w, v)
-                            tile_store(acc, dx, rows, 0, -s, W - s, channels - c)
+                                    acc = tile_axpy(acc, get(dy, at + o), w, tap_rows, at_w + o * w_step, v)
+                            tile_store(acc, dx, rows_strided(WW, row_at + s * pixel, pixel), 0, -s, W - s, channels - c)
+                            acc = tile_shift(acc, dx, rows_inside(WW, row_at + (s + P) * pixel, pixel, -(s + P), W - (s + P)), 0)
+                            s += WW
+                        tile_store(acc, dx, rows_strided(REST, row_at + s * pixel, pixel), 0, -s, W - s, channels - c)
 
     return input_gradient
 
@@ -233,7 +257,7 @@ class Conv2dMaxPool2d(Conv2d):
         P = KW + window[1] - 1
         vectors = -(-self.C // width)
         V = min(range(1, max(1, SUMS // P) + 1), key=lambda v: (-(-vectors // v) * v, -v))
-        self.sparse_input_gradient, self.dx_width = make_sparse_input_gradient(P, V, KW, width), V * width
+        self.sparse_input_gradient, self.dx_width = make_sparse_input_gradient(P, V, window[1], width), V * width
 
     def parts(self, n):
         """Into how many partial sums the weight gradient of n pictures is split: it follows from n alone."""
@@ -241,21 +265,20 @@ class Conv2dMaxPool2d(Conv2d):
 
     def groups(self, n):
         """Into how many tasks the output channels of a part are split: enough for the threads, and no bit depends on it."""
-        return max(1, min(self.O // 4, -(-2 * numba.config.NUMBA_NUM_THREADS // self.parts(n)) if self.parts(n) < MOST_PARTS else
-                          -(-numba.config.NUMBA_NUM_THREADS // MOST_PARTS)))
+        return max(1, min(self.O // 4, -(-numba.config.NUMBA_NUM_THREADS // self.parts(n))))
 
     def reserve(self, batch):
         """Allocate what is kept for backward, the partial sums and the workspace, for up to `batch` pictures."""
         self.cells = allocate((batch, *self.size, self.O), np.uint8)
         parts, width = self.parts(batch), lanes(self.dtype)
         self.dw_parts = allocate((parts * self.blocks * self.O * self.kernel_size[0] * self.row_taps * width,), self.dtype)
-        self.db_parts = allocate((parts * self.O,), self.dtype)
+        self.db_parts = allocate((parts * self.O * width,), self.dtype)
         tasks = max(self.parts(n) * self.groups(n) for n in range(1, batch + 1)) if batch else 1
-        capacity = math.prod(self.strip) * self.size[1]
-        channels = self.O
+        capacity = self.O * math.prod(self.strip) * self.size[1]
         self.unfolded = allocate((tasks, (self.strip[0] * self.unfolded_rows + self.slack_rows) * self.columns * width), self.dtype)
-        self.g = allocate((tasks, channels * (capacity + 1)), self.dtype)
-        self.at = allocate((tasks, channels * (capacity + 1)), np.int32)
+        self.g = allocate((tasks, capacity + width), self.dtype)
+        self.at = allocate((tasks, capacity + width), np.int32)
+        self.counts = allocate((tasks, self.O), np.int32)
 
     def forward(self, n, y, x, params):
         """y = the largest of each window of conv(x, w) + b, and of 0 with a ReLU."""
@@ -272,15 +295,16 @@ class Conv2dMaxPool2d(Conv2d):
         tasks = parts * groups
         return [
             Call(self.sparse_weight_gradient, (
-                self.dw_parts, self.db_parts, dy.array, self.cells, x.array, self.unfolded[:tasks], self.g[:tasks], self.at[:tasks],
+                self.dw_parts, self.db_parts, dy.array, self.cells, x.array, self.one, self.unfolded[:tasks], self.g[:tasks],
+                self.at[:tasks], self.counts,
                 self.base, self.cell_at, n, (parts, groups), (*self.size, self.O), (KH, self.row_taps, self.blocks), self.window,
                 self.strip, self.columns, self._x_at(x)[:4]), flop),
-            Call(add_tiles, (dw, self.zeros[:0] if db is None else db, self.dw_parts, self.db_parts, parts,
-                             (self.blocks, self.O, KH * self.row_taps, width, self.row_channels), *add))]
+            Call(make_add_tiles(width), (dw, self.zeros[:0] if db is None else db, self.dw_parts, self.db_parts, parts,
+                             (self.blocks, self.O, KH * self.row_taps, self.row_channels), *add))]
 
     def input_backward(self, n, dx, dy, w):
         """dx, from the winning pixels."""
         strips = max(1, min(self.x_size[0] // 4, -(-2 * numba.config.NUMBA_NUM_THREADS // n))) if n else 1
         return [Call(self.sparse_input_gradient, (
             dx.array, dy.array, self.cells, w, n, strips, (*self.size, self.O, *self.x_size), self.C, self.kernel_size[0],
-            self.window, self.padding, dx.strides), 2 * n * self.O * self.run * math.prod(self.size))]
+            self.window[0], self.padding, dx.strides), 2 * n * self.O * self.run * math.prod(self.size))]

@@ -176,6 +176,26 @@ def tile_load(typingctx, p, v, y, rows, y_offset):
 
 
 @intrinsic
+def tile_shift(typingctx, acc, y, rows, y_offset):
+    """As many rows as `rows` has leave the tile at its beginning, as many are loaded from y at its end."""
+    tile = acc
+
+    def codegen(context, builder, signature, args):
+        acc, y, rows, y_offset = args
+        count, out = signature.args[2].p, acc
+        for j in range((tile.p - count) * tile.v):
+            out = builder.insert_value(out, builder.extract_value(acc, j + count * tile.v), j)
+        for i in range(count):
+            offset = builder.add(builder.extract_value(rows, i), y_offset)
+            start = _pointer(context, builder, signature.args[1], y, offset, _constant(tile.v * tile.lanes), SLACK)
+            for k in range(tile.v):
+                vector = _load(builder, tile, builder.gep(start, [_constant(k * tile.lanes)]))
+                out = builder.insert_value(out, vector, (tile.p - count + i) * tile.v + k)
+        return out
+    return tile(tile, y, rows, types.intp), codegen
+
+
+@intrinsic
 def tile_outer(typingctx, acc, x, rows, x_offset, w, w_offset):
     """acc[i, :] += x[rows[i] + x_offset] * w[w_offset : w_offset + V*lanes], for every row i."""
     tile = acc
@@ -229,6 +249,29 @@ def tile_axpy(typingctx, acc, g, x, rows, x_offset, first):
             merged.add_incoming(out, block)
         return merged
     return tile(tile, tile.dtype, x, rows, types.intp, types.intp), codegen
+
+
+@intrinsic
+def tile_transpose(typingctx, acc):
+    """Rows become lanes and lanes rows, of a tile of as many rows as a vector has lanes."""
+    tile = acc
+
+    def codegen(context, builder, signature, args):
+        rows, step = [builder.extract_value(args[0], i) for i in range(tile.lanes)], 1
+        while step < tile.lanes:
+            # Of two rows `step` apart, every other `step` lanes change places.
+            for i in (i for i in range(tile.lanes) if not i & step):
+                lower = [j if not j & step else tile.lanes + j - step for j in range(tile.lanes)]
+                upper = [j + step if not j & step else tile.lanes + j for j in range(tile.lanes)]
+                a, b = rows[i], rows[i + step]
+                rows[i], rows[i + step] = (builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT32, tile.lanes), mask))
+                                           for mask in (lower, upper))
+            step *= 2
+        out = args[0]
+        for i, row in enumerate(rows):
+            out = builder.insert_value(out, row, i)
+        return out
+    return tile(tile), codegen
 
 
 @intrinsic
@@ -286,18 +329,21 @@ def tile_pool(typingctx, acc, y, y_rows, y_offset, cells, cell_rows, cell_offset
 
 @intrinsic
 def tile_store(typingctx, acc, y, rows, y_offset, first, last, n_lanes):
-    """y[rows[i] + y_offset : ...] = acc[i, :n_lanes] for first <= i < last; a range beyond the tile stores all of it."""
+    """y[rows[i] + y_offset : ...] = acc[i, :n_lanes] for first <= i < last and every row that `rows` has.
+
+    Ranges beyond these, and beyond the lanes of the tile, store all.
+    """
     tile = acc
 
     def codegen(context, builder, signature, args):
         acc, y, rows, y_offset, first, last, n_lanes = args
-        width = tile.v * tile.lanes
-        all_rows = builder.and_(builder.icmp_signed("<=", first, _constant(0)), builder.icmp_signed(">=", last, _constant(tile.p)))
+        width, count = tile.v * tile.lanes, signature.args[2].p
+        all_rows = builder.and_(builder.icmp_signed("<=", first, _constant(0)), builder.icmp_signed(">=", last, _constant(count)))
         whole = builder.and_(all_rows, builder.icmp_signed(">=", n_lanes, _constant(width)))
 
-        def row(i, count):
+        def row(i, n):
             offset = builder.add(builder.extract_value(rows, i), y_offset)
-            return _pointer(context, builder, signature.args[1], y, offset, count, 0)
+            return _pointer(context, builder, signature.args[1], y, offset, n, 0)
 
         def store_row(i, start):
             for k in range(tile.v):
@@ -307,11 +353,11 @@ def tile_store(typingctx, acc, y, rows, y_offset, first, last, n_lanes):
         spare = cgutils.alloca_once(builder, tile.element, size=width)
         with builder.if_else(whole) as (then, otherwise):
             with then:
-                for i in range(tile.p):
+                for i in range(count):
                     store_row(i, row(i, _constant(width)))
             with otherwise:
                 short = builder.select(builder.icmp_signed("<", n_lanes, _constant(width)), n_lanes, _constant(width))
-                for i in range(tile.p):
+                for i in range(count):
                     with builder.if_then(builder.and_(builder.icmp_signed("<=", first, _constant(i)),
                                                       builder.icmp_signed("<", _constant(i), last))):
                         store_row(i, spare)
@@ -335,35 +381,18 @@ def rows_strided(typingctx, p, start, stride):
 
 @intrinsic(prefer_literal=True)
 def rows_inside(typingctx, p, start, stride, first, last):
-    """Rows at start + i*stride for first <= i < last; the others, which lie outside the picture, repeat one of these."""
+    """Rows at start + i*stride for first <= i < last; the others, which lie outside the picture, repeat the nearest of these."""
     rows = RowsType(p.literal_value)
 
     def codegen(context, builder, signature, args):
         _, start, stride, first, last = args
-        beyond = builder.icmp_signed(">", first, _constant(0))
-        inside = builder.select(beyond, builder.add(start, builder.mul(stride, first)), start)
-        out = ir.Constant(ir.ArrayType(INDEX, rows.p), ir.Undefined)
+        out, end = ir.Constant(ir.ArrayType(INDEX, rows.p), ir.Undefined), builder.sub(last, _constant(1))
         for i in range(rows.p):
-            is_inside = builder.and_(builder.icmp_signed("<=", first, _constant(i)), builder.icmp_signed("<", _constant(i), last))
-            offset = builder.add(start, builder.mul(stride, _constant(i)))
-            out = builder.insert_value(out, builder.select(is_inside, offset, inside), i)
+            k = builder.select(builder.icmp_signed("<", end, _constant(i)), end, _constant(i))
+            k = builder.select(builder.icmp_signed("<", k, first), first, k)
+            out = builder.insert_value(out, builder.add(start, builder.mul(stride, k)), i)
         return out
     return rows(p, *[types.intp] * 4), codegen
-
-
-@intrinsic(prefer_literal=True)
-def rows_grid(typingctx, p, columns, start, row, column):
-    """P rows of `columns` each: row i, column j lies at start + i*row + j*column and is number i*columns + j."""
-    rows, width = RowsType(p.literal_value * columns.literal_value), columns.literal_value
-
-    def codegen(context, builder, signature, args):
-        _, _, start, row, column = args
-        out = ir.Constant(ir.ArrayType(INDEX, rows.p), ir.Undefined)
-        for i in range(rows.p):
-            offset = builder.add(builder.mul(row, _constant(i // width)), builder.mul(column, _constant(i % width)))
-            out = builder.insert_value(out, builder.add(start, offset), i)
-        return out
-    return rows(p, columns, *[types.intp] * 3), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -423,3 +452,20 @@ def lowest_bit(typingctx, bits):
     def codegen(context, builder, signature, args):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
     return types.intp(types.uint64), codegen
+
+
+@intrinsic
+def get(typingctx, x, offset):
+    """x[offset], flat. Numba's own indexing tests for negative indices, which a short inner loop feels."""
+    def codegen(context, builder, signature, args):
+        return builder.load(_pointer(context, builder, signature.args[0], *args, _constant(1), 0))
+    return x.dtype(x, types.intp), codegen
+
+
+@intrinsic
+def put(typingctx, x, offset, value):
+    """x[offset] = value, flat; see `get`."""
+    def codegen(context, builder, signature, args):
+        builder.store(args[2], _pointer(context, builder, signature.args[0], *args[:2], _constant(1), 0))
+        return context.get_dummy_value()
+    return types.void(x, types.intp, x.dtype), codegen
