@@ -10,18 +10,29 @@ import numba
 import numpy as np
 import pytest
 
+from nbcnn.kernels import cpu
 from nbcnn.kernels.conv2d import conv2d_backward, conv2d_forward
-from nbcnn.kernels.cpu import tile
+from nbcnn.kernels.cpu import conv2d, conv2d_maxpool2d, launch, peak, tile
 from nbcnn.kernels.cpu.conv2d import make_correlate, make_weight_gradient
 from nbcnn.kernels.cpu.tile import (
     VECTOR_BYTES,
+    cells_equal,
+    get,
     lanes,
+    lowest_bit,
+    put,
+    rows_inside,
     rows_of_pixels,
     rows_strided,
+    tile_axpy,
+    tile_load,
     tile_outer,
+    tile_pool,
     tile_rows,
     tile_shape,
+    tile_shift,
     tile_store,
+    tile_transpose,
     tile_zero,
 )
 
@@ -78,14 +89,189 @@ def test_rows_of_pixels(width, height):
             assert out[k] == n * image + i * row + j * pixel
 
 
+def numbers(seed, count, dtype):
+    """Small integers, with room behind them for what a vector reads too much."""
+    a = cpu.allocate((count,), dtype)
+    a[:] = np.random.default_rng(seed).integers(-9, 10, count)
+    return a
+
+
+@numba.njit
+def load_and_store(y, x, start, stride, first, last, n_lanes):
+    """Rows of x, of which y gets the first three, 100 apart."""
+    acc = tile_load(4, 2, x, rows_strided(4, start, stride), 1)
+    tile_store(acc, y, rows_strided(3, 2, 100), 5, first, last, n_lanes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_load_and_the_range_of_rows_that_store_writes(dtype):
+    x, L = numbers(0, 400, dtype), lanes(dtype)
+    rows = [(0, 3), (-5, 9), (1, 3), (1, 2), (0, 0), (2, 1), (3, 9), (-4, 0), (0, 1)]
+    for (first, last), n_lanes, start, stride in [(r, k, 3, 7) for r in rows for k in (2 * L, 999, 2 * L - 1, L, 1, 0)] + [
+            ((0, 3), 999, 60, -9), ((1, 3), L + 1, 0, 90)]:
+        y = np.full(400, np.nan, dtype)
+        expected = y.copy()
+        for i in range(max(0, first), min(3, last)):
+            for k in range(min(n_lanes, 2 * L)):
+                expected[100 * i + 7 + k] = x[start + i * stride + 1 + k]
+        load_and_store(y, x, start, stride, first, last, n_lanes)
+        np.testing.assert_array_equal(y, expected)
+
+
+def make_shifted(count):
+    @numba.njit
+    def shifted(y, x, start, stride, offset):
+        """A tile of y's four rows whose first `count` have made place for rows of x, stored in y."""
+        width = len(y) // 4
+        acc = tile_load(4, 2, y, rows_strided(4, 0, width), 0)
+        acc = tile_shift(acc, x, rows_strided(count, start, stride), offset)
+        tile_store(acc, y, rows_strided(4, 0, width), 0, 0, 4, width)
+    return shifted
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_shift(count):
+    W = 2 * lanes(np.float32)
+    y, x = numbers(1, 4 * W, np.float32), numbers(2, 300, np.float32)
+    expected = [*y.reshape(4, W)[count:], *(x[5 + 40 * i + 2:][:W] for i in range(count))]
+    make_shifted(count)(y, x, 5, 40, 2)
+    assert (y.reshape(4, W) == expected).all()
+
+
+def make_added(count):
+    @numba.njit
+    def added(y, g, x, start, stride, offset, first):
+        """y's five rows, with g times `count` rows of x added from row `first` on."""
+        width = len(y) // 5
+        acc = tile_load(5, 2, y, rows_strided(5, 0, width), 0)
+        acc = tile_axpy(acc, g[0], x, rows_strided(count, start, stride), offset, first)
+        tile_store(acc, y, rows_strided(5, 0, width), 0, 0, 5, width)
+    return added
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_axpy_at_every_row(dtype, count):
+    W, added = 2 * lanes(dtype), make_added(count)
+    for first in range(5 - count + 1):
+        y, x, g = numbers(first, 5 * W, dtype), numbers(9, 300, dtype), np.array([-3], dtype)
+        expected = y.reshape(5, W).copy()
+        for i in range(count):
+            expected[first + i] += -3 * x[4 + 30 * i + 6:][:W]
+        added(y, g, x, 4, 30, 6, first)
+        assert (y.reshape(5, W) == expected).all(), first
+
+
+def make_transposed(L):
+    @numba.njit
+    def transposed(y, x):
+        """x and y are (L, L)."""
+        tile_store(tile_transpose(tile_load(L, 1, x, rows_strided(L, 0, L), 0)), y, rows_strided(L, 0, L), 0, 0, L, L)
+    return transposed
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_transpose(dtype):
+    L = lanes(dtype)
+    x, y = np.arange(L * L, dtype=dtype).reshape(L, L), np.full((L, L), np.nan, dtype)
+    make_transposed(L)(y, x)
+    assert (y == x.T).all()
+
+
+@numba.njit
+def pooled(y, cells, x, low, none, n_lanes):
+    """y and cells of 3 rows, 40 apart, over the cells of x (count, 3, 2*lanes)."""
+    count, _, W = x.shape
+    for cell in range(count):
+        acc = tile_load(3, 2, x, rows_strided(3, cell * 3 * W, W), 0)
+        tile_pool(acc, y, rows_strided(3, 1, 40), 2, cells, rows_strided(3, 4, 40), 3, n_lanes, np.uint8(cell), low[0], none)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("low", "none"), [(-np.inf, 0), (0, 255)])
+def test_pool(dtype, low, none):
+    """The first of equal values wins, NaN wins over all, and the last NaN over the others; what lies in y before does not count."""
+    W, rng, n_rows = 2 * lanes(dtype), np.random.default_rng(0), 3
+    special = [np.nan, np.inf, -np.inf]
+    for count in (1, 4, 6):
+        x = rng.choice([*range(-2, 3), *special], (count, n_rows, W)).astype(dtype)
+        x[:, 0, :4] = -np.inf       # nothing wins there; beside it a tie, zeros, and a NaN over everything
+        x[:, 0, 4], x[:, 0, 5], x[:, 0, 6] = 2, 0, np.nan
+        best, where = np.full(x.shape[1:], low, dtype), np.full(x.shape[1:], none, np.uint8)
+        for cell, value in enumerate(x):
+            wins = (value > best) | np.isnan(value)
+            best[wins], where[wins] = value[wins], cell
+        for n_lanes in (W, W + 1, W - 1, W // 2 + 1, 1, 0):
+            y, cells = np.full(130, 99, dtype), np.full(130, 77, np.uint8)
+            expected_y, expected_cells = y.copy(), cells.copy()
+            for i in range(n_rows):
+                k = min(n_lanes, W)
+                expected_y[40 * i + 3:40 * i + 3 + k], expected_cells[40 * i + 7:40 * i + 7 + k] = best[i, :k], where[i, :k]
+            pooled(y, cells, x, np.array([low], dtype), np.uint8(none), n_lanes)
+            np.testing.assert_array_equal(y, expected_y)
+            np.testing.assert_array_equal(cells, expected_cells)
+
+
+@numba.njit
+def offsets_inside(out, x, start, stride, first, last):
+    """The offsets of 6 rows, read through a tile: x[offset] = offset."""
+    acc = tile_load(6, 1, x, rows_inside(6, start, stride, first, last), 0)
+    tile_store(acc, out, rows_strided(6, 0, 1), 0, 0, 6, 1)
+
+
+def test_rows_inside():
+    """Pixels of a row of W pixels, 5 elements each, from pixel s on: those outside repeat the nearest one inside."""
+    x, out = cpu.allocate((400,), np.float64), np.zeros(6)
+    x[:] = np.arange(400)
+    for W in (1, 2, 5, 9):
+        for s in range(-15, W + 15):
+            offsets_inside(out, x, 200 + 5 * s, 5, -s, W - s)
+            assert out.tolist() == [200 + 5 * min(max(s + i, 0), W - 1) for i in range(6)], (W, s)
+
+
+@numba.njit
+def equal_and_lowest(cells, offset, count, value, positions):
+    """The bits, and where they are set."""
+    bits = rest = cells_equal(cells, offset, count, value)
+    found = 0
+    while rest != np.uint64(0):
+        positions[found] = lowest_bit(rest)
+        found += 1
+        rest &= rest - np.uint64(1)
+    return bits, found, lowest_bit(rest)
+
+
+def test_cells_equal_and_lowest_bit():
+    cells = cpu.allocate((200,), np.uint8)
+    cells[:] = np.random.default_rng(0).integers(0, 3, 200) * 127       # 0, 127, and 254, which is no -2
+    positions = np.zeros(64, np.int64)
+    for offset in (0, 1, 63, 130):
+        for count in (1, 2, 31, 32, 33, 63, 64):
+            for value in (0, 127, 254, 255):
+                bits, found, none = equal_and_lowest(cells, offset, count, np.uint8(value), positions)
+                expected = np.flatnonzero(cells[offset:offset + count] == value)
+                assert positions[:found].tolist() == expected.tolist() and bits == sum(1 << int(k) for k in expected) and none == 64
+
+
+@numba.njit
+def move(y, x, to, source):
+    put(y, to, get(x, source))
+
+
+def test_get_and_put_count_flat():
+    x, y = np.arange(12, dtype=np.int32).reshape(3, 4), np.zeros((2, 3), np.int32)
+    move(y, x, 4, 9)
+    assert y.tolist() == [[0, 0, 0], [0, 9, 0]]
+
+
 def test_code_has_the_target_s_vectors_and_no_doubles():
     """The inner loop multiplies and adds whole registers, at the width of Numba's target, not of the host; and in float32."""
     x, w = np.ones((2, 32, 8, 8), np.float32), np.ones((32, 32, 3, 3), np.float32)
     y = conv2d_forward(x, w)
     conv2d_backward(y, x, w)
     P, V = tile_shape(32, np.float32)
-    for make, options in ((make_correlate, (False,)), (make_weight_gradient, ())):
-        kernel = make(P, V, lanes(np.float32), *options)
+    for make in (make_correlate, make_weight_gradient):
+        kernel = make(P, V, lanes(np.float32))
         assert not llvm.double_operations(kernel)
         fresh = numba.jit(**{**kernel.targetoptions, "parallel": False})(kernel.py_func)
         fresh.compile(kernel.signatures[0])
@@ -122,7 +308,7 @@ def test_boundscheck_reaches_into_the_tile(tmp_path):
 def test_kernels_close_over_the_tile_s_text():
     """What Numba's cache keys on includes the hash of tile.py, so an edit there is never stale."""
     text = zlib.crc32(Path(tile.__file__).read_bytes())
-    for make, options in ((make_correlate, (False,)), (make_weight_gradient, ())):
-        function = make(8, 1, lanes(np.float32), *options).py_func
+    for make in (make_correlate, make_weight_gradient):
+        function = make(8, 1, lanes(np.float32)).py_func
         closure = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
         assert closure["VERSION"].cell_contents == text

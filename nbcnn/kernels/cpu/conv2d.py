@@ -30,8 +30,8 @@ MOST_PARTS = 8      # partial sums of a weight gradient: fixed, so that no resul
 
 
 @functools.cache
-def make_correlate(P, V, LANES, POOL, VERSION=TILE_VERSION):
-    """The correlation kernel for a tile of P pixels x V vectors of channels; with POOL the one that max-pools as it goes."""
+def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
+    """The correlation kernel for a tile of P pixels x V vectors of channels."""
 
     @njit(parallel=PARALLEL, cache=CACHE, error_model="numpy")
     def correlate(y, cells, x, w, b, low, none, n, size, window, taps, y_at, cells_at, x_at, w_at, rows_read, columns_read):
@@ -42,8 +42,9 @@ def make_correlate(P, V, LANES, POOL, VERSION=TILE_VERSION):
         rows_read = (start, i, p, H, u) says that output row i reads under tap p the row start + i*rows_read[1] + p*rows_read[2]
         of H, and columns_read the same of columns: taps that fall outside the picture are left out.
 
-        With POOL a pixel of y is the largest of the window = (WH, WW) of such sums, cell (u, v) read rows_read[4]*u and
-        columns_read[4]*v further on, and cells[pixel, o] = u*WW + v says which; `none` where none is larger than `low`.
+        Where `cells` is not empty, a pixel of y is the largest of the window = (WH, WW) of such sums, cell (u, v) read
+        rows_read[4]*u and columns_read[4]*v further on, and cells[pixel, o] = u*WW + v says which; `none` where none is larger
+        than `low`.
 
         A tile is P pixels. Where many of them lie near a side, it is the same pixel of P pictures, so that all leave out the
         same taps; else they are neighbours, which share what they read.
@@ -94,7 +95,7 @@ def make_correlate(P, V, LANES, POOL, VERSION=TILE_VERSION):
                         for k in range(run):
                             acc = tile_outer(acc, x, x_rows, at_x + k, w, at_w + k * w_at[4])
                 # Rows beyond the last pixel repeat it.
-                if POOL:
+                if len(cells) > 0:
                     tile_pool(acc, y, y_rows, y_at[0] + o, cells, cell_rows, o, O - o, np.uint8(cell), low, none)
                 else:
                     tile_store(acc, y, y_rows, y_at[0] + o, 0, P, O - o)
@@ -171,7 +172,8 @@ def make_pack_weight(LANES, VERSION=TILE_VERSION):
             packed_rows = rows_strided(LANES, o // width * run * width + o % width, width)
             tile_store(tile_transpose(tile_load(LANES, 1, w, w_rows, k)), packed, packed_rows, k * width, 0, run - k, LANES)
             if k == 0:
-                packed_b[o:min(o + LANES, O)] = b[o:min(o + LANES, O)]
+                for lane in range(o, min(o + LANES, O)):
+                    packed_b[lane] = b[lane]
 
     return pack_weight
 
@@ -196,6 +198,8 @@ class Conv2d(Operation):
     Weights are (O, KH, KW, C), flat. Forward packs them into rows of lanes; the input gradient reads them where they are.
     """
 
+    tile_shape = staticmethod(tile_shape)
+
     def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, dtype):
         self.x_size, self.y_size = x_shape[1:], y_shape[1:]
         self.C, self.O, self.dtype = x_shape[0], y_shape[0], np.dtype(dtype)
@@ -208,14 +212,14 @@ class Conv2d(Operation):
         width = lanes(dtype)
         self.taps, self.run = (KH, KW, self.C), KH * KW * self.C
 
-        self.tile = *tile_shape(self.O, dtype), width
+        self.tile = *self.tile_shape(self.O, dtype), width
         self.width = self.tile[1] * width
         blocks = -(-self.O // self.width)
         self.packed_w = allocate((blocks * self.run * self.width,), dtype)
         self.packed_b = allocate((blocks * self.width,), dtype)
         self.w_at = (0, self.run * self.width, KW * self.C * self.width, self.C * self.width, self.width)
 
-        self.dx_tile = *tile_shape(self.C, dtype), width
+        self.dx_tile = *self.tile_shape(self.C, dtype), width
         self.dx_width = self.dx_tile[1] * width
         self.zeros = allocate((max(self.O, -(-self.C // self.dx_width) * self.dx_width),), dtype)
 
@@ -243,7 +247,7 @@ class Conv2d(Operation):
     def forward(self, n, y, x, params):
         """y = conv(x, w) + b for n pictures."""
         return [self._pack(params), self._correlate(
-            n, y.array, y.strides, x, self.y_size, make_correlate(*self.tile, False), NO_CELLS, (0, 0, 0), (1, 1), 0, 0)]
+            n, y.array, y.strides, x, self.y_size, make_correlate(*self.tile), NO_CELLS, (0, 0, 0), (1, 1), 0, 0)]
 
     def _pack(self, params):
         w, b = params
@@ -295,7 +299,7 @@ class Conv2d(Operation):
         dy_start, dy_image, dy_row, dy_pixel = dy.strides
         for u in self.phases[0]:
             for v in self.phases[1]:
-                calls.append(Call(make_correlate(*self.dx_tile, False), (
+                calls.append(Call(make_correlate(*self.dx_tile), (
                     dx.array, NO_CELLS, dy.array, w, self.zeros, self.dtype.type(0), np.uint8(0), n, (u.count, v.count, self.C),
                     (1, 1), (u.taps, v.taps, self.O),
                     (dx_start + u.first * dx_row + v.first * dx_pixel, dx_image,

@@ -82,8 +82,10 @@ def make_sparse_weight_gradient(P, Q, LANES, VERSION=TILE_VERSION):
             work, lists = task * work_size, task * lists_size
             for block in range(blocks):
                 begin = ((part * blocks + block) * O + o_start) * KH * KW * LANES
-                dw_parts[begin:begin + (o_stop - o_start) * KH * KW * LANES] = zero
-            db_parts[(part * O + o_start) * LANES:(part * O + o_stop) * LANES] = zero
+                for k in range(begin, begin + (o_stop - o_start) * KH * KW * LANES):
+                    put(dw_parts, k, zero)
+            for k in range((part * O + o_start) * LANES, (part * O + o_stop) * LANES):
+                put(db_parts, k, zero)
             for m in range(start, stop, pictures):
                 m_stop = min(m + pictures, stop)
                 for i in range(0, PH, rows_of_windows):
@@ -173,7 +175,7 @@ def make_sparse_input_gradient(P, V, WW, LANES, VERSION=TILE_VERSION):
         PH, PW, O, H, W = size
         blocks = (channels + V * LANES - 1) // (V * LANES)
         tap_rows, one, zero = rows_strided(KW, 0, channels), np.uint64(1), dx.dtype.type(0)
-        flat_dx, pixel, w_step = dx.reshape(-1), dx_at[3], KH * KW * channels
+        pixel, w_step = dx_at[3], KH * KW * channels
         for task in prange(n * strips * blocks):
             m, strip, block = task // (strips * blocks), task // blocks % strips, task % blocks
             c = block * V * LANES
@@ -182,7 +184,8 @@ def make_sparse_input_gradient(P, V, WW, LANES, VERSION=TILE_VERSION):
             for r in range(r_start, r_stop):
                 for s in range(W):
                     at = dx_at[0] + m * dx_at[1] + r * dx_at[2] + s * dx_at[3]
-                    flat_dx[at + c:at + c_stop] = zero
+                    for k in range(at + c, at + c_stop):
+                        put(dx, k, zero)
             for o_start in range(0, O, BLOCK):
                 count = min(BLOCK, O - o_start)
                 for p in range(KH):
@@ -284,7 +287,7 @@ class Conv2dMaxPool2d(Conv2d):
         """y = the largest of each window of conv(x, w) + b, and of 0 with a ReLU."""
         _, PH, PW, O = self.cells.shape
         return [self._pack(params), self._correlate(
-            n, y.array, y.strides, x, self.size, make_correlate(*self.tile, True), self.cells, (PH * PW * O, PW * O, O),
+            n, y.array, y.strides, x, self.size, make_correlate(*self.tile), self.cells, (PH * PW * O, PW * O, O),
             self.window, *((0, NOBODY) if self.relu else (-np.inf, 0)))]
 
     def weight_backward(self, n, dparams, dy, x, add):
