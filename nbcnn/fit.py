@@ -1,4 +1,5 @@
 """The training loop: batches to the scheduler, a learning rate for each step, a test after each epoch."""
+import contextlib
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from nbcnn.kernels.arguments import integer
 from nbcnn.losses import CrossEntropyLoss
 from nbcnn.model import Sequential
 from nbcnn.optim import SGD
+from nbcnn.profile import Profile
 from nbcnn.scheduler import BackpropScheduler
 
 
@@ -80,6 +82,8 @@ class State:
         alone), seconds (of the whole epoch, or of what this call did of it).
     stop : bool
         A callback sets it to end the training after the current batch or epoch.
+    profile : Profile or None
+        What `profile=True` measures.
     """
     model: Sequential
     optimizer: SGD
@@ -90,10 +94,11 @@ class State:
     loss: float = math.nan
     history: list = field(default_factory=list)
     stop: bool = False
+    profile: Profile | None = None
 
 
 def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimizer=None, schedule=None, shuffle=True,
-        augment=False, seed=0, progress=None, on_step=None, on_epoch=None):
+        augment=False, seed=0, progress=None, on_step=None, on_epoch=None, profile=False):
     """Train a model.
 
     Parameters
@@ -118,6 +123,9 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         Where to go on; model and optimizer are as they were then, and all other arguments the same.
     on_step, on_epoch : callable, optional
         Called with the State after each batch and after each epoch.
+    profile : bool
+        Whether to measure in `State.profile` what the training takes, kernel by kernel; tests and `on_epoch` are left out. See
+        `BackpropScheduler.profile`.
 
     Returns
     -------
@@ -150,22 +158,24 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     scheduler = BackpropScheduler(model, loss)
     scheduler.plan(train.images.shape[1:])
     targets = _targets(loss, train, model.dtype)
-    state = State(model, optimizer, scheduler, progress, integer(epochs, "epochs", 0), len(loader))
+    state = State(model, optimizer, scheduler, progress, integer(epochs, "epochs", 0), len(loader),
+                  profile=Profile(model.dtype) if profile else None)
     while progress.epoch < epochs and not state.stop:
-        started, before = time.perf_counter(), progress.samples
-        for images, labels in loader.epoch(progress.epoch, scheduler.images, progress.step):
-            if schedule:
-                optimizer.lr = schedule(progress.epoch * len(loader) + progress.step)
-            state.loss = scheduler.train_step(images, targets(labels), optimizer)
-            if not math.isfinite(state.loss):
-                raise NonFiniteLoss(progress.epoch + 1, progress.step + 1, state.loss, scheduler.first_nonfinite() or "loss")
-            progress.step += 1
-            progress.samples += len(labels)
-            progress.loss_sum += state.loss * len(labels)
-            if on_step:
-                on_step(state)
-            if state.stop:
-                break
+        with scheduler.profile(state.profile) if profile else contextlib.nullcontext():
+            started, before = time.perf_counter(), progress.samples
+            for images, labels in loader.epoch(progress.epoch, scheduler.images, progress.step):
+                if schedule:
+                    optimizer.lr = schedule(progress.epoch * len(loader) + progress.step)
+                state.loss = scheduler.train_step(images, targets(labels), optimizer)
+                if not math.isfinite(state.loss):
+                    raise NonFiniteLoss(progress.epoch + 1, progress.step + 1, state.loss, scheduler.first_nonfinite() or "loss")
+                progress.step += 1
+                progress.samples += len(labels)
+                progress.loss_sum += state.loss * len(labels)
+                if on_step:
+                    on_step(state)
+                if state.stop:
+                    break
         trained = time.perf_counter()
         _require_finite(state)
         if state.stop:

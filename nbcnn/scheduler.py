@@ -8,6 +8,7 @@ border it needs around what it reads. From that follow the buffers, and a traini
 
 What an operation returns is a list of calls, kernels with their arguments. It depends on n alone, so the lists are kept.
 """
+import contextlib
 import itertools
 import math
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import integer
 from nbcnn.kernels.cpu.launch import run
 from nbcnn.kernels.images import normalize_images
+from nbcnn.profile import Profile
 from nbcnn.table import format_table
 
 
@@ -97,6 +99,7 @@ class BackpropScheduler:
         self.capacity = 0           # samples the forward buffers hold
         self.backward_capacity = 0
         self._calls = {}            # what to run, by number of samples and, for backward, which gradients are added to
+        self._profile = None        # inside a block that records
         self._targets = None        # of the forward pass that backward may follow
         self._n = 0
 
@@ -123,10 +126,13 @@ class BackpropScheduler:
             When a shape does not fit (the message names the layer), or the loss refuses the targets.
         """
         self._targets = None
-        logits = self._run(images)
-        loss = float(self._required_loss()(logits, targets))
+        profile = self._profile if training else None
+        logits = self._run(images, profile)
+        loss = float(_call(profile, ("loss", "forward"), self._required_loss(), logits, targets))
         if training:
             self._targets = targets
+        if profile:
+            profile.steps += 1
         return loss
 
     def predict(self, images):
@@ -150,10 +156,10 @@ class BackpropScheduler:
             return
         self._reserve_backward(n)
         last = self.steps[-1]
-        last.dy.view(n)[...] = self.loss.backward(last.y.view(n), targets)
+        last.dy.view(n)[...] = _call(self._profile, ("loss", "backward"), self.loss.backward, last.y.view(n), targets)
         # Without a dy there is nothing to learn from there on.
-        run(self._bound((n, *(p.has_grad for p in parameters)), lambda: [
-            call for step in reversed(self.steps) if step.dy is not None for call in step.backward(n)]))
+        self._launch(self._profile, "backward", (n, *(p.has_grad for p in parameters)), lambda: [
+            (step.name, call) for step in reversed(self.steps) if step.dy is not None for call in step.backward(n)])
         for parameter in parameters:
             parameter.has_grad = True
 
@@ -168,8 +174,59 @@ class BackpropScheduler:
         loss = self.forward(images, targets)
         if math.isfinite(loss):
             self.backward()
-            optimizer.step()
+            _call(self._profile, ("optimizer", "update"), optimizer.step)
         return loss
+
+    @contextlib.contextmanager
+    def profile(self, into=None):
+        """While a block runs, measure what each kernel of a training step takes.
+
+        Recorded are forward passes with training=True and backward passes, kernel by kernel, the loss, and the update in
+        `train_step`. All else in the block counts as "everything else": the loop's Python, the pictures, passes without training,
+        and an update that the caller makes. The results are the same bits. A step of the same batch size before the block keeps
+        the compiler's time out.
+
+        Parameters
+        ----------
+        into : Profile, optional
+            That of an earlier block, to be gone on with.
+
+        Yields
+        ------
+        profile : Profile
+            `print(profile)` shows a table, `profile.rows` has the same as data.
+
+        Raises
+        ------
+        TypeError
+            When `into` is something else.
+        RuntimeError
+            Inside another such block of the same scheduler.
+
+        Examples
+        --------
+        >>> import nbcnn
+        >>> model = nbcnn.Sequential([("flatten", nbcnn.Flatten()), ("linear", nbcnn.Linear(12, 3))])
+        >>> step, optimizer = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()), nbcnn.SGD(model.parameters(), lr=0.01)
+        >>> images, labels = np.ones((4, 3, 2, 2), np.float32), np.array([0, 2, 1, 2])
+        >>> with step.profile() as profile:
+        ...     for _ in range(5):
+        ...         loss = step.train_step(images, labels, optimizer)
+        >>> profile.steps, profile.rows[0]["step"], profile.rows[0]["pass"], profile.rows[0]["calls"]
+        (5, 'flatten', 'forward', 5)
+        """
+        if into is not None and not isinstance(into, Profile):
+            raise TypeError(f"into: expected a Profile, got {into!r}")
+        if self._profile is not None:
+            raise RuntimeError("profile: expected no such block around this one")
+        profile = Profile(self.model.dtype) if into is None else into
+        profile.start()
+        self._profile = profile
+        try:
+            yield profile
+        finally:
+            profile.stop()
+            self._profile = None
 
     def images(self, n):
         """A writable (n, C, H, W) view of the first buffer; `forward` takes it without a copy.
@@ -207,7 +264,7 @@ class BackpropScheduler:
             raise RuntimeError("forward: expected a scheduler with a loss; predict(images) needs none")
         return self.loss
 
-    def _run(self, images):
+    def _run(self, images, profile=None):
         """Forward through all layers; the last one's output, a view."""
         images = images if isinstance(images, np.ndarray) else np.asarray(images)
         if images.dtype not in (np.uint8, np.float32, np.float64):
@@ -229,16 +286,21 @@ class BackpropScheduler:
                 normalize_images(view.reshape(shape), images.reshape(shape), self.model.table(shape[1]))
             else:
                 view[...] = images
-        run(self._bound(n, lambda: [call for step in self.steps for call in step.forward(n)]))
+        self._launch(profile, "forward", n, lambda: [(step.name, call) for step in self.steps for call in step.forward(n)])
         return self.steps[-1].y.view(n)
 
-    def _bound(self, key, make):
-        """The calls kept under a key, made where there are none."""
+    def _launch(self, profile, direction, key, make):
+        """Run the calls kept under a key; where there are none, `make` gives them, each with its step's name."""
         if key not in self._calls:
             if len(self._calls) >= 32:      # batches of ever other sizes
                 self._calls.clear()
-            self._calls[key] = make()
-        return self._calls[key]
+            labelled = make()
+            self._calls[key] = [name for name, _ in labelled], [call for _, call in labelled]
+        names, calls = self._calls[key]
+        if profile is None:
+            run(calls)
+        else:
+            profile.run(names, direction, calls)
 
     def plan(self, shape):
         """Infer the shapes and choose the operations for samples of a shape; the first batch does it by itself.
@@ -298,6 +360,11 @@ class BackpropScheduler:
                          "{} x {}".format(*step.operation.x_border), f"{math.prod(step.y_shape) * itemsize:,}",
                          f"{flop / 1e6:.2f}", f"{how}: {step.reason}" if step.reason else ""])
         return format_table(["step", "kernel", "input", "output", "border", "bytes", "MFLOP", ""], rows)
+
+
+def _call(profile, key, function, *arguments):
+    """function(*arguments), its time recorded under (step, pass) where there is a profile."""
+    return function(*arguments) if profile is None else profile.call(key, function, *arguments)
 
 
 def _shape(shape):

@@ -36,7 +36,7 @@ RECIPES = {
 EPOCHS = {"cifar10": 16, "shapes": 6}       # of the default recipe
 OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", model="cifar10_quick", loss="cross_entropy",
               label_smoothing=0.0, seed=0, threads=None, save_every=None)
-FREE = {"resume", "out", "quiet", "data_dir", "threads", "save_every"}      # change no bit of the result
+FREE = {"resume", "out", "quiet", "profile", "data_dir", "threads", "save_every"}      # change no bit of the result
 MEAN_STD = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "shapes": ((0.5,) * 3, (0.29,) * 3)}
 MODELS = {"cifar10_quick": models.cifar10_quick, "cifar10_quick_relu": models.cifar10_quick_relu}
 LOSSES = {"cross_entropy": losses.CrossEntropyLoss, "mse": losses.MSELoss, "l1": losses.L1Loss, "bce": losses.BCEWithLogitsLoss}
@@ -72,7 +72,7 @@ class Run:
     """One run of the command. Whatever can be wrong with it is found in the constructor, before anything is trained."""
 
     def __init__(self, given):
-        self.quiet = given.pop("quiet", False)
+        self.quiet, self.profile = given.pop("quiet", False), given.pop("profile", False)
         self.interrupted = self.bar = None
         if "resume" in given:
             self.source = Path(given["resume"])
@@ -167,7 +167,7 @@ class Run:
             state = fit(self.model, self.train_set, self.test_set, epochs=o["epochs"], batch_size=o["batch_size"],
                         loss=self.loss, optimizer=self.optimizer, schedule=self.schedule, shuffle=o["shuffle"],
                         augment=o["augment"], seed=o["seed"], progress=self.progress, on_step=self._on_step,
-                        on_epoch=self._on_epoch)
+                        on_epoch=self._on_epoch, profile=self.profile)
             self.progress = state.progress
             if self.interrupted:
                 self._save(self.last)
@@ -177,11 +177,17 @@ class Run:
                 signal.signal(number, handler)
         if self.interrupted:
             print(f"stopped: {self._where()}. To go on: python -m nbcnn.train --resume {shlex.quote(str(self.last))}", flush=True)
+            self._print_profile(state)
             return 128 + self.interrupted
         best = f" as {self.best.name}" if self.best.exists() else ""
         print(f"done: test accuracy at best {self.progress.best_accuracy:.2%} after epoch {self.progress.best_epoch}, "
               f"kept in {self.folder}{best}", flush=True)
+        self._print_profile(state)
         return 0
+
+    def _print_profile(self, state):
+        if self.profile:
+            print(f"\n{state.profile}", flush=True)
 
     def _interrupt(self, number, frame):
         """Handles a signal: the batch is finished first; a second signal ends the process at once."""
@@ -366,6 +372,8 @@ def _parser():
     add("--resume", "go on from a checkpoint, with its options; others may be given only where they do not contradict them",
         metavar="FILE")
     add("--quiet", "only a line per epoch", action="store_true")
+    add("--profile", "at the end print what each kernel of the training steps took, tests left out: milliseconds, share, GFLOP/s "
+                     "and share of the measured peak; changes no result", action="store_true")
     return parser
 
 

@@ -188,6 +188,32 @@ def test_a_hint_where_nothing_is_learned(capsys):
     assert hint not in capsys.readouterr().out
 
 
+def profile_rows(out, first):
+    """The rows of the table below a line that begins with `first`: by their first words, the numbers behind them."""
+    lines = out.splitlines()
+    below = lines[next(k for k, line in enumerate(lines) if line.startswith(first)) + 1:]
+    return [line.split() for line in below[below.index("", 1) + 3:]]
+
+
+def test_profile_prints_a_table_and_changes_no_bit(small, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("nbcnn.profile.Profile.start", None)      # nothing is measured
+        assert run("--epochs", 2, "--out", "plain", "--quiet") == 0
+    capsys.readouterr()
+    assert run("--epochs", 2, "--out", "profiled", "--quiet", "--profile") == 0
+    out = capsys.readouterr().out
+    assert "\n\n6 training steps, 1 thread, measured peak " in out      # 40 pictures in batches of 16, twice
+    table = profile_rows(out, "done: ")
+    kernels = [row for row in table if row[1] in ("forward", "backward", "update")]
+    assert [row[0] for row in table[-2:]] == ["everything", "total"] and len(kernels) == len(table) - 2 and table[-1][2] == "100.0%"
+    assert {row[0].split("+")[0] for row in kernels} == {"conv1", "conv2", "conv3", "flatten", "linear1", "linear2", "loss",
+                                                         "optimizer"}
+    assert all(int(row[3]) in (6, 12) for row in kernels)       # the tests are left out
+    for name in ("last.safetensors", "best.safetensors", "config.json"):
+        assert (small / "profiled" / name).read_bytes() == (small / "plain" / name).read_bytes()
+    assert untimed(small / "profiled") == untimed(small / "plain")
+
+
 # ---- stopping and going on ----
 
 def stop_after(monkeypatch, batches, number=signal.SIGINT):
@@ -216,6 +242,17 @@ def test_a_signal_saves_and_resume_ends_with_the_same_bits(small, monkeypatch, c
     assert untimed(small / "a run") == untimed(small / "whole")
     assert (small / "a run" / "best.safetensors").read_bytes() == (small / "whole" / "best.safetensors").read_bytes()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_profile_of_what_a_signal_has_stopped_and_of_what_went_on(monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert run("--epochs", 1, "--out", "run", "--quiet", "--profile") == 130
+    out = capsys.readouterr().out
+    assert "2 training steps, " in out and profile_rows(out, "stopped: ")[-1][0] == "total"
+    for expected in ("\n1 training step, ", "\nno training step was profiled\n"):
+        assert train.main(["--resume", "run/last.safetensors", "--quiet", "--profile"]) == 0
+        assert expected in capsys.readouterr().out
 
 
 def test_a_second_signal_ends_at_once(monkeypatch):
@@ -363,7 +400,7 @@ def test_help_shows_the_defaults(capsys):
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for default in ("(recipe default: 0.02; tutorial: 0.01)", "(recipe default: 16 for cifar10, 6 for shapes; tutorial: 20)",
-                    "(default: data)", "(default: cross_entropy)"):
+                    "(default: data)", "(default: cross_entropy)", "--profile at the end print what each kernel"):
         assert default in text
 
 

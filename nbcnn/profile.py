@@ -1,0 +1,160 @@
+"""Where the time of a training goes, kernel by kernel, and how much of what the processor can multiply it uses."""
+import math
+import time
+
+import numba
+import numpy as np
+
+from nbcnn.kernels import cpu
+from nbcnn.kernels.arguments import FLOATS, integer
+from nbcnn.kernels.cpu.launch import launch, run
+from nbcnn.kernels.cpu.peak import make_multiply_add
+from nbcnn.kernels.cpu.tile import lanes, tile_shape
+from nbcnn.table import format_table
+
+ELSE = "everything else"
+
+
+def fma_peak(threads=None, dtype=np.float32):
+    """The most that the multipliers reach with the kernels' instructions: the register tile alone, on data in the first cache.
+
+    Parameters
+    ----------
+    threads : int, optional
+        How many at once; as many as Numba uses now by default.
+    dtype : dtype
+        float32 or float64.
+
+    Returns
+    -------
+    rate : float
+        GFLOP/s of all threads together, a multiplication and an addition counted as two: the best of many runs within 0.3 s.
+        Too small where something else keeps the cores busy all that time.
+
+    Raises
+    ------
+    TypeError
+        When `threads` is no int, or `dtype` another one.
+    ValueError
+        When there are fewer threads than that.
+    """
+    before = numba.get_num_threads()
+    threads, dtype = before if threads is None else integer(threads, "threads", 1), np.dtype(dtype)
+    if threads > numba.config.NUMBA_NUM_THREADS:
+        raise ValueError(f"threads: expected at most {numba.config.NUMBA_NUM_THREADS}, got {threads}")
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
+    P, V = tile_shape(2 * lanes(dtype), dtype)
+    width, K = V * lanes(dtype), 64     # x and w take 10 KiB together with registers of 512 bits
+    x, w, y = cpu.allocate((P, K), dtype), cpu.allocate((K, width), dtype), cpu.allocate((threads, P, width), dtype)
+    # Sums that neither grow nor become denormal: 1 - 1 + 1 - 1 ...
+    x[...], w[...] = 1, (-1.0) ** np.arange(K)[:, None]
+    kernel, repeats = make_multiply_add(P, V, lanes(dtype)), 100_000_000 // (2 * P * width * K)     # about 1 ms at 100 GFLOP/s
+    best = math.inf
+    numba.set_num_threads(threads)
+    try:
+        launch(kernel, y, x, w, 1)      # compiles, and starts the threads
+        end = time.perf_counter() + 0.3     # the operating system takes its time to give each thread a core
+        while (started := time.perf_counter()) < end:
+            launch(kernel, y, x, w, repeats)
+            best = min(best, time.perf_counter() - started)
+    finally:
+        numba.set_num_threads(before)
+    return 2 * y.size * K * repeats / best / 1e9
+
+
+class Profile:
+    """What `BackpropScheduler.profile` has measured; print it for a table.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Of the model, which decides what the peak is.
+
+    Attributes
+    ----------
+    steps : int
+        Training steps: forward passes with training=True.
+    threads : int
+        How many the block had, and
+    peak : float
+        their `fma_peak`, measured before it began.
+
+    Notes
+    -----
+    GFLOP/s count the multiplications and additions of a kernel's formula. Taps that read padding are included although the kernels
+    skip most of them, so a share of the peak may exceed 1. Kernels that move or compare numbers have none.
+    """
+
+    def __init__(self, dtype=np.float32):
+        self.steps, self.dtype, self.threads, self.peak = 0, np.dtype(dtype), None, None
+        self._before, self._started = 0.0, None     # seconds in blocks that have ended; when the present one began
+        self._recorded = {}                         # [calls, seconds, flop] by (step, pass, kernel)
+
+    @property
+    def seconds(self):
+        """The time in the block, up to now if it has not ended."""
+        return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    @property
+    def rows(self):
+        """The rows of the table without the total: a list of dicts, empty before the first training step.
+
+        Each has step (names of layers, "loss", "optimizer" or "everything else"), pass ("forward", "backward", "update" or ""),
+        kernel (or class), calls (in all), ms (milliseconds per training step), share (of the time in the block: these add up to 1),
+        gflops (GFLOP/s) and peak_share (of `peak`). What does not apply is None.
+        """
+        return self._table()[:-1]
+
+    def start(self):
+        """The block begins, or goes on."""
+        if self.threads is None:
+            self.threads = numba.get_num_threads()
+            self.peak = fma_peak(self.threads, self.dtype)
+        self._started = time.perf_counter()
+
+    def stop(self):
+        """It ends."""
+        self._before, self._started = self.seconds, None
+
+    def call(self, key, function, *arguments):
+        """Call an object or its method and return what that returns; its time is recorded under (step, pass)."""
+        started = time.perf_counter()
+        result = function(*arguments)
+        seconds = time.perf_counter() - started
+        self._record((*key, type(getattr(function, "__self__", function)).__name__), seconds)
+        return result
+
+    def run(self, steps, direction, calls):
+        """Make the calls of kernels, each on its own; its time is recorded under the name of its step."""
+        for step, call in zip(steps, calls, strict=True):
+            started = time.perf_counter()
+            run([call])
+            self._record((step, direction, call.kernel.__name__), time.perf_counter() - started, call.flop)
+
+    def _record(self, key, seconds, flop=0):
+        calls, seconds_before, flop_before = self._recorded.get(key, (0, 0.0, 0))
+        self._recorded[key] = calls + 1, seconds_before + seconds, flop_before + flop
+
+    def _table(self):
+        """All rows, the total the last."""
+        if not self.steps:
+            return []
+        total, (seconds, flops) = self.seconds, map(sum, list(zip(*self._recorded.values(), strict=True))[1:])
+
+        def row(names, calls, seconds, flop):
+            rate = flop / seconds / 1e9 if flop and seconds else None       # a clock may be too coarse
+            return {**dict(zip(("step", "pass", "kernel"), names, strict=True)), "calls": calls, "ms": seconds / self.steps * 1e3,
+                    "share": seconds / total, "gflops": rate, "peak_share": rate and rate / self.peak}
+        return [*(row(names, *entry) for names, entry in self._recorded.items()),
+                row((ELSE, "", ""), None, total - seconds, 0), row(("total", "", ""), None, total, flops)]
+
+    def __str__(self):
+        if not self.steps:
+            return "no training step was profiled"
+        formats = {"step": "", "pass": "", "kernel": "", "calls": ",", "ms": ".3f", "share": ".1%", "gflops": ".1f",
+                   "peak_share": ".0%"}
+        cells = [["" if row[name] is None else format(row[name], form) for name, form in formats.items()] for row in self._table()]
+        return (f"{self.steps:,} training step{'s' * (self.steps > 1)}, {self.threads} thread{'s' * (self.threads > 1)}, "
+                f"measured peak {self.peak:.0f} GFLOP/s. What a kernel saves by skipping padding counts as done.\n\n"
+                + format_table(["step", "pass", "kernel", "calls", "ms per step", "share", "GFLOP/s", "of peak"], cells))
