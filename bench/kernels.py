@@ -1,11 +1,12 @@
-"""Each kernel of the CIFAR-10 network beside PyTorch's (channels_last), in one run: verified first, then timed in turn.
+"""Kernels of the CIFAR-10 network and others beside PyTorch's (channels_last), in one run: verified first, then timed in turn.
 
     python bench/kernels.py [--threads 2] [--images 32] [--seconds 2]
 
-GFLOP/s count the dense work, a multiplication and an addition as two, padding included, on both sides.
+GFLOP/s count on both sides the multiplications and additions that nbcnn's kernel needs for the result, padding included. For a
+convolution pooled in the same go these are all in the forward pass, and in the gradients those at the pixels where the maxima
+stood; PyTorch's side is then the convolution and the pooling one after the other, so that its "dw, db" and its "dx" both hold
+the pooling's backward pass, and "dw, db, dx" holds it once.
 """
-import argparse
-
 import numpy as np
 import torch
 from torch.ops import aten
@@ -13,7 +14,7 @@ from torch.ops import aten
 from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu.launch import run
 
-from common import describe, interleaved, ratio, set_threads, table
+from common import Parser, describe, duration, interleaved, peaks, ratio, set_threads, share, table, thread_count, whole
 
 # name, C, O, size, kernel, stride, padding
 CONVOLUTIONS = [
@@ -25,11 +26,9 @@ CONVOLUTIONS = [
 ]
 
 
-def flat(a):
-    """A copy in aligned memory, flat."""
-    out = cpu.allocate((a.size,), a.dtype)
-    out[:] = a.ravel()
-    return out
+def numbers(*shape):
+    """Random whole numbers, small enough that every sum of their products is exact, in whatever order."""
+    return np.random.default_rng(0).integers(-4, 5, shape).astype(np.float32)
 
 
 def last(a):
@@ -38,100 +37,106 @@ def last(a):
 
 
 def check(name, mine, theirs):
-    """Both sides computed the same, but for the order of the additions."""
-    theirs = theirs.detach().numpy()
-    error = np.abs(mine - theirs).max() / np.abs(theirs).max()
-    assert error < 1e-4, f"{name}: the two sides differ by {error}"
+    """Both sides computed the same."""
+    assert np.array_equal(mine, theirs.detach().numpy()), f"{name}: the two sides differ"
 
 
-def convolution(N, C, O, size, K, s, p):
-    """(name, nbcnn's call, PyTorch's call, GFLOP) for forward, weight gradient and input gradient."""
-    rng = np.random.default_rng(0)
+def convolution(N, C, O, size, K, s, p, pooled=False):
+    """(name, nbcnn's calls, PyTorch's function) for forward and the gradients of a convolution, or of one with 2x2 max-pooling."""
     OH = (size + 2 * p - K) // s + 1
-    x, w, b, dy = (rng.standard_normal(shape, dtype=np.float32) for shape in ((N, C, size, size), (O, C, K, K), O, (N, O, OH, OH)))
-    operation = cpu.Conv2d((C, size, size), (O, OH, OH), (K, K), (s, s), (p, p), (1, 1), np.float32)
+    PH = OH // 2 if pooled else OH
+    x, w, b, dy = numbers(N, C, size, size), numbers(O, C, K, K), numbers(O), numbers(N, O, PH, PH)
+    if pooled:
+        operation = cpu.Conv2dMaxPool2d((C, size, size), (O, OH, OH), (K, K), (p, p), (2, 2), False, np.float32)
+    else:
+        operation = cpu.Conv2d((C, size, size), (O, OH, OH), (K, K), (s, s), (p, p), (1, 1), np.float32)
     operation.reserve(N)
     xb, dyb = cpu.Buffer.holding(x, operation.x_border), cpu.Buffer.holding(dy, operation.dy_border)
-    yb, dxb = cpu.Buffer(N, (O, OH, OH), np.float32), cpu.Buffer(N, (C, size, size), np.float32)
-    params, gradients = (flat(w.transpose(0, 2, 3, 1)), flat(b)), (flat(w), flat(b))
+    yb, dxb = cpu.Buffer(N, dy.shape[1:], np.float32), cpu.Buffer(N, x.shape[1:], np.float32)
+    params = cpu.flat_weight(w), cpu.allocate((O,), np.float32)
+    params[1][:] = b
+    gradients = cpu.allocate((w.size,), np.float32), cpu.allocate((O,), np.float32)
     tx, tw, tb, tdy = last(x), last(w), torch.from_numpy(b), last(dy)
     options = [s, s], [p, p], [1, 1], False, [0, 0], 1
-
-    def forward():
-        run(operation.forward(N, yb, xb, params))
-
-    def weight_gradient():
-        run(operation.weight_backward(N, gradients, dyb, xb, (False, False)))
-
-    def input_gradient():
-        run(operation.input_backward(N, dxb, dyb, params[0]))
-
-    def torch_backward(*mask):
-        return lambda: aten.convolution_backward(tdy, tx, tw, [O], *options, list(mask))
+    window = [2, 2], [2, 2], [0, 0], [1, 1], False
 
     def torch_forward():
-        return torch.nn.functional.conv2d(tx, tw, tb, stride=s, padding=p)
+        y = aten.convolution(tx, tw, tb, *options)
+        return aten.max_pool2d_with_indices(y, *window) if pooled else (y,)
 
-    torch_dw, torch_dx = torch_backward(False, True, True), torch_backward(True, False, False)
-    forward(), weight_gradient(), input_gradient()
-    check("forward", yb.view(N), torch_forward())
-    check("dw", gradients[0].reshape(O, K, K, C).transpose(0, 3, 1, 2), torch_dw()[1])
-    check("db", gradients[1], torch_dw()[2])
-    check("dx", dxb.view(N), torch_dx()[0])
-    flop = 2 * N * OH * OH * K * K * C * O
-    return [("forward", forward, torch_forward, flop), ("dw, db", weight_gradient, torch_dw, flop),
-            ("dx", input_gradient, torch_dx, flop)]
+    conv_y = aten.convolution(tx, tw, tb, *options)
+    indices = torch_forward()[1] if pooled else None
+
+    def torch_backward(*mask):
+        def backward():
+            conv_dy = aten.max_pool2d_with_indices_backward(tdy, conv_y, *window, indices) if pooled else tdy
+            return aten.convolution_backward(conv_dy, tx, tw, [O], *options, list(mask))
+        return backward
+
+    forward = operation.forward(N, yb, xb, params)
+    dw = operation.weight_backward(N, gradients, dyb, xb, (False, False))
+    dx = operation.input_backward(N, dxb, dyb, params[0])
+    run([*forward, *dw, *dx])
+    check("forward", yb.view(N), torch_forward()[0])
+    theirs = torch_backward(True, True, True)()
+    check("dw", gradients[0].reshape(O, K, K, C).transpose(0, 3, 1, 2), theirs[1])
+    check("db", gradients[1], theirs[2])
+    check("dx", dxb.view(N), theirs[0])
+    kernels = [("forward", forward, torch_forward), ("dw, db", dw, torch_backward(False, True, True)),
+               ("dx", dx, torch_backward(True, False, False))]
+    return kernels + [("dw, db, dx", [*dw, *dx], torch_backward(True, True, True))] * pooled
 
 
 def pool(N, C, size):
-    """Max-pooling 2x2, forward and backward; no arithmetic to speak of."""
-    rng = np.random.default_rng(0)
-    x, dy = (rng.standard_normal((N, C, n, n), dtype=np.float32) for n in (size, size // 2))
+    """The same for max-pooling 2x2; no arithmetic to speak of."""
+    x, dy = numbers(N, C, size, size), numbers(N, C, size // 2, size // 2)
     operation = cpu.MaxPool2d((C, size, size), (2, 2), (2, 2), (0, 0), (1, 1), (C, size // 2, size // 2), np.float32)
     operation.reserve(N)
     xb, dyb = cpu.Buffer.holding(x), cpu.Buffer.holding(dy)
     yb, dxb = cpu.Buffer(N, dy.shape[1:], np.float32), cpu.Buffer(N, x.shape[1:], np.float32)
     tx, tdy = last(x), last(dy)
+    window = [2, 2], [2, 2], [0, 0], [1, 1], False
 
     def torch_forward():
-        return torch.nn.functional.max_pool2d(tx, 2, return_indices=True)
+        return aten.max_pool2d_with_indices(tx, *window)
 
     ty, indices = torch_forward()
 
     def torch_backward():
-        return aten.max_pool2d_with_indices_backward(tdy, tx, [2, 2], [2, 2], [0, 0], [1, 1], False, indices)
+        return aten.max_pool2d_with_indices_backward(tdy, tx, *window, indices)
 
-    def forward():
-        run(operation.forward(N, yb, xb, ()))
-
-    def backward():
-        run(operation.backward(N, dxb, (), dyb, xb, yb, (), ()))
-
-    forward(), backward()
+    forward, backward = operation.forward(N, yb, xb, ()), operation.backward(N, dxb, (), dyb, xb, yb, (), ())
+    run([*forward, *backward])
     check("maxpool", yb.view(N), ty)
     check("maxpool dx", dxb.view(N), torch_backward())
-    return [("forward", forward, torch_forward, 0), ("dx", backward, torch_backward, 0)]
+    return [("forward", forward, torch_forward), ("dx", backward, torch_backward)]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per kernel")
+    parser = Parser(__doc__)
+    parser.add_argument("--threads", type=thread_count, default=2, help="of both sides")
+    parser.add_argument("--images", type=whole, default=32, help="pictures in a call")
+    parser.add_argument("--seconds", type=duration, default=2.0, help="for each kernel")
     options = parser.parse_args()
-    set_threads(options.threads)
-    N, rows = options.images, []
+    N, threads, rows = options.images, options.threads, []
+    peaks([threads])
+    set_threads(threads)
     cases = [(f"{name} {C}->{O} {K}x{K}/{s} at {size}x{size}", convolution(N, C, O, size, K, s, p))
              for name, C, O, size, K, s, p in CONVOLUTIONS]
+    cases += [(f"{name} {C}->{O} {K}x{K} at {size}x{size}, pooled", convolution(N, C, O, size, K, s, p, pooled=True))
+              for name, C, O, size, K, s, p in CONVOLUTIONS if s == 1]
     cases += [(f"maxpool 2x2 {C} at {size}x{size}", pool(N, C, size)) for C, size in ((32, 32), (32, 16), (64, 8))]
     for case, kernels in cases:
-        for name, mine, theirs, flop in kernels:
-            a, b = interleaved([mine, theirs], 20, options.seconds)
-            rate = [f"{flop / np.median(t) / 1e9:.0f}" if flop else "" for t in (a, b)]
-            rows.append([case, name, f"{np.median(a) * 1e3:.3f}", f"{np.median(b) * 1e3:.3f}", *rate, ratio(b, a)])
+        for name, calls, theirs in kernels:
+            times = interleaved([lambda calls=calls: run(calls), theirs], 20, options.seconds)
+            milliseconds = [f"{np.median(t) * 1e3:.3f}" for t in times]
+            rates = [sum(call.flop for call in calls) / np.median(t) / 1e9 for t in times]
+            shown = [cell for rate in rates for cell in ((f"{rate:.0f}", share(rate, threads)) if rate else ("", ""))]
+            rows.append([case, name, *milliseconds, *shown, ratio(times[1], times[0])])
             print(*rows[-1], sep="  ", flush=True)
-    print(f"\n{describe(options.threads)}; {N} images, float32\n")
-    print(table(["case", "kernel", "nbcnn ms", "PyTorch ms", "nbcnn GFLOP/s", "PyTorch GFLOP/s", "PyTorch's time / nbcnn's"], rows))
+    print(f"\n{describe(threads)}; {N} images, float32; {peaks([threads])}\n")
+    print(table(["case", "kernel", "nbcnn ms", "PyTorch ms", "nbcnn GFLOP/s", "share of peak", "PyTorch GFLOP/s", "share of peak",
+                 "PyTorch's time / nbcnn's"], rows))
 
 
 if __name__ == "__main__":

@@ -1,67 +1,143 @@
-"""A whole training step of the CIFAR-10 network (zero_grad, forward, backward, SGD) beside PyTorch's, in one run.
+"""A whole training step (zero_grad, forward, backward, SGD) beside PyTorch's, in one run.
 
-    python bench/step.py [--threads 2] [--batch 64 ...] [--seconds 10]
+    python bench/step.py [--model cifar10_quick] [--batch 1 32 64 256 1024] [--threads 1 2] [--seconds 20] [--no-compile]
+    python bench/step.py --overhead
 
-Both sides start from the same weights and must agree on ten losses before anything is timed; then they take turns.
+PyTorch runs with contiguous (NCHW) memory, with channels_last, and with channels_last under torch.compile, network and loss. All
+sides start from the same weights and must agree on ten losses before anything is timed; then they take turns, each number of
+threads being a turn of its own. A ratio is that of PyTorch's fastest in a round to nbcnn in that round; in the rows "best" each
+side has the number of threads that is best for it in that round.
+
+GFLOP/s count what the step needs: a backward pass that visits the pixels where the maxima stood, as nbcnn's does. PyTorch's does
+more for the same result.
+
+--overhead: how much of a step of one picture is Python. The rest is the kernels, called one after another with the arguments
+that the step called them with; what Numba needs to hand arguments over counts as theirs.
 """
-import argparse
 import copy
 
 import numpy as np
 import torch
 
-import nbcnn
+from common import (
+    MODELS,
+    Parser,
+    describe,
+    duration,
+    interleaved,
+    megaflop,
+    peaks,
+    ratio,
+    recorded,
+    share,
+    table,
+    thread_count,
+    torch_model,
+    training,
+    whole,
+)
 
-from common import describe, interleaved, ratio, set_threads, table, torch_model
+QUICK = 36.0        # MFLOP a picture of cifar10_quick: 24.7 forward, and a quarter of the dense gradients of its convolutions
 
 
-def sides(batch):
-    """nbcnn's step, PyTorch's with contiguous (NCHW) memory, and PyTorch's with channels_last, each a call without arguments."""
-    model = nbcnn.models.cifar10_quick(seed=0)
-    rng = np.random.default_rng(0)
-    images, labels = rng.random((batch, 3, 32, 32), dtype=np.float32), rng.integers(0, 10, batch)
-    step, optimizer = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()), nbcnn.SGD(model.parameters(), lr=0.01)
-    view = step.images(batch)
-    view[...] = images
+def sides(name, batch, compiled):
+    """Training steps by name, each a call without arguments."""
+    model = MODELS[name]()
+    mine, images, labels = training(model, batch)
     plain = torch_model(model)
-    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    tx, tt = torch.from_numpy(images), torch.from_numpy(labels)
+    last, third = (copy.deepcopy(plain).to(memory_format=torch.channels_last) for _ in range(2))
+    x, t = torch.from_numpy(images), torch.from_numpy(labels)
+    x_last = x.contiguous(memory_format=torch.channels_last)
+    criterion = torch.nn.CrossEntropyLoss()
 
-    def torch_step(net, x):
+    def torch_step(net, x, compiled=False):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-        criterion = torch.nn.CrossEntropyLoss()
+
+        def forward(x):
+            return criterion(net(x), t)
+
+        forward = torch.compile(forward, dynamic=False) if compiled else forward
 
         def run():
             optimizer.zero_grad()
-            loss = criterion(net(x), tt)
+            loss = forward(x)
             loss.backward()
             optimizer.step()
             return loss.item()
         return run
 
-    functions = [lambda: step.train_step(view, labels, optimizer), torch_step(plain, tx),
-                 torch_step(last, tx.contiguous(memory_format=torch.channels_last))]
-    losses = np.array([[run() for run in functions] for _ in range(10)])
-    assert (np.abs(losses - losses[:, 1:2]) < 1e-4 * losses[:, 1:2]).all(), f"the losses differ:\n{losses}"
+    functions = {"nbcnn": mine, "PyTorch": torch_step(plain, x), "channels_last": torch_step(last, x_last)}
+    if compiled:
+        functions["compiled"] = torch_step(third, x_last, compiled=True)
+    losses = np.array([[run() for run in functions.values()] for _ in range(10)])
+    worst = np.abs(losses / losses[:, 1:2] - 1).max()
+    print(f"batch {batch}: ten losses agree to {worst:.1e}", flush=True)
+    assert worst < 1e-4, f"the losses differ:\n{losses}"
     return functions
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, nargs="+", default=[64])
-    parser.add_argument("--seconds", type=float, default=10.0, help="per batch size")
-    options = parser.parse_args()
-    set_threads(options.threads)
-    rows = []
-    for batch in options.batch:
-        mine, plain, last = interleaved(sides(batch), 20, options.seconds)
-        rows.append([batch, *(f"{np.median(t) * 1e3:.2f}" for t in (mine, plain, last)), f"{batch / np.median(mine):,.0f}",
-                     ratio(np.minimum(plain, last), mine)])
+def steps(options):
+    """The table of training steps."""
+    rows, per_picture = [], megaflop(MODELS[options.model](), 4)
+    assert options.model != "cifar10_quick" or abs(per_picture - QUICK) < 0.1, f"{per_picture} MFLOP a picture"
+
+    def add(batch, threads, times):
+        """A row of the table from times (sides, rounds)."""
+        milliseconds = [f"{ms:.2f}" for ms in np.median(times, 1) * 1e3] + ["n/a"] * options.no_compile
+        speed = batch / np.median(times[0])
+        rate = per_picture * speed / 1e3
+        rows.append([batch, threads, *milliseconds, f"{speed:,.0f}", f"{rate:.0f}",
+                     "" if threads == "best" else share(rate, threads), ratio(times[1:].min(0), times[0])])
         print(*rows[-1], sep="  ", flush=True)
-    print(f"\n{describe(options.threads)}\n")
-    header = ["batch", "nbcnn ms", "PyTorch ms", "PyTorch channels_last ms", "nbcnn images/s", "better of PyTorch's / nbcnn's"]
-    print(table(header, rows))
+
+    for batch in options.batch:
+        functions = sides(options.model, batch, not options.no_compile)
+        slots = [(threads, function) for threads in options.threads for function in functions.values()]
+        times = interleaved([function for _, function in slots], options.rounds, options.seconds, [threads for threads, _ in slots])
+        times = times.reshape(len(options.threads), len(functions), options.rounds)
+        for threads, part in zip(options.threads, times, strict=True):
+            add(batch, threads, part)
+        if len(options.threads) > 1:
+            add(batch, "best", times.min(0))
+        # nbcnn leaves out the backward pass of a loss that is not finite, which would look fast.
+        assert all(np.isfinite(run()) for run in functions.values()), "a loss is not finite"
+    print(f"\n{describe(' and '.join(map(str, options.threads)))}; {options.model}, {per_picture:.1f} MFLOP a picture; "
+          f"{peaks(options.threads)}\n")
+    print(table(["batch", "threads", "nbcnn ms", "PyTorch ms", "channels_last ms", "torch.compile ms", "nbcnn images/s",
+                 "nbcnn GFLOP/s", "share of peak", "best of PyTorch's / nbcnn's"], rows))
+
+
+def overhead(options):
+    """The table of what a step of one picture takes besides its kernels."""
+    run, _, _ = training(MODELS[options.model](), 1)
+    run()
+    calls = [(call.kernel, call.arguments) for call in recorded(run)]
+
+    def kernels():
+        for kernel, arguments in calls:
+            kernel(*arguments)
+
+    rows = []
+    for threads in options.threads:
+        whole_step, parts = interleaved([run, kernels], options.rounds, options.seconds, [threads] * 2) * 1e6
+        low, middle, high = np.percentile(whole_step - parts, [25, 50, 75])
+        rows.append([threads, f"{np.median(whole_step):.0f}", f"{np.median(parts):.0f}", len(calls),
+                     f"{middle:.0f} ({low:.0f}-{high:.0f})"])
+    print(f"\n{describe(' and '.join(map(str, options.threads)))}; {options.model}, batch 1\n")
+    print(table(["threads", "step us", "kernels us", "kernels", "difference us"], rows))
+
+
+def main():
+    parser = Parser(__doc__)
+    parser.add_argument("--model", choices=list(MODELS), default="cifar10_quick", help="network")
+    parser.add_argument("--batch", type=whole, nargs="+", default=[1, 32, 64, 256, 1024], help="pictures in a step")
+    parser.add_argument("--threads", type=thread_count, nargs="+", default=[1, 2], help="numbers of threads, of both sides")
+    parser.add_argument("--seconds", type=duration, default=20.0, help="for each batch size")
+    parser.add_argument("--rounds", type=whole, default=20, help="turns of each side")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes long to compile")
+    parser.add_argument("--overhead", action="store_true", help="measure Python's part of a step of one picture instead")
+    options = parser.parse_args()
+    (overhead if options.overhead else steps)(options)
 
 
 if __name__ == "__main__":

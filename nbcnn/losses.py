@@ -50,6 +50,10 @@ class Loss:
         """dx = +dLoss/dx for the upstream gradient `dloss`, a number or an array of the loss's shape."""
         return self.kernels[1](x, t, dloss=dloss, **self._arguments(x))
 
+    def forward_backward(self, x, t):
+        """(forward(x, t), backward(x, t)): what a training step needs."""
+        return self.forward(x, t), self.backward(x, t)
+
     def _arguments(self, x):
         arguments = {name: getattr(self, name) for name in self.options}
         for name in self._without_dtype:
@@ -90,6 +94,9 @@ class CrossEntropyLoss(Loss):
         super().__init__(reduction, size_average, reduce, weight=weight)
         self.ignore_index = ignore_index
         self.label_smoothing = fraction(label_smoothing, "label_smoothing")
+
+    def forward_backward(self, x, t):
+        return losses.cross_entropy_forward_backward(x, t, **self._arguments(x))
 
 
 class BCELoss(Loss):

@@ -100,7 +100,9 @@ class BackpropScheduler:
         self.backward_capacity = 0
         self._calls = {}            # what to run, by number of samples and, for backward, which gradients are added to
         self._profile = None        # inside a block that records
-        self._targets = None        # of the forward pass that backward may follow
+        self._dlogits = None        # the loss's gradient, after a forward pass that backward may follow
+        self._parameters = []
+        self._images = None         # the view that `images` gave last
         self._n = 0
 
     def forward(self, images, targets, *, training=True):
@@ -125,19 +127,20 @@ class BackpropScheduler:
         TypeError, ValueError, IndexError
             When a shape does not fit (the message names the layer), or the loss refuses the targets.
         """
-        self._targets = None
+        self._dlogits = None
         profile = self._profile if training else None
         logits = self._run(images, profile)
-        loss = float(_call(profile, ("loss", "forward"), self._required_loss(), logits, targets))
-        if training:
-            self._targets = targets
+        if not training:
+            return float(self._required_loss()(logits, targets))
+        loss, dlogits = _call(profile, ("loss", "both"), self._required_loss().forward_backward, logits, targets)
+        self._dlogits = dlogits
         if profile:
             profile.steps += 1
-        return loss
+        return float(loss)
 
     def predict(self, images):
         """The model's output for a batch, as a copy."""
-        self._targets = None
+        self._dlogits = None
         return np.array(self._run(images), order="C")
 
     def backward(self):
@@ -148,15 +151,14 @@ class BackpropScheduler:
         RuntimeError
             When no forward pass with training=True came directly before.
         """
-        if self._targets is None:
+        if self._dlogits is None:
             raise RuntimeError("backward: expected a forward pass of its own before it; call forward(images, targets) first")
-        n, targets, self._targets = self._n, self._targets, None
-        parameters = self.model.parameters()
+        n, dlogits, self._dlogits = self._n, self._dlogits, None
+        parameters = self._parameters
         if not parameters:
             return
         self._reserve_backward(n)
-        last = self.steps[-1]
-        last.dy.view(n)[...] = _call(self._profile, ("loss", "backward"), self.loss.backward, last.y.view(n), targets)
+        self.steps[-1].dy.view(n)[...] = dlogits
         # Without a dy there is nothing to learn from there on.
         self._launch(self._profile, "backward", (n, *(p.has_grad for p in parameters)), lambda: [
             (step.name, call) for step in reversed(self.steps) if step.dy is not None for call in step.backward(n)])
@@ -240,10 +242,11 @@ class BackpropScheduler:
         """
         if self.shape is None and self.model.input_shape is None:
             raise RuntimeError("images: expected a model with input_shape, or a batch before")
-        self._targets = None
+        self._dlogits = None
         self.plan(self.shape or self.model.input_shape)
         self._reserve(integer(n, "n", 0))
-        return self.steps[0].x.view(n)
+        self._images = self.steps[0].x.view(n)
+        return self._images
 
     @property
     def outputs(self):
@@ -278,8 +281,8 @@ class BackpropScheduler:
             raise ValueError(f"{error} from images of shape {images.shape}{hint}") from None
         self._n = n = len(images)
         self._reserve(n)
-        view = self.steps[0].x.view(n)
-        if images.__array_interface__ != view.__array_interface__:
+        view = images if images is self._images else self.steps[0].x.view(n)
+        if images is not view and images.__array_interface__ != view.__array_interface__:
             if images.dtype == np.uint8:
                 # What has no axis of channels counts as one channel.
                 shape = images.shape if images.ndim == 4 else (n, 1, math.prod(images.shape[1:]), 1)
@@ -322,6 +325,7 @@ class BackpropScheduler:
             steps.append(Step(names, reason, layer, layer.operation(cpu, before, self.model.dtype), before, after))
             before, k = after, k + len(names)
         self.shape, self.steps, self.capacity, self.backward_capacity, self._calls = shape, steps, 0, 0, {}
+        self._images, self._parameters = None, self.model.parameters()
 
     def _reserve(self, n):
         """Forward buffers for n samples, each with the border its reader needs."""
@@ -335,7 +339,7 @@ class BackpropScheduler:
             step.operation.reserve(n)
         for step, following in itertools.pairwise(self.steps):
             following.x = step.y
-        self.capacity, self._calls = n, {}
+        self.capacity, self._calls, self._images = n, {}, None
 
     def _reserve_backward(self, n):
         """Gradient buffers, back to the first layer that learns."""

@@ -71,7 +71,7 @@ def test_a_row_for_each_kernel(peaks, fuse):
             step.train_step(*batch(seed=seed), optimizer)
     assert profile.steps == 3
     optimizer.zero_grad()       # the calls of a backward pass depend on whether there is something to add to
-    expected = {("loss", "forward", "CrossEntropyLoss"): [3, 0], ("loss", "backward", "CrossEntropyLoss"): [3, 0],
+    expected = {("loss", "both", "CrossEntropyLoss"): [3, 0],
                 ("optimizer", "update", "SGD"): [3, 0], ("everything else", "", ""): [None, 0]}
     for one in step.steps:
         for direction in ("forward", "backward"):
@@ -100,7 +100,7 @@ def test_the_order_is_that_of_a_training_step(peaks):
     passes = [(row["step"], row["pass"]) for row in profile.rows]
     names = ["conv1+maxpool1", "conv2", "flatten", "linear"]
     assert list(dict.fromkeys(passes)) == [
-        *((name, "forward") for name in names), ("loss", "forward"), ("loss", "backward"),
+        *((name, "forward") for name in names), ("loss", "both"),
         *((name, "backward") for name in reversed(names)), ("optimizer", "update"), ("everything else", "")]
 
 
@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_has_no_backward_pass(peaks):
     step.model.linear.bias.data[0] = math.nan
     with step.profile() as profile:
         assert math.isnan(step.train_step(*batch(), optimizer))
-    assert profile.steps == 1 and {row["pass"] for row in profile.rows} == {"forward", ""}
+    assert profile.steps == 1 and {row["pass"] for row in profile.rows} == {"forward", "both", ""}
 
 
 def test_a_block_goes_on_with_an_earlier_one(peaks):

@@ -206,13 +206,8 @@ def cross_entropy_forward(x, t, *, reduction="mean", weight=None, ignore_index=-
     ...         weights += w[y[n]]
     >>> assert np.isclose(cross_entropy_forward(x, y, weight=w), total / weights)
     """
-    rows, t, w, ignore_index, keep, share, shape = _classes(x, t, reduction, weight, ignore_index, label_smoothing)
-    losses, row = np.empty(len(rows), rows.dtype), np.empty_like(w)
-    if t.ndim == 1:
-        cpu.cross_entropy_forward(losses, row, rows, t, w, ignore_index, keep, share)
-    else:
-        cpu.soft_cross_entropy_forward(losses, row, rows, t, w, keep, share)
-    return _reduced(losses.reshape(shape), reduction, _positions(t, w, ignore_index, reduction))
+    classes = _classes(x, t, reduction, weight, ignore_index, label_smoothing)
+    return _cross_entropy(*classes, reduction, _positions(*classes[1:4], reduction))
 
 
 def cross_entropy_backward(x, t, *, reduction="mean", weight=None, ignore_index=-100, label_smoothing=0.0, dloss=1.0):
@@ -245,15 +240,25 @@ def cross_entropy_backward(x, t, *, reduction="mean", weight=None, ignore_index=
     ...             dx[n, c] = 0.5 * w[y[n]] * (p - (c == y[n])) / (w[2] + w[0] + w[1])
     >>> assert np.allclose(cross_entropy_backward(x, y, weight=w, dloss=0.5), dx)
     """
-    rows, t, w, ignore_index, keep, share, shape = _classes(x, t, reduction, weight, ignore_index, label_smoothing)
-    dlosses = _dlosses(dloss, rows, shape, reduction, _positions(t, w, ignore_index, reduction)).reshape(-1)
-    dx, row = np.empty_like(rows), np.empty_like(w)
-    if t.ndim == 1:
-        cpu.cross_entropy_backward(dx, row, dlosses, rows, t, w, ignore_index, keep, share)
-    else:
-        cpu.soft_cross_entropy_backward(dx, row, dlosses, rows, t, w, keep, share)
-    dx = dx.reshape(*shape, len(w))
-    return dx if dx.ndim < 3 else np.moveaxis(dx, -1, 1)
+    classes = _classes(x, t, reduction, weight, ignore_index, label_smoothing)
+    return _cross_entropy_gradient(*classes, reduction, _positions(*classes[1:4], reduction), dloss)
+
+
+def cross_entropy_forward_backward(x, t, *, reduction="mean", weight=None, ignore_index=-100, label_smoothing=0.0):
+    """The cross-entropy and its gradient, (loss, dx), for arguments that are checked once: what a training step needs.
+
+    Equals (cross_entropy_forward(...), cross_entropy_backward(...)) with the same arguments, which these explain.
+
+    Examples
+    --------
+    >>> x, y = np.random.default_rng(0).normal(size=(4, 3)), [2, 0, 1, 1]
+    >>> loss, dx = cross_entropy_forward_backward(x, y)
+    >>> bool(loss == cross_entropy_forward(x, y)), bool((dx == cross_entropy_backward(x, y)).all())
+    (True, True)
+    """
+    classes = _classes(x, t, reduction, weight, ignore_index, label_smoothing)
+    divisor = _positions(*classes[1:4], reduction)
+    return _cross_entropy(*classes, reduction, divisor), _cross_entropy_gradient(*classes, reduction, divisor, 1.0)
 
 
 def bce_loss_forward(x, t, *, reduction="mean", weight=None):
@@ -610,6 +615,28 @@ def _class_indices(t, x, shape, classes, ignore_index):
         raise IndexError(f"t: expected class indices in [0, {classes}) or ignore_index {ignore_index}, "
                          f"got {indices[position]} at position {place}")
     return indices
+
+
+def _cross_entropy(rows, t, w, ignore_index, keep, share, shape, reduction, divisor):
+    """The loss of arguments as `_classes` returns them."""
+    losses, row = np.empty(len(rows), rows.dtype), np.empty_like(w)
+    if t.ndim == 1:
+        cpu.cross_entropy_forward(losses, row, rows, t, w, ignore_index, keep, share)
+    else:
+        cpu.soft_cross_entropy_forward(losses, row, rows, t, w, keep, share)
+    return _reduced(losses.reshape(shape), reduction, divisor)
+
+
+def _cross_entropy_gradient(rows, t, w, ignore_index, keep, share, shape, reduction, divisor, dloss):
+    """The gradient of arguments as `_classes` returns them."""
+    dlosses = _dlosses(dloss, rows, shape, reduction, divisor).reshape(-1)
+    dx, row = np.empty_like(rows), np.empty_like(w)
+    if t.ndim == 1:
+        cpu.cross_entropy_backward(dx, row, dlosses, rows, t, w, ignore_index, keep, share)
+    else:
+        cpu.soft_cross_entropy_backward(dx, row, dlosses, rows, t, w, keep, share)
+    dx = dx.reshape(*shape, len(w))
+    return dx if dx.ndim < 3 else np.moveaxis(dx, -1, 1)
 
 
 # ---- layouts and reductions
