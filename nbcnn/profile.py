@@ -101,8 +101,8 @@ class Profile:
         """The rows of the table without the total: a list of dicts, empty before the first training step.
 
         Each has step (names of layers, "loss", "optimizer" or "everything else"), pass ("forward", "backward", "both", "update"
-        or ""), kernel (or class), calls (in all), ms (milliseconds per training step), share (of the time in the block: these add up to 1),
-        gflops (GFLOP/s) and peak_share (of `peak`). What does not apply is None.
+        or ""), kernel (or class), calls (in all), ms (milliseconds per step), share (of the time in the block: these add up
+        to 1), gflops (GFLOP/s) and peak_share (of `peak`). What does not apply is None.
         """
         return self._table()[:-1]
 

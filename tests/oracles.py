@@ -64,6 +64,29 @@ def maxpool2d_backward(dy, argmax, x_shape):
     return dx.reshape(x_shape)
 
 
+def conv2d_maxpool2d_forward(x, w, b, padding, window, relu):
+    """y and cells, the sums of each window side by side on a last axis."""
+    z = conv2d_forward(x, w, b, (1, 1), padding, (1, 1))
+    (N, O, OH, OW), (WH, WW) = z.shape, window
+    PH, PW = OH // WH, OW // WW
+    v = z[:, :, :PH * WH, :PW * WW].reshape(N, O, PH, WH, PW, WW).swapaxes(3, 4).reshape(N, O, PH, PW, WH * WW)
+    nan = np.isnan(v)
+    cells = np.where(nan.any(-1), WH * WW - 1 - nan[..., ::-1].argmax(-1), v.argmax(-1))
+    y = np.take_along_axis(v, cells[..., None], -1)[..., 0]
+    nobody = relu & (y <= 0)
+    return np.where(nobody, 0, y).astype(x.dtype), np.where(nobody, 255, cells).astype(np.uint8)
+
+
+def conv2d_maxpool2d_backward(dy, cells, x, w, padding, window):
+    """dx, dw, db: dy spread over the windows, zero but where a cell won, and the convolution's gradients of that."""
+    (N, O, PH, PW), (WH, WW) = dy.shape, window
+    OH, OW = (x.shape[2 + a] + 2 * padding[a] - w.shape[2 + a] + 1 for a in (0, 1))
+    spread = np.where(np.arange(WH * WW) == cells[..., None], dy[..., None], 0)
+    dz = np.zeros((N, O, OH, OW), dy.dtype)
+    dz[:, :, :PH * WH, :PW * WW] = spread.reshape(N, O, PH, PW, WH, WW).swapaxes(3, 4).reshape(N, O, PH * WH, PW * WW)
+    return conv2d_backward(dz, x, w, (1, 1), padding, (1, 1))
+
+
 def relu(x, dy):
     """y and dx."""
     keep = ~(x <= 0)

@@ -1,5 +1,8 @@
-"""The register tile: what LLVM makes of it, its checks, and its place in the cache key."""
+"""The register tile: its verbs, what LLVM makes of them, their checks, and their place in the cache key."""
+import importlib
+import inspect
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -12,7 +15,7 @@ import pytest
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.conv2d import conv2d_backward, conv2d_forward
-from nbcnn.kernels.cpu import conv2d, conv2d_maxpool2d, launch, peak, tile
+from nbcnn.kernels.cpu import launch, tile
 from nbcnn.kernels.cpu.conv2d import make_correlate, make_weight_gradient
 from nbcnn.kernels.cpu.tile import (
     VECTOR_BYTES,
@@ -133,7 +136,7 @@ def make_shifted(count):
 def test_shift(count):
     W = 2 * lanes(np.float32)
     y, x = numbers(1, 4 * W, np.float32), numbers(2, 300, np.float32)
-    expected = [*y.reshape(4, W)[count:], *(x[5 + 40 * i + 2:][:W] for i in range(count))]
+    expected = [*y.copy().reshape(4, W)[count:], *(x[5 + 40 * i + 2:][:W] for i in range(count))]
     make_shifted(count)(y, x, 5, 40, 2)
     assert (y.reshape(4, W) == expected).all()
 
@@ -264,6 +267,16 @@ def test_get_and_put_count_flat():
     assert y.tolist() == [[0, 0, 0], [0, 9, 0]]
 
 
+def vector_multiply_adds(kernel):
+    """The instructions of a kernel, called before with float32, that multiply and add whole registers."""
+    fresh = numba.jit(**{**kernel.targetoptions, "parallel": False})(kernel.py_func)
+    fresh.compile(kernel.signatures[0])
+    assembly = fresh.inspect_asm(fresh.signatures[0])
+    assert VECTOR_BYTES == 64 or "zmm" not in assembly
+    register = {64: "zmm", 32: "ymm", 16: "xmm"}[VECTOR_BYTES]
+    return re.findall(rf"vfmadd\w+ps.*%{register}", assembly)
+
+
 def test_code_has_the_target_s_vectors_and_no_doubles():
     """The inner loop multiplies and adds whole registers, at the width of Numba's target, not of the host; and in float32."""
     x, w = np.ones((2, 32, 8, 8), np.float32), np.ones((32, 32, 3, 3), np.float32)
@@ -273,12 +286,20 @@ def test_code_has_the_target_s_vectors_and_no_doubles():
     for make in (make_correlate, make_weight_gradient):
         kernel = make(P, V, lanes(np.float32))
         assert not llvm.double_operations(kernel)
-        fresh = numba.jit(**{**kernel.targetoptions, "parallel": False})(kernel.py_func)
-        fresh.compile(kernel.signatures[0])
-        assembly = fresh.inspect_asm(fresh.signatures[0])
-        register = {64: "zmm", 32: "ymm", 16: "xmm"}[VECTOR_BYTES]
-        assert len(re.findall(rf"vfmadd\w+ps.*%{register}", assembly)) >= P * V
-        assert VECTOR_BYTES == 64 or "zmm" not in assembly
+        assert len(vector_multiply_adds(kernel)) >= P * V
+
+
+def test_sparse_code_has_the_target_s_vectors():
+    """As above: a register for each of 3x3 taps in the weight gradient, of 3 taps x 2 vectors of channels in the input's."""
+    operation = cpu.Conv2dMaxPool2d((32, 4, 4), (1, 2, 2), (3, 3), (0, 0), (2, 2), True, np.float32)
+    operation.reserve(1)
+    x, y, dx = (cpu.Buffer(1, shape, np.float32) for shape in ((32, 4, 4), (1, 1, 1), (32, 4, 4)))
+    w, b = cpu.allocate((288,), np.float32), cpu.allocate((1,), np.float32)
+    calls = operation.backward(1, dx, (w, b), y, x, y, (w, b), (False, False))
+    launch.run(calls)
+    kernels = {call.kernel.py_func.__name__: call.kernel for call in calls}
+    for name, registers in (("weight_gradient", 9), ("input_gradient", 6)):
+        assert len(vector_multiply_adds(kernels[name])) >= registers, name
 
 
 CHECKED = """
@@ -297,6 +318,71 @@ except IndexError as error:
 """
 
 
+VERBS = """
+import numba, numpy as np
+from nbcnn.kernels.cpu.buffer import SLACK, allocate
+from nbcnn.kernels.cpu.tile import *
+
+@numba.njit
+def load(x, at):
+    tile_load(2, 1, x, rows_strided(2, 0, 1), at)
+
+@numba.njit
+def shift(x, at):
+    tile_shift(tile_zero(2, 1, x), x, rows_strided(1, 1, 1), at)
+
+@numba.njit
+def axpy(x, at):
+    tile_axpy(tile_zero(2, 1, x), x[0], x, rows_strided(1, 1, 1), at, 1)
+
+@numba.njit
+def store(x, at):
+    tile_store(tile_zero(2, 1, x), x, rows_strided(2, 0, 1), at, 0, 2, 3)
+
+@numba.njit
+def pool(x, at):
+    cells = np.zeros(100, np.uint8)
+    tile_pool(tile_zero(2, 1, x), x, rows_strided(2, 0, 1), at, cells, rows_strided(2, 0, 0), 0, 3, np.uint8(0), x[0], np.uint8(0))
+
+@numba.njit
+def pool_cells(x, at):
+    y = np.zeros(100, x.dtype)
+    cells = np.zeros(100, np.uint8)
+    tile_pool(tile_zero(2, 1, x), y, rows_strided(2, 0, 0), 0, cells, rows_strided(2, 0, 1), at, 3, np.uint8(0), x[0], np.uint8(0))
+
+@numba.njit
+def equal(x, at):
+    cells_equal(np.zeros(100, np.uint8), at, 3, np.uint8(0))
+
+@numba.njit
+def take(x, at):
+    get(x, at)
+
+@numba.njit
+def give(x, at):
+    put(x, at, x[0])
+
+x = allocate((100,), np.float32)
+# How many elements from `at` on each touches, and how many it may touch behind the array.
+for verb, width, slack in ((load, 1 + lanes(x.dtype), SLACK), (shift, 1 + lanes(x.dtype), SLACK), (axpy, 1 + lanes(x.dtype), SLACK),
+                           (store, 4, 0), (pool, 4, 0), (pool_cells, 4, 0), (equal, 3, 0), (take, 1, 0), (give, 1, 0)):
+    last = 100 + slack - width
+    verb(x, 0), verb(x, last)
+    for at in (-2, last + 1):
+        try:
+            verb(x, at)
+            print(verb.__name__, at)
+        except IndexError:
+            pass
+"""
+
+
+def test_boundscheck_reaches_into_each_verb(tmp_path):
+    """With NUMBA_BOUNDSCHECK=1 the first and the last place that is allowed are, and those beyond are not."""
+    done = run(VERBS, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0 and done.stdout == "", done.stdout + done.stderr[-2000:]
+
+
 def test_boundscheck_reaches_into_the_tile(tmp_path):
     """With NUMBA_BOUNDSCHECK=1 a second picture in a buffer for one is noticed; a legal call is not."""
     done = run(CHECKED.format(n=2), NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
@@ -307,8 +393,12 @@ def test_boundscheck_reaches_into_the_tile(tmp_path):
 
 def test_kernels_close_over_the_tile_s_text():
     """What Numba's cache keys on includes the hash of tile.py, so an edit there is never stale."""
-    text = zlib.crc32(Path(tile.__file__).read_bytes())
-    for make in (make_correlate, make_weight_gradient):
-        function = make(8, 1, lanes(np.float32)).py_func
+    text, makers = zlib.crc32(Path(tile.__file__).read_bytes()), {}
+    for module in pkgutil.iter_modules(cpu.__path__, f"{cpu.__name__}."):
+        makers |= {name: value for name, value in vars(importlib.import_module(module.name)).items() if name.startswith("make_")}
+    assert {"make_correlate", "make_weight_gradient", "make_sparse_weight_gradient", "make_sparse_input_gradient"} <= set(makers)
+    for name, make in makers.items():
+        sizes = (8, 1, 2)[:len(inspect.signature(make).parameters) - 2]     # beside the lanes and the version
+        function = make(*sizes, lanes(np.float32)).py_func
         closure = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
-        assert closure["VERSION"].cell_contents == text
+        assert closure["VERSION"].cell_contents == text, name

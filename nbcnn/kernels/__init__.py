@@ -3,6 +3,7 @@
 Where the loops are: `nbcnn/kernels/cpu/<operation>.py`.
 """
 from nbcnn.kernels.conv2d import conv2d_backward, conv2d_forward
+from nbcnn.kernels.conv2d_maxpool2d import conv2d_maxpool2d_backward, conv2d_maxpool2d_forward
 from nbcnn.kernels.images import load_images, normalization_table, normalize_images
 from nbcnn.kernels.linear import linear_backward, linear_forward
 from nbcnn.kernels.losses import (
@@ -26,7 +27,7 @@ from nbcnn.kernels.sgd import sgd_step
 __all__ = [
     # layers
     "conv2d_forward", "conv2d_backward", "maxpool2d_forward", "maxpool2d_backward", "relu_forward", "relu_backward",
-    "linear_forward", "linear_backward",
+    "conv2d_maxpool2d_forward", "conv2d_maxpool2d_backward", "linear_forward", "linear_backward",
     # outputs and losses
     "softmax", "log_softmax", "cross_entropy_forward", "cross_entropy_backward", "mse_loss_forward", "mse_loss_backward",
     "l1_loss_forward", "l1_loss_backward", "bce_loss_forward", "bce_loss_backward", "bce_with_logits_forward",
