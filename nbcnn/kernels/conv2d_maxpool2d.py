@@ -1,0 +1,207 @@
+"""Convolution, max pooling and perhaps ReLU in one, with gradients that visit only the pixels that won their window."""
+import math
+
+import numpy as np
+
+from nbcnn.kernels import cpu
+from nbcnn.kernels.arguments import describe, floats, pair, pool_size, same_dtype, same_shape
+from nbcnn.kernels.conv2d import _check as check_conv
+from nbcnn.kernels.cpu.conv2d_maxpool2d import NOBODY
+from nbcnn.kernels.cpu.launch import run
+
+
+def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):
+    """Convolve pictures with a bank of kernels and find the largest value of each window, without a convolution's output in memory.
+
+    With z = conv2d_forward(x, w, b, padding=padding), of stride 1,
+    y[n, o, i, j] = maximum over u, v of z[n, o, i*WH + u, j*WW + v], and of 0 with `relu`.
+    It is what conv2d_forward, maxpool2d_forward and, if asked for, relu_forward give one after another; a ReLU before the pooling
+    would give the same.
+
+    Parameters
+    ----------
+    x : float array (N, C, H, W)
+    w : float array (O, C, KH, KW)
+    b : float array (O,), optional
+    padding : int or pair of ints
+        Of the convolution, along H and along W, in pixels.
+    window : int or pair of ints
+        Size (WH, WW) of the pooling's windows, which lie side by side: at most 255 cells, and KW + WW at most 25.
+    relu : bool
+
+    Returns
+    -------
+    y : float array (N, O, PH, PW)
+        PH = floor((H + 2*padding - KH + 1) / WH), PW likewise: the convolution's last rows and columns that fill no window are
+        left out. A view of channels-last memory, as cells.
+    cells : uint8 array (N, O, PH, PW)
+        The cell u*WW + v of the window that won; 255 where the ReLU gave 0.
+
+    Raises
+    ------
+    TypeError
+        An array is not float32 or float64, or its dtype is not that of x; a padding or window is no int.
+    ValueError
+        Numbers of axes or of channels that do not fit, an output without a pixel, or a window that is too large.
+
+    Notes
+    -----
+    Windows are scanned row by row. The first of equal values wins. A NaN wins over every number and over an earlier NaN, and the
+    ReLU lets it through.
+
+    The order of the additions depends on the kernel's shape alone: with finite weights a picture's result has the same bits in any
+    batch.
+
+    Source: PyTorch's torch.nn.functional.conv2d, max_pool2d and relu.
+
+    Examples
+    --------
+    The definition, as a loop nest, against the kernel; integers, so that every sum is exact:
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x, w, b = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 3, 6, 7), (4, 3, 3, 2), 4))
+    >>> y, cells = np.zeros((2, 4, 3, 2), np.float32), np.full((2, 4, 3, 2), 255, np.uint8)
+    >>> for n, o, i, j in np.ndindex(y.shape):
+    ...     for u, v in np.ndindex(2, 3):                            # the window
+    ...         z = b[o]
+    ...         for c, p, q in np.ndindex(w.shape[1:]):
+    ...             r, s = 2 * i + u + p - 1, 3 * j + v + q - 0      # padding (1, 0)
+    ...             if 0 <= r < 6 and 0 <= s < 7:
+    ...                 z += x[n, c, r, s] * w[o, c, p, q]
+    ...         if z > y[n, o, i, j]:                                # begins at 0: the ReLU
+    ...             y[n, o, i, j], cells[n, o, i, j] = z, 3 * u + v
+    >>> got = conv2d_maxpool2d_forward(x, w, b, padding=(1, 0), window=(2, 3), relu=True)
+    >>> [bool((a == e).all()) for a, e in zip(got, (y, cells))]
+    [True, True]
+
+    Or as the kernels that it replaces:
+
+    >>> from nbcnn.kernels import conv2d_forward, maxpool2d_forward, relu_forward
+    >>> pooled, argmax = maxpool2d_forward(conv2d_forward(x, w, b, padding=(1, 0)), (2, 3))
+    >>> bool((got[0] == relu_forward(pooled)).all())
+    True
+    """
+    x, w, operation = _check(x, w, padding, window, relu)
+    if b is not None:
+        b = floats(b, "b", "(O,)")
+        same_dtype(b, "b", x, "x")
+        same_shape(b, "b", w.shape[:1], "one bias for each kernel in w")
+    N = len(x)
+    operation.reserve(N)
+    y = cpu.Buffer(N, (operation.O, *operation.size), x.dtype)
+    run(operation.forward(N, y, cpu.Buffer.holding(x, operation.x_border), (cpu.flat_weight(w), b)))
+    return y.view(N), operation.cells.transpose(0, 3, 1, 2)
+
+
+def conv2d_maxpool2d_backward(dy, cells, x, w, *, padding=0, window=2, relu=False, need_dx=True):
+    """Gradients of a convolution that is pooled, with respect to its input, its kernels and its bias.
+
+    Of a window only the pixel that won receives dy[n, o, i, j]: the one at (u, v), with cells[n, o, i, j] = u*WW + v. Where the
+    cell is 255 none does. With r = i*WH + u + p - padding and s = j*WW + v + q - padding:
+    dx[.., r, s] += dy[.., i, j] * w[.., p, q] and dw[.., p, q] += dy[.., i, j] * x[.., r, s]; db = sum of dy, without those
+    where the cell is 255.
+
+    Parameters
+    ----------
+    dy : float array (N, O, PH, PW)
+        The upstream gradient dLoss/dy.
+    cells : int array (N, O, PH, PW)
+        As forward returns them; any cells of the window are accepted, and 255 with `relu`.
+    x : float array (N, C, H, W)
+    w : float array (O, C, KH, KW)
+    padding, window, relu
+        As in forward.
+    need_dx : bool
+        False leaves dx out: the first layer of a network needs none.
+
+    Returns
+    -------
+    dx : float array (N, C, H, W) or None
+    dw : float array (O, C, KH, KW)
+    db : float array (O,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in forward; and where dy or cells have not the shape of forward's result, or cells are no ints.
+    IndexError
+        A cell outside the window.
+
+    Notes
+    -----
+    dw and db are sums of a few partial sums whose borders follow from the shapes alone: equal bits for any number of threads.
+
+    Pixels that did not win are left out instead of multiplied by 0: an infinity or a NaN of x that only they read is not in dw.
+
+    Source: PyTorch's torch.ops.aten.threshold_backward, max_pool2d_with_indices_backward and convolution_backward.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x, w, dy = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 3, 6, 7), (4, 3, 3, 2), (2, 4, 3, 2)))
+    >>> y, cells = conv2d_maxpool2d_forward(x, w, padding=(1, 0), window=(2, 3), relu=True)
+    >>> dx, dw, db = np.zeros_like(x), np.zeros_like(w), np.zeros(4, np.float32)
+    >>> for n, o, i, j in np.ndindex(dy.shape):
+    ...     if cells[n, o, i, j] == 255:
+    ...         continue
+    ...     u, v = divmod(int(cells[n, o, i, j]), 3)
+    ...     db[o] += dy[n, o, i, j]
+    ...     for c, p, q in np.ndindex(w.shape[1:]):
+    ...         r, s = 2 * i + u + p - 1, 3 * j + v + q - 0          # padding (1, 0)
+    ...         if 0 <= r < 6 and 0 <= s < 7:
+    ...             dx[n, c, r, s] += dy[n, o, i, j] * w[o, c, p, q]
+    ...             dw[o, c, p, q] += dy[n, o, i, j] * x[n, c, r, s]
+    >>> got = conv2d_maxpool2d_backward(dy, cells, x, w, padding=(1, 0), window=(2, 3), relu=True)
+    >>> [bool((a == e).all()) for a, e in zip(got, (dx, dw, db))]
+    [True, True, True]
+
+    Or as the kernels that it replaces:
+
+    >>> from nbcnn.kernels import conv2d_backward, conv2d_forward, maxpool2d_backward, maxpool2d_forward, relu_backward
+    >>> z = conv2d_forward(x, w, padding=(1, 0))
+    >>> pooled, argmax = maxpool2d_forward(z, (2, 3))
+    >>> plain = conv2d_backward(maxpool2d_backward(relu_backward(dy, y), argmax, z.shape), x, w, padding=(1, 0))
+    >>> [bool((a == e).all()) for a, e in zip(got, plain)]
+    [True, True, True]
+    """
+    x, w, operation = _check(x, w, padding, window, relu)
+    dy = floats(dy, "dy", "(N, O, PH, PW)")
+    same_dtype(dy, "dy", x, "x")
+    N, (O, C, KH, KW) = len(x), w.shape
+    same_shape(dy, "dy", (N, O, *operation.size), "that of the pooling's result")
+    operation.reserve(N)
+    operation.cells[...] = _check_cells(cells, dy.shape, operation).transpose(0, 2, 3, 1)
+    dx = cpu.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
+    dw, db = cpu.allocate((w.size,), x.dtype), cpu.allocate((O,), x.dtype)
+    run(operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy, operation.dy_border),
+                           cpu.Buffer.holding(x, operation.x_border), None, (cpu.flat_weight(w), None), (False, False)))
+    return dx.view(N) if need_dx else None, dw.reshape(O, KH, KW, C).transpose(0, 3, 1, 2), db
+
+
+def _check(x, w, padding, window, relu):
+    """x and w as arrays, and the operation that fits them."""
+    x, w, conv = check_conv(x, w, 1, padding, 1)
+    window = pair(window, "window", 1)
+    if math.prod(window) > NOBODY or conv.kernel_size[1] + window[1] > 25:
+        raise ValueError(f"window: expected at most {NOBODY} cells, and at most 25 columns together with the kernels' "
+                         f"{conv.kernel_size[1]}, got {window}")
+    pool_size(conv.y_size, window, window, (0, 0), (1, 1), False, "window")
+    conv_shape = conv.O, *conv.y_size
+    return x, w, cpu.Conv2dMaxPool2d(x.shape[1:], conv_shape, conv.kernel_size, conv.padding, window, bool(relu), x.dtype)
+
+
+def _check_cells(cells, shape, operation):
+    """The cells as an array; each must be one of the window, since the kernels follow it without a look."""
+    array = np.asarray(cells)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"cells: expected an array of ints, got {describe(cells, array)}")
+    same_shape(array, "cells", shape, "that of dy")
+    last = math.prod(operation.window) - 1
+    outside = ((array < 0) | (array > last)) & ~((array == NOBODY) & operation.relu)
+    if outside.any():
+        position = tuple(map(int, np.argwhere(outside)[0]))
+        raise IndexError(f"cells: expected cells from 0 to {last}{f', or {NOBODY},' if operation.relu else ''} of a window of "
+                         f"{operation.window[0]}x{operation.window[1]}, got {array[position]} at position {position}")
+    return array
