@@ -5,7 +5,8 @@
     losses      L1Loss, MSELoss, CrossEntropyLoss, BCELoss, BCEWithLogitsLoss
     optim       SGD and learning-rate schedules
     checkpoint  save and load, atomically
-    scheduler   BackpropScheduler: forward, loss, backward
+    scheduler   BackpropScheduler: plan, forward, loss, backward
+    profile     where the time of a training step goes, and the processor's peak
     datasets    CIFAR-10, the built-in shapes, and the loader
     fit         the training loop; `python -m nbcnn.train` is its command line
 """

@@ -192,7 +192,7 @@ class Sequential:
         layers = []
         for name, kind, arguments in structure:
             layer = getattr(layer_types, kind, None) if isinstance(kind, str) else None
-            if not (isinstance(layer, type) and issubclass(layer, Layer)) or layer is Layer:
+            if not (isinstance(layer, type) and issubclass(layer, Layer)) or layer in (Layer, layer_types.ConvPool):
                 raise ValueError(f"structure: unknown layer type {kind!r} for {name!r}")
             layers.append((name, layer(**arguments)))
         return cls(layers, **options)

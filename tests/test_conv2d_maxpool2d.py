@@ -154,7 +154,7 @@ def test_equals_oracle_and_plain_kernels(tile, data, seed):
 
 @pytest.mark.parametrize(("x_shape", "O", "kernel", "padding"), [((33, 3, 30, 32), 32, 5, 2), ((71, 35, 8, 9), 40, 3, 1)])
 def test_large_input_equals_oracle(x_shape, O, kernel, padding):
-    """As in training: rows of windows taken in strips, the last one shorter, and whole pictures; more pictures than partial sums."""
+    """As in training: rows of windows taken in strips, the last one shorter, and whole pictures; more pictures than parts."""
     options = {"padding": (padding, padding), "window": (2, 2), "relu": True}
     w_shape = O, x_shape[1], kernel, kernel
     x, w, b, dy = numbers(0, np.float32, x_shape, w_shape, options)

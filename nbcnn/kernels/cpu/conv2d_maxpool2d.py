@@ -73,8 +73,7 @@ def make_sparse_weight_gradient(P, Q, LANES, VERSION=TILE_VERSION):
         pictures, rows_of_windows = strip
         capacity = pictures * rows_of_windows * PW
         unfolded_rows = rows_of_windows * window[0] + KH - 1
-        one, tap_rows, dw_rows = rows_strided(1, 0, 0), rows_strided(P, 0, columns * LANES), rows_strided(P, 0, KW * LANES)
-        zero = dy.dtype.type(0)
+        one, zero = rows_strided(1, 0, 0), dy.dtype.type(0)
         lists_size, work_size = g.size // (parts * groups), unfolded.size // (parts * groups)
         for task in prange(parts * groups):
             part, o_start, o_stop = task // groups, task % groups * O // groups, (task % groups + 1) * O // groups
@@ -114,6 +113,8 @@ def make_sparse_weight_gradient(P, Q, LANES, VERSION=TILE_VERSION):
                             listed = lists + (o - o_start) * capacity
                             count = get(counts, task * O + o)
                             for p in range(0, KH, P):
+                                tap_rows = rows_inside(P, 0, columns * LANES, 0, KH - p)
+                                dw_rows = rows_inside(P, 0, KW * LANES, 0, KH - p)
                                 for q in range(0, KW, Q):
                                     to = (((part * blocks + block) * O + o) * KH * KW + p * KW + q) * LANES
                                     from_tap = work + (p * columns + q) * LANES
@@ -241,7 +242,7 @@ class Conv2dMaxPool2d(Conv2d):
         self.row_taps, self.row_channels = (1, KW * self.C) if joined else (KW, self.C)
         self.blocks = -(-self.row_channels // width)
         Q = max(q for q in range(1, self.row_taps + 1) if self.row_taps % q == 0 and q <= SUMS)
-        P = min(KH, SUMS // Q)
+        P = -(-KH // -(-KH // (SUMS // Q)))
         self.sparse_weight_gradient = make_sparse_weight_gradient(P, Q, width)
         self.columns = self.size[1] * window[1] + self.row_taps - 1
         line = self.columns * width * self.dtype.itemsize * window[0]
@@ -255,7 +256,6 @@ class Conv2dMaxPool2d(Conv2d):
         self.cell_at = np.zeros(256, np.int32)
         for cell in range(math.prod(window)):
             self.cell_at[cell] = (cell // window[1] * self.columns + cell % window[1]) * width
-        self.slack_rows = P
 
         P = KW + window[1] - 1
         vectors = -(-self.C // width)
@@ -278,7 +278,7 @@ class Conv2dMaxPool2d(Conv2d):
         self.db_parts = allocate((parts * self.O * width,), self.dtype)
         tasks = max(self.parts(n) * self.groups(n) for n in range(1, batch + 1)) if batch else 1
         capacity = self.O * math.prod(self.strip) * self.size[1]
-        self.unfolded = allocate((tasks, (self.strip[0] * self.unfolded_rows + self.slack_rows) * self.columns * width), self.dtype)
+        self.unfolded = allocate((tasks, self.strip[0] * self.unfolded_rows * self.columns * width), self.dtype)
         self.g = allocate((tasks, capacity + width), self.dtype)
         self.at = allocate((tasks, capacity + width), np.int32)
         self.counts = allocate((tasks, self.O), np.int32)
