@@ -58,8 +58,13 @@ def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
         across = n >= P and OW <= 2 * P
         # Taps side by side in x and in w are one run.
         joined = KW > 1 and x_at[5] == K and w_at[3] == K * w_at[4]
+        grouped = across and n % P == 0
         for task in prange(blocks * tiles):
-            first, block = task % tiles * P, task // tiles
+            if grouped:     # P pictures, then the next: they stay in the cache, and with the thread that backward gives them
+                first = task % (OH * OW) * n + task // (OH * OW * blocks) * P
+                block = task // (OH * OW) % blocks
+            else:
+                first, block = task % tiles * P, task // tiles
             last = min(first + P, count) - 1
             if across:
                 x_rows = rows_of_pixels(P, first, count, n, OW, x_at[1], x_at[3], x_at[2])
