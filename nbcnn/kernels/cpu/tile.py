@@ -337,31 +337,30 @@ def tile_store(typingctx, acc, y, rows, y_offset, first, last, n_lanes):
 
     def codegen(context, builder, signature, args):
         acc, y, rows, y_offset, first, last, n_lanes = args
-        width, count = tile.v * tile.lanes, signature.args[2].p
-        all_rows = builder.and_(builder.icmp_signed("<=", first, _constant(0)), builder.icmp_signed(">=", last, _constant(count)))
-        whole = builder.and_(all_rows, builder.icmp_signed(">=", n_lanes, _constant(width)))
-
-        def row(i, n):
-            offset = builder.add(builder.extract_value(rows, i), y_offset)
-            return _pointer(context, builder, signature.args[1], y, offset, n, 0)
+        width = tile.v * tile.lanes
 
         def store_row(i, start):
             for k in range(tile.v):
                 pointer = builder.gep(start, [_constant(k * tile.lanes)])
                 _store(builder, tile, builder.extract_value(acc, i * tile.v + k), pointer)
 
+        def each_row():
+            """(i, where y has row i) for each row that is asked for, within code that runs only then."""
+            for i in range(signature.args[2].p):
+                with builder.if_then(builder.and_(builder.icmp_signed("<=", first, _constant(i)),
+                                                  builder.icmp_signed("<", _constant(i), last))):
+                    yield i, builder.add(builder.extract_value(rows, i), y_offset)
+
         spare = cgutils.alloca_once(builder, tile.element, size=width)
-        with builder.if_else(whole) as (then, otherwise):
-            with then:
-                for i in range(count):
-                    store_row(i, row(i, _constant(width)))
-            with otherwise:
-                short = builder.select(builder.icmp_signed("<", n_lanes, _constant(width)), n_lanes, _constant(width))
-                for i in range(count):
-                    with builder.if_then(builder.and_(builder.icmp_signed("<=", first, _constant(i)),
-                                                      builder.icmp_signed("<", _constant(i), last))):
-                        store_row(i, spare)
-                        cgutils.raw_memcpy(builder, row(i, short), spare, short, tile.dtype.bitwidth // 8)
+        with builder.if_else(builder.icmp_signed(">=", n_lanes, _constant(width))) as (whole, ragged):
+            with whole:
+                for i, offset in each_row():
+                    store_row(i, _pointer(context, builder, signature.args[1], y, offset, _constant(width), 0))
+            with ragged:
+                for i, offset in each_row():
+                    store_row(i, spare)
+                    pointer = _pointer(context, builder, signature.args[1], y, offset, n_lanes, 0)
+                    cgutils.raw_memcpy(builder, pointer, spare, n_lanes, tile.dtype.bitwidth // 8)
         return context.get_dummy_value()
     return types.void(tile, y, rows, *[types.intp] * 4), codegen
 
