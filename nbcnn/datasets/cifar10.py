@@ -77,10 +77,11 @@ def find_cifar10(folder):
 
 def _binary_batch(path):
     """Labels (10000,) and pixels (10000, 3072) of a binary batch: records of one label byte and the planes R, G, B."""
-    content, size = np.fromfile(path, np.uint8), 1 + PIXELS
-    if len(content) != RECORDS * size:
+    length, size = path.stat().st_size, 1 + PIXELS
+    if length != RECORDS * size:
         raise ValueError(f"{path}: expected {RECORDS * size} bytes, {RECORDS} records of {size}, but it ends at byte "
-                         f"{len(content)}, {len(content) % size} bytes into record {len(content) // size}")
+                         f"{length}, {length % size} bytes into record {length // size}")
+    content = np.memmap(path, np.uint8, "r")    # copied once, to where the pictures stay
     records = content.reshape(RECORDS, size)
     _check_labels(path, records[:, 0].tolist(), lambda k: k * size)
     return records[:, 0], records[:, 1:]
