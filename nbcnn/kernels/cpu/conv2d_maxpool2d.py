@@ -260,7 +260,7 @@ class Conv2dMaxPool2d(Conv2d):
         P = KW + window[1] - 1
         vectors = -(-self.C // width)
         V = min(range(1, max(1, SUMS // P) + 1), key=lambda v: (-(-vectors // v) * v, -v))
-        self.sparse_input_gradient, self.dx_width = make_sparse_input_gradient(P, V, window[1], width), V * width
+        self.sparse_input_gradient = make_sparse_input_gradient(P, V, window[1], width)
 
     def parts(self, n):
         """Into how many partial sums the weight gradient of n pictures is split: it follows from n alone."""
@@ -294,20 +294,23 @@ class Conv2dMaxPool2d(Conv2d):
         """dw and db: partial sums over parts of the batch, then their sum."""
         parts, KH, width = self.parts(n), self.kernel_size[0], lanes(self.dtype)
         groups, (dw, db) = self.groups(n), dparams
-        flop = 2 * n * self.O * self.run * math.prod(self.size)
         tasks = parts * groups
         return [
             Call(self.sparse_weight_gradient, (
                 self.dw_parts, self.db_parts, dy.array, self.cells, x.array, self.one, self.unfolded[:tasks], self.g[:tasks],
-                self.at[:tasks], self.counts,
-                self.base, self.cell_at, n, (parts, groups), (*self.size, self.O), (KH, self.row_taps, self.blocks), self.window,
-                self.strip, self.columns, self._x_at(x)[:4]), flop),
-            Call(make_add_tiles(width), (dw, self.zeros[:0] if db is None else db, self.dw_parts, self.db_parts, parts,
-                             (self.blocks, self.O, KH * self.row_taps, self.row_channels), *add))]
+                self.at[:tasks], self.counts, self.base, self.cell_at, n, (parts, groups), (*self.size, self.O),
+                (KH, self.row_taps, self.blocks), self.window, self.strip, self.columns, self._x_at(x)[:4]), self._flop(n)),
+            Call(make_add_tiles(width), (
+                dw, self.zeros[:0] if db is None else db, self.dw_parts, self.db_parts, parts,
+                (self.blocks, self.O, KH * self.row_taps, self.row_channels), *add))]
 
     def input_backward(self, n, dx, dy, w):
         """dx, from the winning pixels."""
         strips = max(1, min(self.x_size[0] // 4, -(-2 * numba.config.NUMBA_NUM_THREADS // n))) if n else 1
         return [Call(self.sparse_input_gradient, (
             dx.array, dy.array, self.cells, w, n, strips, (*self.size, self.O, *self.x_size), self.C, self.kernel_size[0],
-            self.window[0], self.padding, dx.strides), 2 * n * self.O * self.run * math.prod(self.size))]
+            self.window[0], self.padding, dx.strides), self._flop(n))]
+
+    def _flop(self, n):
+        """Of either gradient: one pixel of each window."""
+        return 2 * n * self.O * self.run * math.prod(self.size)

@@ -8,6 +8,9 @@ Everything clever about the fast kernels is in this file; the kernels themselves
         acc = tile_outer(acc, x, rows, k, w, k * O)      # acc[i, :] += x[rows[i] + k] * w[k*O : k*O + V*lanes]
     tile_store(acc, y, rows_out, o, 0, n_rows, n_lanes)  # y[rows_out[i] + o : ...] = acc[i, :]
 
+Where only some pixels count, `tile_axpy` adds a number times vectors to some rows; `tile_pool` keeps the larger of a tile and
+what is in memory; `tile_shift` and `tile_transpose` move rows.
+
 To LLVM a tile is an array of vectors; it splits the array, so each vector gets a register. Arrays are addressed flat, in
 elements, whatever their shape: `rows` holds one offset per row of the tile, made by `rows_strided` or `rows_of_pixels`.
 How many lanes a vector has follows from the array's dtype and from the CPU that Numba compiles for: see `lanes`.
