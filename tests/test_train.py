@@ -204,7 +204,7 @@ def test_profile_prints_a_table_and_changes_no_bit(small, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "\n\n6 training steps, 1 thread, measured peak " in out      # 40 pictures in batches of 16, twice
     table = profile_rows(out, "done: ")
-    kernels = [row for row in table if row[1] in ("forward", "backward", "update")]
+    kernels = [row for row in table if row[1] in ("forward", "both", "backward", "update")]
     assert [row[0] for row in table[-2:]] == ["everything", "total"] and len(kernels) == len(table) - 2 and table[-1][2] == "100.0%"
     assert {row[0].split("+")[0] for row in kernels} == {"conv1", "conv2", "conv3", "flatten", "linear1", "linear2", "loss",
                                                          "optimizer"}
