@@ -9,9 +9,9 @@ import pytest
 
 import nbcnn
 from nbcnn import profile as profile_module
-from nbcnn.kernels.cpu.launch import Call
 from nbcnn.kernels.cpu.peak import make_multiply_add
 from nbcnn.kernels.cpu.tile import lanes
+from nbcnn.kernels.operation import Call
 from nbcnn.profile import Profile, fma_peak
 
 PEAK = 50.0     # GFLOP/s, instead of a measured one

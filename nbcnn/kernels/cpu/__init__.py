@@ -1,7 +1,7 @@
 """The CPU backend: one file per operation, forward and backward side by side.
 
 The scheduler sees a backend as a namespace: `Buffer` and `allocate` for memory, and a class for each operation
-a layer can ask for; `operation.py` says what these have in common.
+a layer can ask for; `kernels/operation.py` says what these have in common.
 """
 from nbcnn.kernels.cpu.buffer import ALIGNMENT, Buffer, allocate, flat_weight
 from nbcnn.kernels.cpu.conv2d import Conv2d

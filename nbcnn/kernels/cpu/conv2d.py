@@ -7,8 +7,7 @@ import numpy as np
 from numba import njit, prange
 
 from nbcnn.kernels.cpu.buffer import allocate
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, Call
-from nbcnn.kernels.cpu.operation import Operation
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
 from nbcnn.kernels.cpu.tile import (
     TILE_VERSION,
     lanes,
@@ -24,6 +23,7 @@ from nbcnn.kernels.cpu.tile import (
     tile_transpose,
     tile_zero,
 )
+from nbcnn.kernels.operation import Call, Operation
 
 NO_CELLS = allocate((0, 0, 0, 0), np.uint8)     # in the place of what max-pooling writes, where there is none
 MOST_PARTS = 8      # partial sums of a weight gradient: fixed, so that no result depends on the number of threads

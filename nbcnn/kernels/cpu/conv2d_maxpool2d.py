@@ -14,7 +14,7 @@ from numba import njit, prange
 
 from nbcnn.kernels.cpu.buffer import allocate
 from nbcnn.kernels.cpu.conv2d import Conv2d, make_correlate
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, Call
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
 from nbcnn.kernels.cpu.tile import (
     TILE_VERSION,
     VECTOR_BYTES,
@@ -31,6 +31,7 @@ from nbcnn.kernels.cpu.tile import (
     tile_shift,
     tile_store,
 )
+from nbcnn.kernels.operation import Call
 
 NOBODY = 255                                    # the cell of a window without a value above 0, where a ReLU follows
 SUMS = 25 if VECTOR_BYTES == 64 else 12         # vectors of a tile, of 32 or 16 registers

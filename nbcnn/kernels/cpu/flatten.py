@@ -4,8 +4,8 @@ Serial, as compiling parallel loops takes a second longer and running these some
 """
 from numba import njit
 
-from nbcnn.kernels.cpu.launch import CACHE, Call
-from nbcnn.kernels.cpu.operation import Operation
+from nbcnn.kernels.cpu.launch import CACHE
+from nbcnn.kernels.operation import Call, Operation
 
 
 @njit(cache=CACHE)

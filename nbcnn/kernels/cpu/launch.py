@@ -1,6 +1,5 @@
 """How parallel kernels are compiled and started."""
 import threading
-from typing import NamedTuple
 
 from numba import config
 
@@ -11,13 +10,6 @@ CACHE = not config.BOUNDSCHECK
 
 # Numba's workqueue layer aborts the process when two Python threads run kernels at once.
 _one_at_a_time = threading.Lock()
-
-
-class Call(NamedTuple):
-    """A kernel and what it is called with."""
-    kernel: object
-    arguments: tuple
-    flop: int = 0       # the multiplications and additions of the formula, where these are its work; padding included
 
 
 def launch(kernel, *arguments):

@@ -8,8 +8,8 @@ import numpy as np
 from numba import njit, prange
 
 from nbcnn.kernels.cpu.buffer import allocate
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, Call
-from nbcnn.kernels.cpu.operation import Operation
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
+from nbcnn.kernels.operation import Call, Operation
 
 
 @njit(cache=CACHE, parallel=PARALLEL)

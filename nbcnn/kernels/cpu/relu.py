@@ -1,8 +1,8 @@
 """ReLU on the CPU: max(x, 0), a row of pixels at a time."""
 from numba import njit, prange
 
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, Call
-from nbcnn.kernels.cpu.operation import Operation
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
+from nbcnn.kernels.operation import Call, Operation
 
 
 @njit(cache=CACHE, parallel=PARALLEL)

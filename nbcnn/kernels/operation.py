@@ -1,10 +1,18 @@
-"""What the scheduler knows of an operation."""
+"""What a backend's operations have in common, and a call of a kernel."""
+from typing import NamedTuple
+
+
+class Call(NamedTuple):
+    """A kernel and what it is called with."""
+    kernel: object
+    arguments: tuple
+    flop: int = 0       # the multiplications and additions of the formula, where these are its work; padding included
 
 
 class Operation:
     """The computation of a layer for samples of one shape.
 
-    forward and backward run nothing: they return lists of calls (`launch.py`), which the scheduler keeps, runs and times.
+    forward and backward run nothing: they return lists of calls, which the scheduler keeps, runs and times.
 
     Attributes
     ----------
