@@ -13,6 +13,7 @@ from nbcnn.model import Sequential
 from nbcnn.optim import SGD
 from nbcnn.profile import Profile
 from nbcnn.scheduler import BackpropScheduler
+from nbcnn.steps import DeviceSteps, training_steps
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -122,7 +123,8 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     progress : Progress, optional
         Where to go on; model and optimizer are as they were then, and all other arguments the same.
     on_step, on_epoch : callable, optional
-        Called with the State after each batch and after each epoch.
+        Called with the State after each batch and after each epoch; on a GPU after every so many batches, which it does without
+        waiting for the host.
     profile : bool
         Whether to measure in `State.profile` what the training takes, kernel by kernel; tests and `on_epoch` are left out. See
         `BackpropScheduler.profile`.
@@ -157,25 +159,23 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     loader = Loader(train, batch_size, shuffle, seed, augment, mean=model.mean, std=model.std, dtype=model.dtype)
     scheduler = BackpropScheduler(model, loss)
     scheduler.plan(train.images.shape[1:])
-    targets = _targets(loss, train, model.dtype)
+    steps = training_steps(scheduler, optimizer, loader, _targets(loss, train, model.dtype), schedule)
     state = State(model, optimizer, scheduler, progress, integer(epochs, "epochs", 0), len(loader),
                   profile=Profile(model.dtype) if profile else None)
     while progress.epoch < epochs and not state.stop:
         with scheduler.profile(state.profile) if profile else contextlib.nullcontext():
             started, before = time.perf_counter(), progress.samples
-            for images, labels in loader.epoch(progress.epoch, scheduler.images, progress.step):
-                if schedule:
-                    optimizer.lr = schedule(progress.epoch * len(loader) + progress.step)
-                state.loss = scheduler.train_step(images, targets(labels), optimizer)
-                if not math.isfinite(state.loss):
-                    raise NonFiniteLoss(progress.epoch + 1, progress.step + 1, state.loss, scheduler.first_nonfinite() or "loss")
-                progress.step += 1
-                progress.samples += len(labels)
-                progress.loss_sum += state.loss * len(labels)
+            steps.begin(progress.epoch, progress.step)
+            while progress.step < len(loader) and not state.stop:
+                for state.loss, count in steps.run():
+                    if not math.isfinite(state.loss):
+                        layer = steps.first_nonfinite(progress.step) or "loss"
+                        raise NonFiniteLoss(progress.epoch + 1, progress.step + 1, state.loss, layer)
+                    progress.step += 1
+                    progress.samples += count
+                    progress.loss_sum += state.loss * count
                 if on_step:
                     on_step(state)
-                if state.stop:
-                    break
         trained = time.perf_counter()
         _require_finite(state)
         if state.stop:
@@ -206,8 +206,12 @@ def evaluate(scheduler, dataset, batch_size=256):
     scheduler.plan(dataset.images.shape[1:])
     loader = Loader(dataset, batch_size, shuffle=False, mean=model.mean, std=model.std, dtype=model.dtype)
     targets, loss_sum, correct = _targets(loss, dataset, model.dtype), 0.0, 0
-    for images, labels in loader.epoch(0, scheduler.images):
-        logits = scheduler.predict(images)
+    if model.device == "cpu":
+        batches = ((scheduler.predict(images), labels) for images, labels in loader.epoch(0, scheduler.images))
+    else:
+        logits, starts = DeviceSteps(scheduler, None, loader).outputs(), range(0, len(dataset), batch_size)
+        batches = ((logits[start:start + batch_size], dataset.labels[start:start + batch_size]) for start in starts)
+    for logits, labels in batches:
         loss_sum += float(loss(logits, targets(labels))) * len(labels)
         correct += int((logits.argmax(1) == labels).sum())
     return loss_sum / len(dataset), correct / len(dataset)
@@ -224,5 +228,5 @@ def _targets(loss, dataset, dtype):
 def _require_finite(state):
     """Raise NonFiniteLoss when the last update has spoiled the parameters, which the next loss would only show."""
     for name, parameter in state.model.named_parameters():
-        if not np.isfinite(parameter.flat).all():
+        if not np.isfinite(parameter.numpy()).all():
             raise NonFiniteLoss(state.progress.epoch + 1, state.progress.step, state.loss, name.split(".")[0])

@@ -26,6 +26,7 @@ class Loss:
 
     kernels = ()                # (forward, backward)
     options = ("reduction",)    # attributes that are arguments of both
+    casts = False               # whether integer targets are converted
 
     def __init__(self, reduction, size_average, reduce, **weights):
         for name, value in (("size_average", size_average), ("reduce", reduce)):
@@ -54,6 +55,19 @@ class Loss:
         """(forward(x, t), backward(x, t)): what a training step needs."""
         return self.forward(x, t), self.backward(x, t)
 
+    def targets(self, shape, dtype, t):
+        """Targets for outputs of a shape and dtype, checked: an array of that dtype, or of int64 for class labels, in C order.
+
+        Raises the same as `forward`.
+        """
+        _, t = losses._elementwise(_zeros(shape, dtype), t, self.reduction, self.casts)
+        return t
+
+    def numbers(self, dtype):
+        """The options that are numbers or arrays, these in a dtype."""
+        values = {name: getattr(self, name) for name in self.options if name != "reduction"}
+        return {name: value.astype(dtype) if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
     def _arguments(self, x):
         arguments = {name: getattr(self, name) for name in self.options}
         for name in self._without_dtype:
@@ -69,6 +83,7 @@ class L1Loss(Loss):
     """Absolute error, |x - t|."""
 
     kernels = losses.l1_loss_forward, losses.l1_loss_backward
+    casts = True
 
     def __init__(self, *, reduction="mean", size_average=None, reduce=None):
         super().__init__(reduction, size_average, reduce)
@@ -78,6 +93,7 @@ class MSELoss(Loss):
     """Squared error, (x - t)^2."""
 
     kernels = losses.mse_loss_forward, losses.mse_loss_backward
+    casts = True
 
     def __init__(self, *, reduction="mean", size_average=None, reduce=None):
         super().__init__(reduction, size_average, reduce)
@@ -95,6 +111,13 @@ class CrossEntropyLoss(Loss):
         self.ignore_index = ignore_index
         self.label_smoothing = fraction(label_smoothing, "label_smoothing")
 
+    def targets(self, shape, dtype, t):
+        x, t, axis = _zeros(shape, dtype), np.asarray(t), min(1, len(shape) - 1)
+        if t.shape == shape:
+            losses._class_probabilities(t, x, self.ignore_index)
+            return np.ascontiguousarray(t)
+        return losses._class_indices(t, x, shape[:axis] + shape[axis + 1:], shape[axis], self.ignore_index)
+
     def forward_backward(self, x, t):
         return losses.cross_entropy_forward_backward(x, t, **self._arguments(x))
 
@@ -108,6 +131,11 @@ class BCELoss(Loss):
     def __init__(self, weight=None, *, reduction="mean", size_average=None, reduce=None):
         super().__init__(reduction, size_average, reduce, weight=weight)
 
+    def targets(self, shape, dtype, t):
+        t = super().targets(shape, dtype, t)
+        losses._require_unit(t, "t")
+        return t
+
 
 class BCEWithLogitsLoss(Loss):
     """Binary cross-entropy of logits."""
@@ -117,3 +145,8 @@ class BCEWithLogitsLoss(Loss):
 
     def __init__(self, weight=None, *, reduction="mean", pos_weight=None, size_average=None, reduce=None):
         super().__init__(reduction, size_average, reduce, weight=weight, pos_weight=pos_weight)
+
+
+def _zeros(shape, dtype):
+    """Outputs that take no memory, for the checks of targets."""
+    return np.broadcast_to(np.zeros((), dtype), shape)

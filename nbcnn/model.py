@@ -5,6 +5,7 @@ import numpy as np
 
 from nbcnn import layers as layer_types
 from nbcnn.kernels.arguments import FLOATS, integer
+from nbcnn.kernels.backend import as_array, load_backend, on_device
 from nbcnn.kernels.images import normalization_table
 from nbcnn.layers import Layer
 from nbcnn.parameter import ParameterVector
@@ -58,7 +59,7 @@ class Sequential:
         rng = np.random.default_rng(self.seed)
         for parameter in self.parameters():
             bound = parameter.fan_in ** -0.5
-            parameter.data[...] = rng.uniform(-bound, bound, parameter.shape)
+            parameter.set(rng.uniform(-bound, bound, parameter.shape))
         if self.input_shape is not None:
             self.shapes(self.input_shape)
 
@@ -99,17 +100,54 @@ class Sequential:
         Parameters
         ----------
         images : uint8 or float array (N, C, H, W)
+            Of NumPy or, for a model on a GPU, a float device array.
         batch_size : int
-            How many are computed at a time; it changes the memory needed, not a bit of the result.
+            How many are computed at a time; it changes the memory needed, not a bit of the result. A device array is one batch.
 
         Returns
         -------
         logits : float array (N, classes)
+            A device array for a device array.
         """
-        images = np.asarray(images)
+        images = as_array(images)
         step = integer(batch_size, "batch_size", 1)
+        if on_device(images):
+            return self._forward.predict(images)
         starts = range(0, len(images) if images.ndim else 1, step) or [0]
         return np.concatenate([self._forward.predict(images[start:start + step] if images.ndim else images) for start in starts])
+
+    @property
+    def device(self):
+        """Where the parameters are, and the model computes: "cpu" or "cuda"."""
+        return self.vector.backend.device
+
+    def to(self, device):
+        """Move the parameters, and with them all that is computed, to another device.
+
+        Optimizers and schedulers of the model follow by themselves.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+
+        Returns
+        -------
+        model : Sequential
+            This one.
+
+        Raises
+        ------
+        ValueError
+            When there is no such device.
+        ImportError
+            When numba-cuda is not installed.
+        RuntimeError
+            When no GPU can be used: a line that says why.
+        """
+        backend = load_backend(device)
+        backend.require()
+        self.vector.move(backend)
+        return self
 
     def named_parameters(self):
         """A list of (name, Parameter): "conv1.weight", "conv1.bias", ..."""
@@ -122,7 +160,7 @@ class Sequential:
 
     def state_dict(self):
         """The parameters as contiguous arrays with PyTorch's names and shapes: copies."""
-        return {name: np.array(parameter.data, order="C") for name, parameter in self.named_parameters()}
+        return {name: parameter.numpy() for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state):
         """Take over parameters.
@@ -146,7 +184,7 @@ class Sequential:
         if faults:
             raise ValueError(f"state: {'; '.join(faults)}")
         for name, parameter in own.items():
-            parameter.data[...] = arrays[name]
+            parameter.set(arrays[name])
 
     def table(self, channels):
         """What uint8 pictures of so many channels are normalised with, (channels, 256)."""

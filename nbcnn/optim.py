@@ -13,10 +13,7 @@ import numbers
 
 import numpy as np
 
-from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import fraction, integer, nesterov_fits
-from nbcnn.kernels.cpu.launch import launch
-from nbcnn.kernels.cpu.sgd import sgd
 from nbcnn.parameter import Parameter
 
 
@@ -67,8 +64,9 @@ class SGD:
         cast = self.vector.data.dtype.type
         self._options = (cast(self.momentum), cast(1 - self.dampening), cast(self.weight_decay), self.weight_decay > 0,
                          self.momentum > 0, self.nesterov, self.maximize)
-        # The momentum lies as the parameters do; without momentum there is none.
-        self._buffer = cpu.allocate(self.vector.data.shape if self.momentum > 0 else (0,), cast)
+        # The momentum lies as the parameters do, and where they do; without momentum there is none.
+        self._backend = self.vector.backend
+        self._buffer = self._backend.allocate(self.vector.data.shape if self.momentum > 0 else (0,), cast)
         self._has_momentum = [False] * len(self.params)
         self._spans, self._spans_for = [], None
 
@@ -87,20 +85,41 @@ class SGD:
 
     def step(self):
         """Update the parameters that have a gradient."""
+        self.follow()
         have_grad = [parameter.has_grad for parameter in self.params]
         if have_grad != self._spans_for:
             self._spans, self._spans_for = self._plan(have_grad), have_grad
-        lr, first_step = self.vector.data.dtype.type(self._lr), False
+        first_step = False
         for data, buffer, grad, first in self._spans:
-            launch(sgd, data, buffer, grad, lr, *self._options, first)
+            self._backend.update(data, buffer, grad, self._lr, self._options, first)
             first_step |= first
         if first_step:
             self._has_momentum = [had or has for had, has in zip(self._has_momentum, have_grad, strict=True)]
             self._spans_for = None
 
+    def follow(self):
+        """Take the momentum to where the parameters are now: `Sequential.to` moves only these."""
+        if self._backend is not self.vector.backend:
+            self._buffer = self.vector.backend.to_device(self._backend.to_host(self._buffer))
+            self._backend, self._spans_for = self.vector.backend, None
+
+    def update_of_all(self):
+        """(momentum, options) of an update of the whole vector; None while parts of it would be left out or have no momentum yet."""
+        self.follow()
+        whole = len(self.params) == self.vector.count and (self.momentum == 0 or all(self._has_momentum))
+        return (self._buffer, self._options) if whole else None
+
+    def updates(self):
+        """(parameters, momentum, gradient, first, options) for each piece of memory of an update, where all have a gradient."""
+        return [(*span, self._options) for span in self._plan([True] * len(self.params))]
+
+    def updated(self):
+        """Note that `updates` were made."""
+        self._has_momentum, self._spans_for = [self.momentum > 0] * len(self.params), None
+
     def _plan(self, have_grad):
         """The calls of an update: (data, momentum, grad, first) for each run of neighbours in the same state."""
-        step = cpu.ALIGNMENT // self.vector.data.itemsize
+        step = self._backend.ALIGNMENT // self.vector.data.dtype.itemsize
         runs = []       # [start, stop, first]
         for parameter, first in sorted(((parameter, self.momentum > 0 and not had) for parameter, has, had
                                         in zip(self.params, have_grad, self._has_momentum, strict=True) if has),
@@ -117,6 +136,7 @@ class SGD:
         position = next((k for k, own in enumerate(self.params) if own is parameter), None)
         if position is None or not self._has_momentum[position]:
             return None
+        self.follow()
         return parameter.shaped(self._buffer[parameter.start:parameter.stop])
 
     def state_dict(self):
@@ -124,7 +144,7 @@ class SGD:
         buffers = [self.momentum_buffer(parameter) for parameter in self.params]
         return {"lr": self.lr, "momentum": self.momentum, "dampening": self.dampening, "weight_decay": self.weight_decay,
                 "nesterov": self.nesterov, "maximize": self.maximize,
-                "momentum_buffers": [None if buffer is None else np.array(buffer, order="C") for buffer in buffers]}
+                "momentum_buffers": [None if buffer is None else self._backend.to_host(buffer) for buffer in buffers]}
 
     def load_state_dict(self, state):
         """Take over options and momentum from `state_dict`.
@@ -147,7 +167,7 @@ class SGD:
             fresh._has_momentum = [buffer is not None for buffer in buffers]
             for parameter, buffer in zip(self.params, buffers, strict=True):
                 if buffer is not None:
-                    fresh.momentum_buffer(parameter)[...] = buffer
+                    parameter.write(fresh._buffer[parameter.start:parameter.stop], buffer)
         self.__dict__.update(fresh.__dict__)
 
     def __repr__(self):

@@ -3,22 +3,34 @@ import math
 
 import numpy as np
 
-from nbcnn.kernels import cpu
+from nbcnn.kernels.backend import load_backend, on_device
 
 
 class ParameterVector:
     """The memory of a model's parameters: one vector of data and one of gradients, each parameter starting on 64 bytes.
 
     The gaps between parameters are zero and stay zero, so an update may run over the whole vector in one go.
+
+    Attributes
+    ----------
+    backend : module
+        Where the vectors lie, and what computes on them.
     """
 
     def __init__(self, parameters, dtype):
-        step = cpu.ALIGNMENT // np.dtype(dtype).itemsize
-        size = 0
+        self.backend = load_backend("cpu")
+        step = self.backend.ALIGNMENT // np.dtype(dtype).itemsize
+        size, self.count = 0, len(parameters)
         for parameter in parameters:
             parameter.vector, parameter.start = self, size
             size += -(-parameter.size // step) * step
-        self.data, self.grad = cpu.allocate((size,), dtype), cpu.allocate((size,), dtype)
+        self.data, self.grad = self.backend.allocate((size,), dtype), self.backend.allocate((size,), dtype)
+
+    def move(self, backend):
+        """Go to another backend's memory, values and all."""
+        if backend is not self.backend:
+            self.data, self.grad = (backend.to_device(self.backend.to_host(vector)) for vector in (self.data, self.grad))
+            self.backend = backend
 
     def __reduce__(self):
         raise TypeError("parameters are copied or pickled with their model: copy.deepcopy(model); then make a new optimizer")
@@ -32,7 +44,8 @@ class Parameter:
     shape : tuple
         PyTorch's shape.
     data : float array
-        The values: a writable view in PyTorch's shape. Four axes (O, C, KH, KW) lie in memory as (O, KH, KW, C).
+        The values: a writable view in PyTorch's shape. Four axes (O, C, KH, KW) lie in memory as (O, KH, KW, C). Of a model on
+        a GPU it is a device array, as grad is; `numpy()` and `set(values)` copy from and to either.
     grad : float array or None
         dLoss/d(data), a writable view; None before the first backward and after zero_grad(). Unlike PyTorch's it is the
         same memory every time: copy what is to outlive the next step. Assigning an array copies it in, assigning None
@@ -70,17 +83,27 @@ class Parameter:
     @grad.setter
     def grad(self, value):
         if value is not None:
-            if np.shape(value) != self.shape:
-                raise ValueError(f"grad: expected shape {self.shape}, that of the parameter, got shape {np.shape(value)}")
-            self.shaped(self.flat_grad)[...] = value
+            shape = tuple(value.shape) if on_device(value) else np.shape(value)
+            if shape != self.shape:
+                raise ValueError(f"grad: expected shape {self.shape}, that of the parameter, got shape {shape}")
+            self.write(self.flat_grad, value)
         self.has_grad = value is not None
+
+    def numpy(self):
+        """The values as a NumPy array of their own, wherever they are."""
+        return self._memory().backend.to_host(self.data)
+
+    def set(self, values):
+        """Overwrite the values with an array of PyTorch's shape."""
+        self.write(self.flat, values)
 
     def shaped(self, flat):
         """A vector in the order of memory as a view in PyTorch's shape."""
-        if len(self.shape) != 4:
-            return flat.reshape(self.shape)
-        O, C, KH, KW = self.shape
-        return flat.reshape(O, KH, KW, C).transpose(0, 3, 1, 2)
+        return self._memory().backend.unflat_weight(flat, self.shape)
+
+    def write(self, flat, values):
+        """Overwrite a vector in the order of memory with an array of PyTorch's shape."""
+        self._memory().backend.write(self.shaped(flat), values)
 
     def _memory(self):
         if self.vector is None:

@@ -118,11 +118,11 @@ class Profile:
         self._before, self._started = self.seconds, None
 
     def call(self, key, function, *arguments):
-        """Call an object or its method and return what that returns; its time is recorded under (step, pass)."""
+        """Call a function and return what that returns; its time is recorded under key = (step, pass, kernel)."""
         started = time.perf_counter()
         result = function(*arguments)
         seconds = time.perf_counter() - started
-        self._record((*key, type(getattr(function, "__self__", function)).__name__), seconds)
+        self._record(key, seconds)
         return result
 
     def run(self, steps, direction, calls):

@@ -7,17 +7,17 @@ border it needs around what it reads. From that follow the buffers, and a traini
     for step in reversed(steps):  run(step.operation.backward(n, step.dx, ..., step.dy, step.x, step.y, ...))
 
 What an operation returns is a list of calls, kernels with their arguments. It depends on n alone, so the lists are kept.
+
+It knows no device either. A backend is a namespace: operations, `Buffer` and `Partials` for memory, and functions that copy and run.
 """
 import contextlib
-import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import integer
-from nbcnn.kernels.cpu.launch import run
+from nbcnn.kernels.backend import as_array, on_device
 from nbcnn.kernels.images import normalize_images
 from nbcnn.profile import Profile
 from nbcnn.table import format_table
@@ -39,6 +39,7 @@ class Step:
     y: object = None
     dx: object = None
     dy: object = None
+    partials: object = None
 
     @property
     def name(self):
@@ -55,7 +56,7 @@ class Step:
         if not self.layer.parameters:
             return (), ()
         pair = self.layer.weight, self.layer.bias
-        return tuple(p and p.flat_grad for p in pair), tuple(p is not None and p.has_grad for p in pair)
+        return tuple(p and self.partials.target(p) for p in pair), tuple(p is not None and p.has_grad for p in pair)
 
     def forward(self, n):
         """The calls of the forward pass of n samples."""
@@ -94,13 +95,14 @@ class BackpropScheduler:
         if loss is not None and loss.reduction == "none":
             raise ValueError("loss: expected reduction 'mean' or 'sum', a single number to differentiate, got 'none'")
         self.model, self.loss, self.fuse = model, loss, bool(fuse)
-        self.shape = None           # of a sample, which the plan is made for
+        self.shape = self.backend = None        # of a sample and of the parameters, which the plan is made for
         self.steps = []
         self.capacity = 0           # samples the forward buffers hold
         self.backward_capacity = 0
         self._calls = {}            # what to run, by number of samples and, for backward, which gradients are added to
         self._profile = None        # inside a block that records
         self._dlogits = None        # the loss's gradient, after a forward pass that backward may follow
+        self._partials = None
         self._parameters = []
         self._images = None         # the view that `images` gave last
         self._n = 0
@@ -112,15 +114,16 @@ class BackpropScheduler:
         ----------
         images : uint8 or float array (N, C, H, W)
             uint8 pictures are normalised with the model's mean and std; floats are taken as they are. The view that
-            `images(n)` gave is not copied.
+            `images(n)` gave is not copied. For a model on a GPU: of NumPy, which is copied there, or device arrays.
         targets : array
-            What the loss takes.
+            What the loss takes. Those of a device array are not looked at beforehand: the loss is NaN where one is not allowed.
         training : bool
             False: no backward pass follows.
 
         Returns
         -------
         loss : float
+            On a GPU a number that is fetched when it is asked for, `float(loss)`, which waits until it is known.
 
         Raises
         ------
@@ -130,18 +133,17 @@ class BackpropScheduler:
         self._dlogits = None
         profile = self._profile if training else None
         logits = self._run(images, profile)
-        if not training:
-            return float(self._required_loss()(logits, targets))
-        loss, dlogits = _call(profile, ("loss", "both"), self._required_loss().forward_backward, logits, targets)
+        loss, dlogits = _call(profile, ("loss", "both", type(self.loss).__name__), self.backend.run_loss, self._required_loss(), logits, targets, training)
         self._dlogits = dlogits
         if profile:
             profile.steps += 1
-        return float(loss)
+        return loss
 
     def predict(self, images):
-        """The model's output for a batch, as a copy."""
+        """The model's output for a batch, as a copy: a device array for a device array, else one of NumPy."""
         self._dlogits = None
-        return np.array(self._run(images), order="C")
+        logits = self._run(images)
+        return self.backend.copy_of(logits) if on_device(images) else self.backend.to_host(logits)
 
     def backward(self):
         """Gradients of the last forward pass's loss: into each parameter's `grad`, added where one is there already.
@@ -157,13 +159,22 @@ class BackpropScheduler:
         parameters = self._parameters
         if not parameters:
             return
-        self._reserve_backward(n)
-        self.steps[-1].dy.view(n)[...] = dlogits
-        # Without a dy there is nothing to learn from there on.
-        self._launch(self._profile, "backward", (n, *(p.has_grad for p in parameters)), lambda: [
-            (step.name, call) for step in reversed(self.steps) if step.dy is not None for call in step.backward(n)])
+        self.reserve(n, backward=True)
+        self.steps[-1].dy.set(dlogits)
+        self._launch(self._profile, "backward", (n, *(p.has_grad for p in parameters)), lambda: self.backward_calls(n))
         for parameter in parameters:
             parameter.has_grad = True
+
+    def forward_calls(self, n):
+        """(step's name, call) for all calls of a forward pass of n samples."""
+        return [(step.name, call) for step in self.steps for call in step.forward(n)]
+
+    def backward_calls(self, n, update=None):
+        """(step's name, call) for all calls of a backward pass; the last ones add up partial sums, unless `update` gives others."""
+        # Without a dy there is nothing to learn from there on.
+        calls = [(step.name, call) for step in reversed(self.steps) if step.dy is not None for call in step.backward(n)]
+        add = [p for p in self._parameters if p.has_grad]
+        return calls + [("gradients", call) for call in (self._partials.sum(n, add) if update is None else update(self._partials))]
 
     def train_step(self, images, targets, optimizer):
         """zero_grad, forward, backward and the optimizer's step; the update is left out where the loss is not finite.
@@ -174,9 +185,9 @@ class BackpropScheduler:
         """
         optimizer.zero_grad()
         loss = self.forward(images, targets)
-        if math.isfinite(loss):
+        if math.isfinite(float(loss)):
             self.backward()
-            _call(self._profile, ("optimizer", "update"), optimizer.step)
+            _call(self._profile, ("optimizer", "update", type(optimizer).__name__), optimizer.step)
         return loss
 
     @contextlib.contextmanager
@@ -203,7 +214,7 @@ class BackpropScheduler:
         TypeError
             When `into` is something else.
         RuntimeError
-            Inside another such block of the same scheduler.
+            Inside another such block of the same scheduler, or for a model on a GPU.
 
         Examples
         --------
@@ -221,6 +232,8 @@ class BackpropScheduler:
             raise TypeError(f"into: expected a Profile, got {into!r}")
         if self._profile is not None:
             raise RuntimeError("profile: expected no such block around this one")
+        if self.model.device != "cpu":
+            raise RuntimeError(f"profile: expected a model on the CPU, got one on {self.model.device}; bench/gpu.py times its kernels")
         profile = Profile(self.model.dtype) if into is None else into
         profile.start()
         self._profile = profile
@@ -244,7 +257,7 @@ class BackpropScheduler:
             raise RuntimeError("images: expected a model with input_shape, or a batch before")
         self._dlogits = None
         self.plan(self.shape or self.model.input_shape)
-        self._reserve(integer(n, "n", 0))
+        self.reserve(integer(n, "n", 0))
         self._images = self.steps[0].x.view(n)
         return self._images
 
@@ -256,11 +269,13 @@ class BackpropScheduler:
         """
         return {step.names[-1]: step.y.view(self._n) for step in self.steps if step.y is not None}
 
-    def first_nonfinite(self):
-        """The name of the first layer whose last output holds a NaN or an infinity, "input", or None."""
-        if not self.steps or self.steps[0].x is None or not np.isfinite(self.steps[0].x.view(self._n)).all():
+    def first_nonfinite(self, n=None):
+        """The name of the first layer whose output holds a NaN or an infinity, "input", or None: of the last batch, or n samples."""
+        def finite(buffer):
+            return np.isfinite(self.backend.to_host(buffer.view(self._n if n is None else n))).all()
+        if not self.steps or self.steps[0].x is None or not finite(self.steps[0].x):
             return "input"
-        return next((step.name for step in self.steps if not np.isfinite(step.y.view(self._n)).all()), None)
+        return next((step.name for step in self.steps if not finite(step.y)), None)
 
     def _required_loss(self):
         if self.loss is None:
@@ -269,7 +284,7 @@ class BackpropScheduler:
 
     def _run(self, images, profile=None):
         """Forward through all layers; the last one's output, a view."""
-        images = images if isinstance(images, np.ndarray) else np.asarray(images)
+        images = as_array(images)
         if images.dtype not in (np.uint8, np.float32, np.float64):
             raise TypeError(f"images: expected a uint8, float32 or float64 array, got {images.dtype}")
         if images.ndim < 2:
@@ -280,16 +295,15 @@ class BackpropScheduler:
             hint = "; a single picture is a batch as images[None]" if images.ndim == 3 else ""
             raise ValueError(f"{error} from images of shape {images.shape}{hint}") from None
         self._n = n = len(images)
-        self._reserve(n)
-        view = images if images is self._images else self.steps[0].x.view(n)
-        if images is not view and images.__array_interface__ != view.__array_interface__:
+        self.reserve(n)
+        if images is not self._images:
             if images.dtype == np.uint8:
                 # What has no axis of channels counts as one channel.
-                shape = images.shape if images.ndim == 4 else (n, 1, math.prod(images.shape[1:]), 1)
-                normalize_images(view.reshape(shape), images.reshape(shape), self.model.table(shape[1]))
+                shape, there = images.shape if images.ndim == 4 else (n, 1, math.prod(images.shape[1:]), 1), self.backend.place
+                normalize_images(self.steps[0].x.view(n).reshape(shape), there(images).reshape(shape), there(self.model.table(shape[1])))
             else:
-                view[...] = images
-        self._launch(profile, "forward", n, lambda: [(step.name, call) for step in self.steps for call in step.forward(n)])
+                self.steps[0].x.set(images)
+        self._launch(profile, "forward", n, lambda: self.forward_calls(n))
         return self.steps[-1].y.view(n)
 
     def _launch(self, profile, direction, key, make):
@@ -301,7 +315,7 @@ class BackpropScheduler:
             self._calls[key] = [name for name, _ in labelled], [call for _, call in labelled]
         names, calls = self._calls[key]
         if profile is None:
-            run(calls)
+            self.backend.run(calls)
         else:
             profile.run(names, direction, calls)
 
@@ -313,8 +327,8 @@ class BackpropScheduler:
         ValueError
             When a layer cannot take what the one before gives: names the layer and both shapes.
         """
-        shape = tuple(shape)
-        if shape == self.shape:
+        shape, backend = tuple(shape), self.model.vector.backend
+        if shape == self.shape and backend is self.backend:
             return
         shapes = self.model.shapes(shape)
         layers, steps, before, k = list(self.model.layers.items()), [], shape, 0
@@ -322,23 +336,29 @@ class BackpropScheduler:
             fused, count, reason = layers[k][1].fuse(layers[k + 1:], before) if self.fuse else (None, 0, "")
             names, layer = tuple(name for name, _ in layers[k:k + 1 + count]), fused or layers[k][1]
             after = shapes[names[-1]]
-            steps.append(Step(names, reason, layer, layer.operation(cpu, before, self.model.dtype), before, after))
+            steps.append(Step(names, reason, layer, layer.operation(backend, before, self.model.dtype), before, after))
             before, k = after, k + len(names)
-        self.shape, self.steps, self.capacity, self.backward_capacity, self._calls = shape, steps, 0, 0, {}
+        self.shape, self.backend, self.steps = shape, backend, steps
+        self.capacity, self.backward_capacity, self._calls = 0, 0, {}
         self._images, self._parameters = None, self.model.parameters()
+
+    def reserve(self, n, *, backward=False):
+        """Make the buffers for n samples, unless there are large enough ones: those of a forward pass, and of a backward pass."""
+        self._reserve(n)
+        if backward:
+            self._reserve_backward(n)
 
     def _reserve(self, n):
         """Forward buffers for n samples, each with the border its reader needs."""
         if n <= self.capacity and self.steps[0].x is not None:
             return
-        dtype = self.model.dtype
-        self.steps[0].x = cpu.Buffer(n, self.shape, dtype, self.steps[0].operation.x_border)
+        dtype, Buffer = self.model.dtype, self.backend.Buffer
+        x = Buffer(n, self.shape, dtype, self.steps[0].operation.x_border)
         borders = [step.operation.x_border for step in self.steps[1:]] + [(0, 0)]
         for step, border in zip(self.steps, borders, strict=True):
-            step.y = cpu.Buffer(n, step.y_shape, dtype, border)
+            step.x = x
+            x = step.y = x.reshaped(step.y_shape) if step.operation.shares else Buffer(n, step.y_shape, dtype, border)
             step.operation.reserve(n)
-        for step, following in itertools.pairwise(self.steps):
-            following.x = step.y
         self.capacity, self._calls, self._images = n, {}, None
 
     def _reserve_backward(self, n):
@@ -346,10 +366,17 @@ class BackpropScheduler:
         if n <= self.backward_capacity and self.steps[-1].dy is not None:
             return
         first = next((k for k, step in enumerate(self.steps) if step.layer.parameters), len(self.steps))
-        for k, step in enumerate(self.steps[first:], first):
-            step.dy = cpu.Buffer(self.capacity, step.y_shape, self.model.dtype, step.operation.dy_border)
-            if k > first:
-                step.dx = self.steps[k - 1].dy
+        learning, after = self.steps[first:], None
+        parts = {p: step.operation.parts for step in learning for p in step.layer.parameters.values()}
+        self._partials = self.backend.Partials(self.model.vector, parts, self.capacity)
+        for step in reversed(learning):
+            if after is not None and after.operation.shares:
+                step.dy = after.dy.reshaped(step.y_shape)
+            else:
+                step.dy = self.backend.Buffer(self.capacity, step.y_shape, self.model.dtype, step.operation.dy_border)
+            if after is not None:
+                after.dx = step.dy
+            step.partials, after = self._partials, step
         self.backward_capacity, self._calls = self.capacity, {}
 
     def __str__(self):
@@ -367,7 +394,7 @@ class BackpropScheduler:
 
 
 def _call(profile, key, function, *arguments):
-    """function(*arguments), its time recorded under (step, pass) where there is a profile."""
+    """function(*arguments), its time recorded under (step, pass, kernel) where there is a profile."""
     return function(*arguments) if profile is None else profile.call(key, function, *arguments)
 
 

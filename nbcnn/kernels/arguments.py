@@ -7,11 +7,13 @@ import operator
 
 import numpy as np
 
+from nbcnn.kernels.backend import as_array
+
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def floats(value, name, *layouts):
-    """`value` as a float32 or float64 array whose number of axes is that of one of `layouts`.
+    """`value` as a float32 or float64 array, of NumPy or of a GPU, whose number of axes is that of one of `layouts`.
 
     Parameters
     ----------
@@ -28,7 +30,7 @@ def floats(value, name, *layouts):
     ValueError
         When its number of axes is not one of `layouts`.
     """
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    array = as_array(value)
     if array.dtype not in FLOATS:
         raise TypeError(f"{name}: expected a float32 or float64 array, got {describe(value, array)}")
     axes(array, name, *layouts)

@@ -1,8 +1,6 @@
 """2-D convolution (cross-correlation, as in every deep-learning library) and its gradients."""
-
-from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import conv_size, floats, pair, same_dtype, same_shape
-from nbcnn.kernels.cpu.launch import run
+from nbcnn.kernels.backend import backend_of
 
 
 def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
@@ -14,6 +12,7 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     Parameters
     ----------
     x : float array (N, C, H, W)
+        NumPy arrays, or all of them a GPU's, as then is the result.
     w : float array (O, C, KH, KW)
     b : float array (O,), optional
     stride, padding, dilation : int or pair of ints
@@ -55,14 +54,16 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     >>> bool((conv2d_forward(x, w, b, stride=(2, 3), padding=(1, 0)) == y).all())
     True
     """
-    x, w, operation = _check(x, w, stride, padding, dilation)
+    backend = backend_of(x=x, w=w, b=b)
+    x, w, operation = _check(backend, x, w, stride, padding, dilation)
     if b is not None:
         b = floats(b, "b", "(O,)")
         same_dtype(b, "b", x, "x")
         same_shape(b, "b", w.shape[:1], "one bias for each kernel in w")
     N = len(x)
-    y = cpu.Buffer(N, (operation.O, *operation.y_size), x.dtype)
-    run(operation.forward(N, y, cpu.Buffer.holding(x, operation.x_border), (cpu.flat_weight(w), b)))
+    y = backend.Buffer(N, (operation.O, *operation.y_size), x.dtype)
+    params = backend.flat_weight(w), None if b is None else backend.flat_weight(b)
+    backend.run(operation.forward(N, y, backend.Buffer.holding(x, operation.x_border), params))
     return y.view(N)
 
 
@@ -117,20 +118,29 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     >>> [bool((a == b).all()) for a, b in zip(conv2d_backward(dy, x, w, stride=(2, 3), padding=(1, 0)), (dx, dw, db))]
     [True, True, True]
     """
-    x, w, operation = _check(x, w, stride, padding, dilation)
+    backend = backend_of(dy=dy, x=x, w=w)
+    x, w, operation = _check(backend, x, w, stride, padding, dilation)
     dy = floats(dy, "dy", "(N, O, OH, OW)")
     same_dtype(dy, "dy", x, "x")
-    N, (O, C, KH, KW) = len(x), w.shape
-    same_shape(dy, "dy", (N, O, *operation.y_size), "that of the convolution's result")
+    N = len(x)
+    same_shape(dy, "dy", (N, len(w), *operation.y_size), "that of the convolution's result")
     operation.reserve(N)
-    dx = cpu.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
-    dw, db = cpu.allocate((w.size,), x.dtype), cpu.allocate((O,), x.dtype)
-    run(operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy, operation.dy_border),
-                       cpu.Buffer.holding(x, operation.x_border), None, (cpu.flat_weight(w), None), (False, False)))
-    return dx.view(N) if need_dx else None, dw.reshape(O, KH, KW, C).transpose(0, 3, 1, 2), db
+    return run_backward(backend, operation, dy, x, w, need_dx)
 
 
-def _check(x, w, stride, padding, dilation):
+def run_backward(backend, operation, dy, x, w, need_dx):
+    """dx or None, dw and db of an operation with weights."""
+    N = len(x)
+    dx = backend.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
+    gradients = backend.Gradients(operation, N, (w.size, len(w)), x.dtype)
+    dy, x = backend.Buffer.holding(dy, operation.dy_border), backend.Buffer.holding(x, operation.x_border)
+    calls = operation.backward(N, dx, gradients.targets, dy, x, None, (backend.flat_weight(w), None), (False, False))
+    backend.run(calls + gradients.calls)
+    dw, db = gradients.arrays
+    return dx.view(N) if need_dx else None, backend.unflat_weight(dw, w.shape), db
+
+
+def _check(backend, x, w, stride, padding, dilation):
     """x and w as arrays, and the convolution that fits them."""
     x, w = floats(x, "x", "(N, C, H, W)"), floats(w, "w", "(O, C, KH, KW)")
     same_dtype(w, "w", x, "x")
@@ -140,4 +150,4 @@ def _check(x, w, stride, padding, dilation):
         raise ValueError(f"x: expected shape (N, C, H, W) with C = {w.shape[1]} channels, as w {w.shape} has, got shape {x.shape}")
     stride, padding, dilation = pair(stride, "stride", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1)
     size = conv_size(x.shape[2:], w.shape[2:], stride, padding, dilation, "x")
-    return x, w, cpu.Conv2d(x.shape[1:], (len(w), *size), w.shape[2:], stride, padding, dilation, x.dtype)
+    return x, w, backend.Conv2d(x.shape[1:], (len(w), *size), w.shape[2:], stride, padding, dilation, x.dtype)

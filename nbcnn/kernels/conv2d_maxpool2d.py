@@ -3,11 +3,11 @@ import math
 
 import numpy as np
 
-from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import describe, floats, pair, pool_size, same_dtype, same_shape
+from nbcnn.kernels.backend import backend_of, on_device
 from nbcnn.kernels.conv2d import _check as check_conv
+from nbcnn.kernels.conv2d import run_backward
 from nbcnn.kernels.cpu.conv2d_maxpool2d import NOBODY
-from nbcnn.kernels.cpu.launch import run
 
 
 def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):
@@ -21,6 +21,7 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):
     Parameters
     ----------
     x : float array (N, C, H, W)
+        NumPy arrays, or all of them a GPU's, as then is the result.
     w : float array (O, C, KH, KW)
     b : float array (O,), optional
     padding : int or pair of ints
@@ -82,16 +83,18 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):
     >>> bool((got[0] == relu_forward(pooled)).all())
     True
     """
-    x, w, operation = _check(x, w, padding, window, relu)
+    backend = backend_of(x=x, w=w, b=b)
+    x, w, operation = _check(backend, x, w, padding, window, relu)
     if b is not None:
         b = floats(b, "b", "(O,)")
         same_dtype(b, "b", x, "x")
         same_shape(b, "b", w.shape[:1], "one bias for each kernel in w")
     N = len(x)
     operation.reserve(N)
-    y = cpu.Buffer(N, (operation.O, *operation.size), x.dtype)
-    run(operation.forward(N, y, cpu.Buffer.holding(x, operation.x_border), (cpu.flat_weight(w), b)))
-    return y.view(N), operation.cells.transpose(0, 3, 1, 2)
+    y = backend.Buffer(N, (operation.O, *operation.size), x.dtype)
+    params = backend.flat_weight(w), None if b is None else backend.flat_weight(b)
+    backend.run(operation.forward(N, y, backend.Buffer.holding(x, operation.x_border), params))
+    return y.view(N), operation.cells_view()
 
 
 def conv2d_maxpool2d_backward(dy, cells, x, w, *, padding=0, window=2, relu=False, need_dx=True):
@@ -166,30 +169,26 @@ def conv2d_maxpool2d_backward(dy, cells, x, w, *, padding=0, window=2, relu=Fals
     >>> [bool((a == e).all()) for a, e in zip(got, plain)]
     [True, True, True]
     """
-    x, w, operation = _check(x, w, padding, window, relu)
+    backend = backend_of(dy=dy, cells=cells, x=x, w=w)
+    x, w, operation = _check(backend, x, w, padding, window, relu)
     dy = floats(dy, "dy", "(N, O, PH, PW)")
     same_dtype(dy, "dy", x, "x")
-    N, (O, C, KH, KW) = len(x), w.shape
-    same_shape(dy, "dy", (N, O, *operation.size), "that of the pooling's result")
-    operation.reserve(N)
-    operation.cells[...] = _check_cells(cells, dy.shape, operation).transpose(0, 2, 3, 1)
-    dx = cpu.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
-    dw, db = cpu.allocate((w.size,), x.dtype), cpu.allocate((O,), x.dtype)
-    run(operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy, operation.dy_border),
-                           cpu.Buffer.holding(x, operation.x_border), None, (cpu.flat_weight(w), None), (False, False)))
-    return dx.view(N) if need_dx else None, dw.reshape(O, KH, KW, C).transpose(0, 3, 1, 2), db
+    same_shape(dy, "dy", (len(x), len(w), *operation.size), "that of the pooling's result")
+    operation.reserve(len(x))
+    operation.set_cells(_check_cells(backend.to_host(cells) if on_device(cells) else cells, dy.shape, operation))
+    return run_backward(backend, operation, dy, x, w, need_dx)
 
 
-def _check(x, w, padding, window, relu):
+def _check(backend, x, w, padding, window, relu):
     """x and w as arrays, and the operation that fits them."""
-    x, w, conv = check_conv(x, w, 1, padding, 1)
+    x, w, conv = check_conv(backend, x, w, 1, padding, 1)
     window = pair(window, "window", 1)
     if math.prod(window) > NOBODY or conv.kernel_size[1] + window[1] > 25:
         raise ValueError(f"window: expected at most {NOBODY} cells, and at most 25 columns together with the kernels' "
                          f"{conv.kernel_size[1]}, got {window}")
     pool_size(conv.y_size, window, window, (0, 0), (1, 1), False, "window")
     conv_shape = conv.O, *conv.y_size
-    return x, w, cpu.Conv2dMaxPool2d(x.shape[1:], conv_shape, conv.kernel_size, conv.padding, window, bool(relu), x.dtype)
+    return x, w, backend.Conv2dMaxPool2d(x.shape[1:], conv_shape, conv.kernel_size, conv.padding, window, bool(relu), x.dtype)
 
 
 def _check_cells(cells, shape, operation):

@@ -4,6 +4,7 @@ import operator
 import numpy as np
 
 from nbcnn.kernels.arguments import FLOATS, axes, describe, floats, same_dtype, same_shape
+from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device
 from nbcnn.kernels.cpu import images as cpu
 from nbcnn.kernels.cpu.launch import launch
 
@@ -60,7 +61,8 @@ def load_images(out, pictures, index, flip, shift, table):
     Parameters
     ----------
     out : float array (B, C, H, W)
-        Written; any strides, usually a view of channels-last memory, for which the loops are made.
+        Written; any strides, usually a view of channels-last memory, for which the loops are made. All arrays are NumPy's, or
+        all a GPU's.
     pictures : uint8 array (M, C, H, W)
     index : int array (B,)
         Which pictures, in [0, M), in any order, as often as one likes.
@@ -109,17 +111,19 @@ def load_images(out, pictures, index, flip, shift, table):
     >>> bool((out == expected).all())
     True
     """
-    floats(out, "out", "(B, C, H, W)")
-    if not isinstance(out, np.ndarray) or not out.flags.writeable:
+    backend = backend_of(out=out, pictures=pictures, index=index, flip=flip, table=table)
+    array = floats(out, "out", "(B, C, H, W)")
+    if not on_device(out) and not (isinstance(out, np.ndarray) and out.flags.writeable):
         raise ValueError("out: expected a writable NumPy array, got a read-only one or a list")
-    pictures = _array(pictures, "pictures", np.uint8, "(M, C, H, W)")
+    out, pictures = array, _array(pictures, "pictures", np.uint8, "(M, C, H, W)")
     batch, channels, height, width = out.shape
     same_shape(out, "out", (batch, *pictures.shape[1:]), "B and the pictures' (C, H, W)")
     index = _array(index, "index", np.integer, "(B,)")
     same_shape(index, "index", (batch,), "out's B")
-    bad = np.flatnonzero((index < 0) | (index >= len(pictures)))
+    chosen = backend.to_host(index) if on_device(index) else index
+    bad = np.flatnonzero((chosen < 0) | (chosen >= len(pictures)))
     if bad.size:
-        raise IndexError(f"index: expected numbers in [0, {len(pictures)}), got {index[bad[0]]} at position {bad[0]}")
+        raise IndexError(f"index: expected numbers in [0, {len(pictures)}), got {chosen[bad[0]]} at position {bad[0]}")
     flip = _array(flip, "flip", np.bool_, "(B,)")
     same_shape(flip, "flip", (batch,), "out's B")
     try:
@@ -128,10 +132,12 @@ def load_images(out, pictures, index, flip, shift, table):
         raise TypeError(f"shift: expected a pair of ints, got {shift!r}") from None
     if abs(dy) > height or abs(dx) > width:
         raise ValueError(f"shift: expected at most {height} rows and {width} columns, got {(dy, dx)}")
-    floats(table, "table", "(C, 256)")
+    table = floats(table, "table", "(C, 256)")
     same_shape(table, "table", (channels, 256), "out's C and one value per byte")
     same_dtype(table, "table", out, "out")
 
+    if on_device(out):
+        return backend.images.gather(out, pictures, chosen, flip, (dy, dx), table)
     if not pictures.flags.c_contiguous:     # copy only what is asked for
         pictures, index = np.ascontiguousarray(pictures[index]), np.arange(batch)
     pictures = pictures.view()
@@ -146,7 +152,7 @@ def normalize_images(out, pictures, table):
     Parameters
     ----------
     out : float array (N, C, H, W)
-        Written; any strides.
+        Written; any strides. A NumPy array, as the others, or a GPU's, as these.
     pictures : uint8 array (N, C, H, W)
     table : array (C, 256) of out's dtype
 
@@ -159,12 +165,15 @@ def normalize_images(out, pictures, table):
     True
     """
     same_shape(out, "out", np.shape(pictures), "that of the pictures")
-    load_images(out, pictures, np.arange(len(out)), np.zeros(len(out), bool), (0, 0), table)
+    index, flip = np.arange(len(out)), np.zeros(len(out), bool)
+    if on_device(out):
+        index, flip = map(load_backend("cuda").to_device, (index, flip))
+    load_images(out, pictures, index, flip, (0, 0), table)
 
 
 def _array(value, name, dtype, layout):
     """`value` as an array whose dtype is (a kind of) `dtype` and whose axes fit `layout`."""
-    array = np.asarray(value)
+    array = as_array(value)
     if not np.issubdtype(array.dtype, dtype):
         raise TypeError(f"{name}: expected an array of dtype {dtype.__name__}, got {describe(value, array)}")
     axes(array, name, layout)

@@ -1,8 +1,7 @@
 """The linear (fully connected) layer and its gradients."""
-
-from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import floats, same_dtype, same_shape
-from nbcnn.kernels.cpu.launch import run
+from nbcnn.kernels.backend import backend_of
+from nbcnn.kernels.conv2d import run_backward
 
 
 def linear_forward(x, w, b=None):
@@ -11,6 +10,7 @@ def linear_forward(x, w, b=None):
     Parameters
     ----------
     x : float array (N, in)
+        NumPy arrays, or all of them a GPU's, as then is the result.
     w : float array (out, in)
     b : float array (out,), optional
 
@@ -44,14 +44,16 @@ def linear_forward(x, w, b=None):
     >>> bool((linear_forward(x, w, b) == y).all())
     True
     """
-    x, w, operation = _check(x, w)
+    backend = backend_of(x=x, w=w, b=b)
+    x, w, operation = _check(backend, x, w)
     if b is not None:
         b = floats(b, "b", "(out,)")
         same_dtype(b, "b", x, "x")
         same_shape(b, "b", w.shape[:1], "one bias for each row of w")
     N = len(x)
-    y = cpu.Buffer(N, w.shape[:1], x.dtype)
-    run(operation.forward(N, y, cpu.Buffer.holding(x), (cpu.flat_weight(w), b)))
+    y = backend.Buffer(N, w.shape[:1], x.dtype)
+    params = backend.flat_weight(w), None if b is None else backend.flat_weight(b)
+    backend.run(operation.forward(N, y, backend.Buffer.holding(x), params))
     return y.view(N)
 
 
@@ -96,20 +98,16 @@ def linear_backward(dy, x, w, *, need_dx=True):
     >>> [bool((a == b).all()) for a, b in zip(linear_backward(dy, x, w), (dx, dw, db))]
     [True, True, True]
     """
-    x, w, operation = _check(x, w)
+    backend = backend_of(dy=dy, x=x, w=w)
+    x, w, operation = _check(backend, x, w)
     dy = floats(dy, "dy", "(N, out)")
     same_dtype(dy, "dy", x, "x")
-    N = len(x)
-    same_shape(dy, "dy", (N, len(w)), "that of the layer's result")
-    operation.reserve(N)
-    dx = cpu.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
-    dw, db = cpu.allocate((w.size,), x.dtype), cpu.allocate(w.shape[:1], x.dtype)
-    run(operation.backward(N, dx, (dw, db), cpu.Buffer.holding(dy), cpu.Buffer.holding(x), None, (cpu.flat_weight(w), None),
-                       (False, False)))
-    return dx.view(N) if need_dx else None, dw.reshape(w.shape), db
+    same_shape(dy, "dy", (len(x), len(w)), "that of the layer's result")
+    operation.reserve(len(x))
+    return run_backward(backend, operation, dy, x, w, need_dx)
 
 
-def _check(x, w):
+def _check(backend, x, w):
     """x and w as arrays, and the linear layer that fits them."""
     x, w = floats(x, "x", "(N, in)"), floats(w, "w", "(out, in)")
     same_dtype(w, "w", x, "x")
@@ -117,4 +115,4 @@ def _check(x, w):
         raise ValueError(f"w: expected shape (out, in) with both sizes >= 1, got shape {w.shape}")
     if x.shape[1] != w.shape[1]:
         raise ValueError(f"x: expected shape (N, in) with in = {w.shape[1]} features, as w {w.shape} has, got shape {x.shape}")
-    return x, w, cpu.Linear(x.shape[1:], w.shape[:1], x.dtype)
+    return x, w, backend.Linear(x.shape[1:], w.shape[:1], x.dtype)

@@ -1,9 +1,9 @@
-"""Losses, softmax and log_softmax on NumPy arrays of PyTorch's shapes.
+"""Losses, softmax and log_softmax on arrays of PyTorch's shapes: NumPy's, or all of them a GPU's, as then are the results.
 
 Every loss is computed element by element (l), then reduced: "none" returns l, "sum" its sum, "mean" the sum over the
 number of elements, where nothing else is said; the mean of nothing is NaN. The backward functions return dx = +dLoss/dx
 for the upstream gradient `dloss`, a number or an array of the loss's shape. Sums are taken in a fixed order: equal
-input, equal bits.
+input, equal bits. On a GPU a loss is a device array, of shape () where it is reduced.
 """
 import functools
 import operator
@@ -11,6 +11,7 @@ import operator
 import numpy as np
 
 from nbcnn.kernels.arguments import floats, fraction, one_of, same_dtype, same_shape
+from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device
 from nbcnn.kernels.cpu import losses as cpu
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -22,6 +23,7 @@ def l1_loss_forward(x, t, *, reduction="mean"):
     Parameters
     ----------
     x : float array (...)
+        A NumPy array, as t, or both a GPU's.
     t : array (...)
         Target, of x's shape and dtype; integers are converted.
     reduction : {"mean", "sum", "none"}
@@ -51,6 +53,8 @@ def l1_loss_forward(x, t, *, reduction="mean"):
     >>> assert np.isclose(l1_loss_forward(x, t), total / 12)
     """
     x, t = _elementwise(x, t, reduction, integers=True)
+    if on_device(x):
+        return _on_gpu("L1", x, t, reduction)
     losses = np.empty(x.shape, x.dtype)
     cpu.l1_loss_forward(losses.reshape(-1), x.reshape(-1), t.reshape(-1))
     return _reduced(losses, reduction, x.size)
@@ -84,6 +88,8 @@ def l1_loss_backward(x, t, *, reduction="mean", dloss=1.0):
     >>> assert np.allclose(l1_loss_backward(x, t, dloss=0.5), dx)
     """
     x, t = _elementwise(x, t, reduction, integers=True)
+    if on_device(x):
+        return _on_gpu("L1", x, t, reduction, dloss=_upstream(dloss, x, x.shape, reduction))
     dx, dlosses = np.empty(x.shape, x.dtype), _dlosses(dloss, x, x.shape, reduction, x.size)
     cpu.l1_loss_backward(dx.reshape(-1), dlosses.reshape(-1), x.reshape(-1), t.reshape(-1))
     return dx
@@ -95,6 +101,7 @@ def mse_loss_forward(x, t, *, reduction="mean"):
     Parameters
     ----------
     x : float array (...)
+        A NumPy array, as t, or both a GPU's.
     t : array (...)
         Target, of x's shape and dtype; integers are converted.
     reduction : {"mean", "sum", "none"}
@@ -124,6 +131,8 @@ def mse_loss_forward(x, t, *, reduction="mean"):
     >>> assert np.isclose(mse_loss_forward(x, t), total / 12)
     """
     x, t = _elementwise(x, t, reduction, integers=True)
+    if on_device(x):
+        return _on_gpu("MSE", x, t, reduction)
     losses = np.empty(x.shape, x.dtype)
     cpu.mse_loss_forward(losses.reshape(-1), x.reshape(-1), t.reshape(-1))
     return _reduced(losses, reduction, x.size)
@@ -153,6 +162,8 @@ def mse_loss_backward(x, t, *, reduction="mean", dloss=1.0):
     >>> assert np.allclose(mse_loss_backward(x, t, dloss=0.5), dx)
     """
     x, t = _elementwise(x, t, reduction, integers=True)
+    if on_device(x):
+        return _on_gpu("MSE", x, t, reduction, dloss=_upstream(dloss, x, x.shape, reduction))
     dx, dlosses = np.empty(x.shape, x.dtype), _dlosses(dloss, x, x.shape, reduction, x.size)
     cpu.mse_loss_backward(dx.reshape(-1), dlosses.reshape(-1), x.reshape(-1), t.reshape(-1))
     return dx
@@ -168,7 +179,7 @@ def cross_entropy_forward(x, t, *, reduction="mean", weight=None, ignore_index=-
     Parameters
     ----------
     x : float array (C,), (N, C) or (N, C, d1, ..., dK)
-        Class scores (logits).
+        Class scores (logits). A NumPy array, as t, or both a GPU's.
     t : int array (), (N,) or (N, d1, ..., dK), or float array of x's shape
         Class indices, or class probabilities of x's dtype.
     reduction : {"mean", "sum", "none"}
@@ -207,6 +218,8 @@ def cross_entropy_forward(x, t, *, reduction="mean", weight=None, ignore_index=-
     >>> assert np.isclose(cross_entropy_forward(x, y, weight=w), total / weights)
     """
     classes = _classes(x, t, reduction, weight, ignore_index, label_smoothing)
+    if on_device(classes[0]):
+        return _gpu().cross_entropy(*classes, reduction)
     return _cross_entropy(*classes, reduction, _positions(*classes[1:4], reduction))
 
 
@@ -241,6 +254,8 @@ def cross_entropy_backward(x, t, *, reduction="mean", weight=None, ignore_index=
     >>> assert np.allclose(cross_entropy_backward(x, y, weight=w, dloss=0.5), dx)
     """
     classes = _classes(x, t, reduction, weight, ignore_index, label_smoothing)
+    if on_device(classes[0]):
+        return _gpu().cross_entropy(*classes, reduction, _upstream(dloss, classes[0], classes[-1], reduction))
     return _cross_entropy_gradient(*classes, reduction, _positions(*classes[1:4], reduction), dloss)
 
 
@@ -257,6 +272,9 @@ def cross_entropy_forward_backward(x, t, *, reduction="mean", weight=None, ignor
     (True, True)
     """
     classes = _classes(x, t, reduction, weight, ignore_index, label_smoothing)
+    if on_device(classes[0]):
+        dloss = _upstream(1.0, classes[0], classes[-1], reduction)
+        return _gpu().cross_entropy(*classes, reduction), _gpu().cross_entropy(*classes, reduction, dloss)
     divisor = _positions(*classes[1:4], reduction)
     return _cross_entropy(*classes, reduction, divisor), _cross_entropy_gradient(*classes, reduction, divisor, 1.0)
 
@@ -267,7 +285,7 @@ def bce_loss_forward(x, t, *, reduction="mean", weight=None):
     Parameters
     ----------
     x : float array (...)
-        Probabilities in [0, 1].
+        Probabilities in [0, 1]. A NumPy array, as t, or both a GPU's.
     t : float array (...)
         Targets in [0, 1], of x's shape and dtype.
     reduction : {"mean", "sum", "none"}
@@ -303,6 +321,8 @@ def bce_loss_forward(x, t, *, reduction="mean", weight=None):
     _require_unit(x, "x")
     _require_unit(t, "t")
     weight = _broadcast(weight, "weight", x)
+    if on_device(x):
+        return _on_gpu("BCE", x, t, reduction, weight)
     losses = np.empty(x.shape, x.dtype)
     cpu.bce_loss_forward(losses.reshape(-1), x.reshape(-1), t.reshape(-1))
     return _reduced(losses, reduction, x.size, weight)
@@ -341,6 +361,8 @@ def bce_loss_backward(x, t, *, reduction="mean", weight=None, dloss=1.0):
     _require_unit(x, "x")
     _require_unit(t, "t")
     weight = _broadcast(weight, "weight", x)
+    if on_device(x):
+        return _on_gpu("BCE", x, t, reduction, weight, dloss=_upstream(dloss, x, x.shape, reduction))
     dx, dlosses = np.empty(x.shape, x.dtype), _dlosses(dloss, x, x.shape, reduction, x.size, weight)
     cpu.bce_loss_backward(dx.reshape(-1), dlosses.reshape(-1), x.reshape(-1), t.reshape(-1))
     return dx
@@ -352,7 +374,7 @@ def bce_with_logits_forward(x, t, *, reduction="mean", weight=None, pos_weight=N
     Parameters
     ----------
     x : float array (...)
-        Logits.
+        Logits. A NumPy array, as t, or both a GPU's.
     t : float array (...)
         Targets, of x's shape and dtype; meant to lie in [0, 1], which is not checked.
     reduction : {"mean", "sum", "none"}
@@ -386,8 +408,10 @@ def bce_with_logits_forward(x, t, *, reduction="mean", weight=None, pos_weight=N
     >>> assert np.isclose(bce_with_logits_forward(x, t, pos_weight=3), total / 12)
     """
     x, t = _elementwise(x, t, reduction)
-    weight = _broadcast(weight, "weight", x)
-    pos_weight = _broadcast(1.0 if pos_weight is None else pos_weight, "pos_weight", x).copy()
+    weight, pos_weight = _broadcast(weight, "weight", x), _broadcast(pos_weight, "pos_weight", x)
+    if on_device(x):
+        return _on_gpu("BCE_WITH_LOGITS", x, t, reduction, weight, pos_weight)
+    pos_weight = (_broadcast(1.0, "pos_weight", x) if pos_weight is None else pos_weight).copy()
     losses = np.empty(x.shape, x.dtype)
     cpu.bce_with_logits_forward(losses.reshape(-1), x.reshape(-1), t.reshape(-1), pos_weight.reshape(-1))
     return _reduced(losses, reduction, x.size, weight)
@@ -420,8 +444,10 @@ def bce_with_logits_backward(x, t, *, reduction="mean", weight=None, pos_weight=
     >>> assert np.allclose(bce_with_logits_backward(x, t, pos_weight=3, dloss=0.5), dx)
     """
     x, t = _elementwise(x, t, reduction)
-    weight = _broadcast(weight, "weight", x)
-    pos_weight = _broadcast(1.0 if pos_weight is None else pos_weight, "pos_weight", x).copy()
+    weight, pos_weight = _broadcast(weight, "weight", x), _broadcast(pos_weight, "pos_weight", x)
+    if on_device(x):
+        return _on_gpu("BCE_WITH_LOGITS", x, t, reduction, weight, pos_weight, dloss=_upstream(dloss, x, x.shape, reduction))
+    pos_weight = (_broadcast(1.0, "pos_weight", x) if pos_weight is None else pos_weight).copy()
     dx, dlosses = np.empty(x.shape, x.dtype), _dlosses(dloss, x, x.shape, reduction, x.size, weight)
     cpu.bce_with_logits_backward(dx.reshape(-1), dlosses.reshape(-1), x.reshape(-1), t.reshape(-1),
                                  pos_weight.reshape(-1))
@@ -434,6 +460,7 @@ def softmax(x, axis=1):
     Parameters
     ----------
     x : float array
+        A NumPy array, or a GPU's, as then is the result.
     axis : int
 
     Returns
@@ -470,6 +497,7 @@ def log_softmax(x, axis=1):
     Parameters
     ----------
     x : float array
+        A NumPy array, or a GPU's, as then is the result.
     axis : int
 
     Returns
@@ -502,14 +530,38 @@ def log_softmax(x, axis=1):
 
 # ---- arguments
 
+def _gpu():
+    """What computes the losses of device arrays."""
+    return load_backend("cuda").losses
+
+
+def _on_gpu(kind, x, t, reduction, weight=None, pos_weight=None, dloss=None):
+    """An elementwise loss of device arrays or, given `dloss`, its gradient."""
+    return _gpu().elementwise(getattr(_gpu(), kind), x, t, reduction, weight, pos_weight, dloss)
+
+
+def _host(x):
+    """x as a NumPy array, for a look at its values."""
+    return load_backend("cuda").to_host(x) if on_device(x) else x
+
+
+def _beside(value, x):
+    """An array where x is."""
+    return load_backend("cuda").to_device(value) if on_device(x) and not on_device(value) else value
+
+
 def _packed(x):
     """x, or a copy of it, in C order and writable: the one array type the loops are compiled for."""
+    if on_device(x):
+        return _gpu().contiguous(x)
     return x if x.flags.carray else x.copy(order="C")
 
 
 def _like(value, name, x):
-    """`value` as an array of x's dtype. An array must have that already; lists and numbers are converted."""
-    if isinstance(value, np.ndarray) and value.ndim:
+    """`value` as an array of x's dtype. An array must have that already, and be where x is; lists and numbers are converted."""
+    if on_device(value) or (isinstance(value, np.ndarray) and value.ndim):
+        backend_of(x=x, **{name: value})
+        value = as_array(value)
         same_dtype(value, name, x, "x")
         return value
     try:
@@ -523,8 +575,10 @@ def _broadcast(weight, name, x):
     if weight is None:
         return None
     weight = _like(weight, name, x)
+    if on_device(weight) and weight.shape == x.shape:
+        return _packed(weight)
     try:
-        return np.broadcast_to(weight, x.shape)
+        return _beside(np.broadcast_to(_host(weight), x.shape), x)
     except ValueError:
         raise ValueError(f"{name}: expected a shape that broadcasts to {x.shape}, the shape of x, "
                          f"got shape {weight.shape}") from None
@@ -546,17 +600,22 @@ def _integer(value, name):
 def _elementwise(x, t, reduction, integers=False):
     """Check the arguments of an elementwise loss; returns x and t packed and of one dtype."""
     one_of(reduction, "reduction", REDUCTIONS)
+    backend_of(x=x, t=t)
     x = floats(x, "x")
     if not (isinstance(t, np.ndarray) and t.dtype == x.dtype):
-        array = np.asarray(t)
+        array = as_array(t)
         if array.dtype.kind in "iub" and not integers:
             raise TypeError(f"t: expected {x.dtype}, the dtype of x, got {array.dtype}")
-        t = array.astype(x.dtype) if array.dtype.kind in "iu" else _like(t, "t", x)
+        if array.dtype.kind in "iu":
+            t = _gpu().converted(array, x.dtype) if on_device(array) else array.astype(x.dtype)
+        else:
+            t = _like(t, "t", x)
     same_shape(t, "t", x.shape, "the shape of x")
     return _packed(x), _packed(t)
 
 
 def _require_unit(x, name):
+    x = _host(x)
     position = cpu.first_outside_unit(x.reshape(-1))
     if position >= 0:
         position = tuple(map(int, np.unravel_index(position, x.shape)))
@@ -568,17 +627,19 @@ def _classes(x, t, reduction, weight, ignore_index, label_smoothing):
 
     Returns x as rows (R, C), t as class indices (R,) or probabilities (R, C), the weights (C,), `ignore_index`, what
     label smoothing leaves of the target (`keep`) and gives every class (`share`), and the loss's shape if not reduced.
+    Of device arrays x and probabilities t keep their shapes, and no weights are None.
     """
     one_of(reduction, "reduction", REDUCTIONS)
-    x, t = floats(x, "x"), np.asarray(t)
+    backend_of(x=x, t=t)
+    x, t = floats(x, "x"), as_array(t)
     axis = min(1, x.ndim - 1)
     if x.ndim == 0 or x.shape[axis] == 0:
         raise ValueError(f"x: expected shape (C,), (N, C) or (N, C, d1, ..., dK) with C >= 1, got shape {x.shape}")
     classes, shape = x.shape[axis], x.shape[:axis] + x.shape[axis + 1:]
     if weight is None:
-        weight = _ones(classes, x.dtype)
+        weight = None if on_device(x) else _ones(classes, x.dtype)
     else:
-        weight = _packed(_like(weight, "weight", x))
+        weight = _packed(_beside(_like(weight, "weight", x), x))
         same_shape(weight, "weight", (classes,), "one for each class")
     ignore_index = _integer(ignore_index, "ignore_index")
     label_smoothing = fraction(label_smoothing, "label_smoothing")
@@ -606,6 +667,7 @@ def _class_indices(t, x, shape, classes, ignore_index):
                          f"got shape {t.shape}")
     if t.dtype.kind not in "iu":
         raise TypeError(f"t: expected class indices of an integer dtype, got {t.dtype}")
+    given, t = t, _host(t)
     if t.dtype == np.uint64:
         t = np.minimum(t, np.uint64(np.iinfo(np.int64).max))       # no number wraps round to a negative one
     indices = _packed(t.astype(np.int64, copy=False)).reshape(-1)
@@ -614,7 +676,7 @@ def _class_indices(t, x, shape, classes, ignore_index):
         place = tuple(map(int, np.unravel_index(position, shape)))
         raise IndexError(f"t: expected class indices in [0, {classes}) or ignore_index {ignore_index}, "
                          f"got {indices[position]} at position {place}")
-    return indices
+    return _beside(indices, given)
 
 
 def _cross_entropy(rows, t, w, ignore_index, keep, share, shape, reduction, divisor):
@@ -642,7 +704,9 @@ def _cross_entropy_gradient(rows, t, w, ignore_index, keep, share, shape, reduct
 # ---- layouts and reductions
 
 def _rows(x, axis):
-    """x with `axis` moved last, packed, as rows along it."""
+    """x with `axis` moved last, packed, as rows along it; device arrays packed only."""
+    if on_device(x):
+        return _packed(x)
     moved = x if axis == x.ndim - 1 else np.moveaxis(x, axis, -1)
     return _packed(moved).reshape(-1, x.shape[axis])
 
@@ -652,6 +716,8 @@ def _along(kernel, x, axis):
     x, axis = floats(x, "x"), _integer(axis, "axis")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis: expected an axis of x of shape {x.shape}, got {axis}")
+    if on_device(x):
+        return _gpu().softmax(x, axis % x.ndim, kernel is cpu.log_softmax)
     if x.size == 0:
         return np.empty(x.shape, x.dtype)
     rows = _rows(x, axis % x.ndim)
@@ -678,11 +744,17 @@ def _reduced(losses, reduction, divisor, weight=None):
     return total / losses.dtype.type(divisor or np.nan) if reduction == "mean" else total
 
 
-def _dlosses(dloss, x, shape, reduction, divisor, weight=None):
-    """The gradient of every single loss, before the reduction: an array of the given shape and x's dtype."""
+def _upstream(dloss, x, shape, reduction):
+    """The upstream gradient as an array of x's dtype, where x is: a number, or one for each loss of the given shape."""
     dloss = _like(dloss, "dloss", x)
     if dloss.ndim:
         same_shape(dloss, "dloss", shape if reduction == "none" else (), "the shape of the loss")
+    return _packed(_beside(dloss, x)) if on_device(x) else dloss
+
+
+def _dlosses(dloss, x, shape, reduction, divisor, weight=None):
+    """The gradient of every single loss, before the reduction: an array of the given shape and x's dtype."""
+    dloss = _upstream(dloss, x, shape, reduction)
     dlosses = np.empty(shape, x.dtype)
     dlosses[...] = dloss / x.dtype.type(divisor or np.nan) if reduction == "mean" else dloss
     if weight is not None:

@@ -3,7 +3,8 @@ import numpy as np
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import describe, floats, integer, pair, pool_size, same_shape
-from nbcnn.kernels.cpu.launch import launch, run
+from nbcnn.kernels.backend import as_array, backend_of, on_device
+from nbcnn.kernels.cpu.launch import launch
 from nbcnn.kernels.cpu.maxpool2d import maxpool2d_scatter
 
 
@@ -16,6 +17,7 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     Parameters
     ----------
     x : float array (N, C, H, W)
+        A NumPy array, or a GPU's, as then are the results.
     kernel_size, padding, dilation : int or pair of ints
         Along H and along W. The padding is at most half the window of (kernel_size-1)*dilation + 1 cells.
     stride : int or pair of ints, optional
@@ -27,7 +29,8 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     -------
     y : float array (N, C, OH, OW)
         OH = floor((H + 2*padding - dilation*(kernel_size-1) - 1) / stride) + 1, OW likewise; ceil instead of floor with
-        `ceil_mode`, less a last window that would begin beyond the picture. A view of channels-last memory, as argmax.
+        `ceil_mode`, less a last window that would begin beyond the picture. A view of channels-last
+        memory, as argmax; on a GPU both are in C order.
     argmax : int64 array (N, C, OH, OW)
         The cell r*W + s of the input plane that won, as PyTorch's return_indices.
 
@@ -63,16 +66,16 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     >>> [bool((a == b).all()) for a, b in zip(maxpool2d_forward(x, (3, 2), stride=(2, 3), padding=(1, 0)), (y, argmax))]
     [True, True]
     """
-    x = floats(x, "x", "(N, C, H, W)")
+    backend, x = backend_of(x=x), floats(x, "x", "(N, C, H, W)")
     kernel_size, padding, dilation = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1)
     stride = kernel_size if stride is None else pair(stride, "stride", 1)
     (N, C, H, W) = x.shape
     y_shape = C, *pool_size((H, W), kernel_size, stride, padding, dilation, ceil_mode, "x")
-    operation = cpu.MaxPool2d((C, H, W), kernel_size, stride, padding, dilation, y_shape, x.dtype)
+    operation = backend.MaxPool2d((C, H, W), kernel_size, stride, padding, dilation, y_shape, x.dtype)
     operation.reserve(N)
-    y = cpu.Buffer(N, y_shape, x.dtype)
-    run(operation.forward(N, y, cpu.Buffer.holding(x), ()))
-    return y.view(N), operation.argmax.astype(np.int64).transpose(0, 3, 1, 2)
+    y = backend.Buffer(N, y_shape, x.dtype)
+    backend.run(operation.forward(N, y, backend.Buffer.holding(x), ()))
+    return y.view(N), operation.winners(N) if on_device(x) else operation.argmax.astype(np.int64).transpose(0, 3, 1, 2)
 
 
 def maxpool2d_backward(dy, argmax, x_shape):
@@ -81,7 +84,7 @@ def maxpool2d_backward(dy, argmax, x_shape):
     Parameters
     ----------
     dy : float array (N, C, OH, OW)
-        The upstream gradient dLoss/dy.
+        The upstream gradient dLoss/dy: a NumPy array, as argmax, or both a GPU's, as then is the result.
     argmax : int array (N, C, OH, OW)
         Cells r*W + s, as forward returns them; any cells of the input plane are accepted.
     x_shape : tuple (N, C, H, W)
@@ -89,7 +92,7 @@ def maxpool2d_backward(dy, argmax, x_shape):
     Returns
     -------
     dx : float array (N, C, H, W)
-        Zero where no window had its maximum. A view of channels-last memory.
+        Zero where no window had its maximum. A view of channels-last memory; on a GPU in C order.
 
     Raises
     ------
@@ -118,19 +121,22 @@ def maxpool2d_backward(dy, argmax, x_shape):
     >>> bool((maxpool2d_backward(dy, argmax, x.shape) == dx).all())
     True
     """
-    dy = floats(dy, "dy", "(N, C, OH, OW)")
+    backend, dy = backend_of(dy=dy, argmax=argmax), floats(dy, "dy", "(N, C, OH, OW)")
     N, C, H, W = _shape(x_shape)
     if dy.shape[:2] != (N, C):
         raise ValueError(f"dy: expected shape (N, C, OH, OW) with N, C = {N}, {C}, as x_shape says, got shape {dy.shape}")
-    cells = np.asarray(argmax)
+    cells = as_array(argmax)
     if cells.dtype.kind not in "iu":
         raise TypeError(f"argmax: expected an array of ints, got {describe(argmax, cells)}")
     same_shape(cells, "argmax", dy.shape, "that of dy")
-    outside = (cells < 0) | (cells >= H * W)
+    host = backend.to_host(cells) if on_device(cells) else cells
+    outside = (host < 0) | (host >= H * W)
     if outside.any():
         position = tuple(map(int, np.argwhere(outside)[0]))
         raise IndexError(f"argmax: expected cells from 0 to {H * W - 1} of a plane of {H}x{W}, "
-                         f"got {cells[position]} at position {position}")
+                         f"got {host[position]} at position {position}")
+    if on_device(dy):
+        return backend.maxpool2d.scatter(dy, cells, (N, C, H, W))
     dx = cpu.Buffer(N, (C, H, W), dy.dtype)
     flat = cpu.allocate((N, dy.shape[2] * dy.shape[3], C), np.int64)
     flat.reshape(N, *dy.shape[2:], C)[...] = cells.transpose(0, 2, 3, 1)

@@ -17,9 +17,14 @@ class Operation:
     Attributes
     ----------
     x_border, dy_border : pair of ints
-        Rows and columns of zeros that forward reads around x, and backward around dy.
+        Rows and columns of zeros that forward reads around x, and backward around dy; of use to a backend that lays them out.
     """
     x_border = dy_border = (0, 0)
+    shares = False      # whether y and dy are x and dx in another shape: the same memory, and nothing to compute
+
+    def parts(self, n):
+        """Into how many partial sums the gradients of n samples are split: it follows from the shapes alone."""
+        return 1
 
     def reserve(self, batch):
         """Allocate what is kept from forward to backward, and workspace, for up to `batch` samples."""

@@ -1,7 +1,6 @@
 """ReLU, the rectified linear unit, and its gradient."""
-from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import floats, same_dtype, same_shape
-from nbcnn.kernels.cpu.launch import run
+from nbcnn.kernels.backend import backend_of, on_device
 
 
 def relu_forward(x):
@@ -10,6 +9,7 @@ def relu_forward(x):
     Parameters
     ----------
     x : float array (any shape)
+        A NumPy array, or a GPU's, as then is the result.
 
     Returns
     -------
@@ -36,10 +36,10 @@ def relu_forward(x):
     >>> bool((relu_forward(x) == y).all())
     True
     """
-    x = floats(x, "x")
-    rows = _rows(x)
-    y = cpu.Buffer(len(rows), rows.shape[1:], x.dtype)
-    run(cpu.ReLU(y.shape, x.dtype).forward(len(rows), y, cpu.Buffer.holding(rows), ()))
+    backend, x = backend_of(x=x), floats(x, "x")
+    rows = _rows(backend, x)
+    y = backend.Buffer(len(rows), rows.shape[1:], x.dtype)
+    backend.run(backend.ReLU(y.shape, x.dtype).forward(len(rows), y, backend.Buffer.holding(rows), ()))
     return y.view(len(rows)).reshape(x.shape)
 
 
@@ -49,7 +49,7 @@ def relu_backward(dy, y):
     Parameters
     ----------
     dy : float array (any shape)
-        The upstream gradient dLoss/dy.
+        The upstream gradient dLoss/dy: a NumPy array, as y, or both a GPU's, as then is the result.
     y : float array (shape of dy)
         What forward returned.
 
@@ -80,17 +80,20 @@ def relu_backward(dy, y):
     >>> bool((relu_backward(dy, y) == dx).all())
     True
     """
-    dy, y = floats(dy, "dy"), floats(y, "y")
+    backend, dy, y = backend_of(dy=dy, y=y), floats(dy, "dy"), floats(y, "y")
     same_dtype(dy, "dy", y, "y")
     same_shape(dy, "dy", y.shape, "that of y")
-    rows = _rows(dy)
-    dx = cpu.Buffer(len(rows), rows.shape[1:], dy.dtype)
-    operation = cpu.ReLU(dx.shape, dy.dtype)
-    run(operation.backward(len(rows), dx, (), cpu.Buffer.holding(rows), None, cpu.Buffer.holding(_rows(y)), (), ()))
+    rows = _rows(backend, dy)
+    dx = backend.Buffer(len(rows), rows.shape[1:], dy.dtype)
+    operation = backend.ReLU(dx.shape, dy.dtype)
+    backend.run(operation.backward(
+        len(rows), dx, (), backend.Buffer.holding(rows), None, backend.Buffer.holding(_rows(backend, y)), (), ()))
     return dx.view(len(rows)).reshape(dy.shape)
 
 
-def _rows(x):
+def _rows(backend, x):
     """x as vectors (N, F), one for each entry of its first axis."""
     n = len(x) if x.ndim else 1
+    if on_device(x):
+        x = backend.buffer.contiguous(x)
     return x.reshape(n, x.size // max(n, 1))

@@ -4,8 +4,7 @@ import numbers
 import numpy as np
 
 from nbcnn.kernels.arguments import FLOATS, axes, describe, floats, nesterov_fits, same_dtype, same_shape
-from nbcnn.kernels.cpu.launch import launch
-from nbcnn.kernels.cpu.sgd import sgd
+from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device
 
 
 def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False,
@@ -20,7 +19,7 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
     Parameters
     ----------
     param : float array (P,), written
-        C-contiguous, as momentum_buffer.
+        C-contiguous, as momentum_buffer. NumPy arrays, or all of them a GPU's.
     grad : float array (P,)
         dLoss/dparam.
     momentum_buffer : float array (P,), written, optional
@@ -42,7 +41,8 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
 
     Notes
     -----
-    The rates are cast to the dtype of param. Each product and sum is rounded by itself, where PyTorch fuses some.
+    The rates are cast to the dtype of param. Each product and sum is rounded by itself on the CPU; PyTorch fuses some,
+    and so does a GPU.
 
     Source: PyTorch's torch.optim.SGD.
 
@@ -68,38 +68,51 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
         if name != "dampening" and not rate >= 0:
             raise ValueError(f"{name}: expected a number >= 0, got {rate!r}")
     nesterov_fits(nesterov, momentum, dampening)
-    _check_written(param, "param")
+    backend = backend_of(param=param, grad=grad, momentum_buffer=momentum_buffer)
+    param = _written(param, "param")
     grad = floats(grad, "grad", "(P,)")
     _check_fits(grad, "grad", param)
-    if not grad.flags.carray:
+    if on_device(grad):
+        grad = backend.buffer.contiguous(grad)
+    elif not grad.flags.carray:
         grad = grad.copy()
     if momentum > 0:
         if momentum_buffer is None:
             raise ValueError(f"momentum_buffer: expected an array for a momentum of {momentum!r}, got None")
-        _check_written(momentum_buffer, "momentum_buffer")
+        momentum_buffer = _written(momentum_buffer, "momentum_buffer")
         _check_fits(momentum_buffer, "momentum_buffer", param)
-        if np.may_share_memory(momentum_buffer, grad):
+        if _overlap(momentum_buffer, grad):
             raise ValueError("momentum_buffer: expected memory of its own, got some of grad's")
     else:
         momentum_buffer = param[:0]
     cast = param.dtype.type
-    launch(sgd, param, momentum_buffer, grad, cast(lr), cast(momentum), cast(1 - dampening), cast(weight_decay),
-           weight_decay > 0, momentum > 0, bool(nesterov), bool(maximize), bool(first))
+    backend.update(param, momentum_buffer, grad, lr, (cast(momentum), cast(1 - dampening), cast(weight_decay), weight_decay > 0,
+                                                      momentum > 0, bool(nesterov), bool(maximize)), bool(first))
 
 
-def _check_written(array, name):
-    """Raise unless `array` is a flat vector that a kernel can write."""
-    if not isinstance(array, np.ndarray) or array.dtype not in FLOATS:
-        raise TypeError(f"{name}: expected a float32 or float64 array, got {describe(array, np.asarray(array))}")
+def _written(value, name):
+    """`value`, which must be a flat vector that a kernel can write."""
+    array = as_array(value)
+    if not (isinstance(value, np.ndarray) or on_device(value)) or array.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected a float32 or float64 array, got {describe(value, array)}")
     axes(array, name, "(P,)")
-    if not array.flags.carray:
+    if on_device(array):
+        if not array.is_c_contiguous():
+            raise ValueError(f"{name}: expected a C-contiguous array, as it is updated in place, got strides {array.strides}")
+    elif not array.flags.carray:
         raise ValueError(f"{name}: expected a writable C-contiguous array, as it is updated in place, "
                          f"got strides {array.strides} and writeable={array.flags.writeable}")
+    return array
 
 
 def _check_fits(array, name, param):
     """Raise unless `array` has param's dtype and shape, and other memory."""
     same_dtype(array, name, param, "param")
     same_shape(array, name, param.shape, "that of param")
-    if np.may_share_memory(array, param):
+    if _overlap(array, param):
         raise ValueError(f"{name}: expected memory of its own, got some of param's")
+
+
+def _overlap(a, b):
+    """Whether two arrays share memory."""
+    return load_backend("cuda").sgd.overlap(a, b) if on_device(a) else np.may_share_memory(a, b)

@@ -16,11 +16,92 @@ def allocate(shape, dtype):
     return memory[start:start + count * dtype.itemsize].view(dtype).reshape(shape)
 
 
+def to_device(array):
+    """A copy of an array in memory of this backend."""
+    copy = allocate(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def place(array):
+    """An array of NumPy in memory of this backend: itself."""
+    return array
+
+
+def copy_of(array):
+    """A copy in this backend's memory."""
+    return to_host(array)
+
+
+def to_host(array):
+    """An array of this backend as a NumPy array of its own, in C order."""
+    return np.array(array, order="C")
+
+
+def write(array, values):
+    """Overwrite an array with values of its shape."""
+    array[...] = values
+
+
 def flat_weight(w):
     """Weights (O, C, ...) in the kernels' order (O, ..., C), flat: a copy in aligned memory."""
-    flat, last = allocate((w.size,), w.dtype), np.moveaxis(w, 1, -1)
+    flat, last = allocate((w.size,), w.dtype), np.moveaxis(w, 1, -1) if w.ndim > 1 else w
     flat.reshape(last.shape)[...] = last
     return flat
+
+
+def unflat_weight(flat, shape):
+    """Weights in the kernels' order as a view in PyTorch's shape (O, C, ...)."""
+    return np.moveaxis(flat.reshape(shape[0], *shape[2:], shape[1]), -1, 1) if len(shape) > 1 else flat
+
+
+class Gradients:
+    """Where the gradients of some parameters go that are not a model's.
+
+    Parameters
+    ----------
+    operation : Operation
+    n : int
+        Samples.
+    sizes : sequence of ints
+        Elements of each parameter.
+
+    Attributes
+    ----------
+    arrays : list of flat arrays
+    targets : tuple
+        What the operation's backward takes as dparams.
+    calls : list of Calls
+        What is to be run after it.
+    """
+
+    def __init__(self, operation, n, sizes, dtype):
+        self.arrays = [allocate((size,), dtype) for size in sizes]
+        self.targets, self.calls = tuple(self.arrays), []
+
+
+class Partials:
+    """Where the gradients of a model's parameters go: to the vector itself, since each operation adds up its own partial sums.
+
+    Parameters
+    ----------
+    vector : ParameterVector
+    parts : dict
+        The Parameters, and of how many partial sums of n samples the gradient of each is made: a function.
+    batch : int
+        The most samples.
+    """
+
+    def __init__(self, vector, parts, batch):
+        """Nothing is allocated."""
+
+    def target(self, parameter):
+        """What an operation takes in dparams."""
+        return parameter.flat_grad
+
+    def sum(self, n, add):
+        """The calls that end a backward pass of n samples; `add` are the parameters whose gradients were added to."""
+        return []
 
 
 class Buffer:
@@ -48,6 +129,12 @@ class Buffer:
         self.array = allocate((batch, height + 2 * border[0], width + 2 * border[1], channels), dtype)
         image, row, pixel, _ = (stride // self.array.itemsize for stride in self.array.strides)
         self.strides = (border[0] * row + border[1] * pixel, image, row, pixel)
+
+    def set(self, samples):
+        """Overwrite the first samples with an array in PyTorch's shape."""
+        view = self.view(len(samples))
+        if samples is not view and samples.__array_interface__ != view.__array_interface__:
+            view[...] = samples
 
     def view(self, n):
         """The first n samples in PyTorch's shape, (n, C, H, W) or (n, F): a writable view."""

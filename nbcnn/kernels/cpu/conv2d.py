@@ -1,7 +1,6 @@
 """Convolution on the CPU: one correlation kernel runs forward and input gradient, a second one the weight gradient."""
 import functools
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
@@ -24,6 +23,7 @@ from nbcnn.kernels.cpu.tile import (
     tile_zero,
 )
 from nbcnn.kernels.operation import Call, Operation
+from nbcnn.kernels.phases import phases
 
 NO_CELLS = allocate((0, 0, 0, 0), np.uint8)     # in the place of what max-pooling writes, where there is none
 MOST_PARTS = 8      # partial sums of a weight gradient: fixed, so that no result depends on the number of threads
@@ -209,7 +209,7 @@ class Conv2d(Operation):
         self.x_size, self.y_size = x_shape[1:], y_shape[1:]
         self.C, self.O, self.dtype = x_shape[0], y_shape[0], np.dtype(dtype)
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.phases = [_phases(*axis) for axis in zip(
+        self.phases = [phases(*axis) for axis in zip(
             self.x_size, self.y_size, kernel_size, stride, padding, dilation, strict=True)]
         self.x_border = padding
         self.dy_border = tuple(max([0, *(phase.reach for phase in axis)]) for axis in self.phases)
@@ -315,34 +315,3 @@ class Conv2d(Operation):
                     (u.read, 1, u.read_step, self.y_size[0], 0), (v.read, 1, v.read_step, self.y_size[1], 0)),
                     2 * n * self.C * self.O * u.count * v.count * u.taps * v.taps))
         return calls
-
-
-
-class Phase(NamedTuple):
-    """The input rows first, first + stride, ...: their gradient is a correlation of stride 1 with every so-manyth tap.
-
-    The taps are counted backwards: the first is `tap`, the next tap + tap_step. Input row first + i*stride receives from dy's
-    row read + i + t*read_step under the t-th of them.
-    """
-    first: int
-    count: int
-    taps: int
-    tap: int
-    tap_step: int
-    read: int
-    read_step: int
-    reach: int      # how far it reads beyond dy on either side
-
-
-def _phases(size, out_size, kernel, stride, padding, dilation):
-    """The phases of one axis: input r gets w[p] * dy[(r + padding - p*dilation) / stride] where that division is exact."""
-    phases = []
-    for first in range(min(stride, size)):
-        count = (size - first + stride - 1) // stride
-        taps = [p for p in range(kernel) if (first + padding - p * dilation) % stride == 0]
-        tap = taps[-1] if taps else 0
-        read, read_step = (first + padding - tap * dilation) // stride, dilation // math.gcd(stride, dilation)
-        end = read + count - 1 + (len(taps) - 1) * read_step
-        reach = max(-read, end - (out_size - 1)) if taps else 0
-        phases.append(Phase(first, count, len(taps), tap, -(stride // math.gcd(stride, dilation)), read, read_step, reach))
-    return phases

@@ -284,6 +284,14 @@ class Conv2dMaxPool2d(Conv2d):
         self.at = allocate((tasks, capacity + width), np.int32)
         self.counts = allocate((tasks, self.O), np.int32)
 
+    def cells_view(self):
+        """The cells in PyTorch's shape, a view."""
+        return self.cells.transpose(0, 3, 1, 2)
+
+    def set_cells(self, cells):
+        """Take over cells in PyTorch's shape."""
+        self.cells_view()[...] = cells
+
     def forward(self, n, y, x, params):
         """y = the largest of each window of conv(x, w) + b, and of 0 with a ReLU."""
         _, PH, PW, O = self.cells.shape

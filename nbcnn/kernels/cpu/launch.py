@@ -23,3 +23,7 @@ def run(calls):
     with _one_at_a_time:
         for kernel, arguments, _ in calls:
             kernel(*arguments)
+
+
+def require():
+    """Raise RuntimeError where this backend cannot run; this one always can."""

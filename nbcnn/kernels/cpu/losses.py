@@ -224,3 +224,11 @@ def soft_cross_entropy_backward(dx, row, dlosses, x, t, w, keep, share):
         mass = tree_sum(row)
         for c in range(len(row)):
             dx[i, c] = dlosses[i] * (mass * dx[i, c] - w[c] * (keep * t[i, c] + share))
+
+
+def run_loss(loss, logits, targets, training):
+    """The value of a `nbcnn.losses` loss and, in training, its gradient."""
+    if not training:
+        return float(loss(logits, targets)), None
+    value, dlogits = loss.forward_backward(logits, targets)
+    return float(value), dlogits

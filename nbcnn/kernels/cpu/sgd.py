@@ -1,7 +1,7 @@
 """Stochastic gradient descent on the CPU: one pass over parameters, gradient and momentum."""
 from numba import njit, prange
 
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, launch
 
 
 @njit(cache=CACHE, parallel=PARALLEL)
@@ -16,3 +16,8 @@ def sgd(param, momentum_buffer, grad, lr, momentum, keep, weight_decay, has_deca
             momentum_buffer[k] = b
             g = g + momentum * b if nesterov else b
         param[k] -= lr * g
+
+
+def update(param, momentum_buffer, grad, lr, options, first):
+    """Run `sgd` with options (momentum, keep, weight_decay, has_decay, has_momentum, nesterov, maximize)."""
+    launch(sgd, param, momentum_buffer, grad, param.dtype.type(lr), *options, first)

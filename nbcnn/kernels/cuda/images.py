@@ -1,0 +1,56 @@
+"""From stored bytes to a network's input on the GPU, in one pass, a thread per pixel and channel."""
+import functools
+
+import numpy as np
+
+from nbcnn.kernels.cuda.buffer import contiguous, copy
+from nbcnn.kernels.cuda.compat import cuda, empty, kernel, to_device
+from nbcnn.kernels.cuda.launch import THREADS, each, run
+from nbcnn.kernels.cuda.state import STEP, no_training
+from nbcnn.kernels.cuda.tile import TILE_VERSION, get, put
+from nbcnn.kernels.operation import Call
+
+
+@functools.cache
+def make_gather(C, H, W, VERSION=TILE_VERSION):
+    """The kernel for pictures of one shape."""
+
+    @kernel(THREADS)
+    def gather(out, pictures, index, flip, shift, table, state, batch, count):
+        """out[b, c, i, j] = table[c, byte], the byte of picture index[b] at (i, j) after its flip and the shift; 0 in the gap.
+
+        The first `count` elements of out (n, C, H, W); pictures (M, C, H, W) uint8; table (C, 256). index, int64, and flip, uint8,
+        hold those of all steps, `batch` to a step, and shift, int64, a pair (dy, dx) for each step. All arrays are flat.
+        """
+        _ = VERSION
+        k = cuda.grid(1)
+        if k < count:
+            step = state[STEP]
+            b, c, i, j = step * batch + k // (C * H * W), k // (H * W) % C, k // W % H, k % W
+            r, s = i - shift[2 * step], j - shift[2 * step + 1]
+            byte = 0
+            if 0 <= r < H and 0 <= s < W:
+                if flip[b] != 0:
+                    s = W - 1 - s
+                byte = int(get(pictures, ((index[b] * C + c) * H + r) * W + s))
+            put(out, k, get(table, c * 256 + byte))
+
+    return gather
+
+
+def gather_call(out, pictures, shape, index, flip, shift, table, state, batch, n):
+    """The call that writes n pictures of `shape` (C, H, W) to out; the arrays are flat, as the kernel says."""
+    C, H, W = shape
+    count = n * C * H * W
+    return Call(each(make_gather(C, H, W), count), (out, pictures, index, flip, shift, table, state, batch, count))
+
+
+def gather(out, pictures, index, flip, shift, table):
+    """Write all of `out`, a device array (B, C, H, W) with any strides, from device arrays; index and shift are the host's."""
+    written = out if out.is_c_contiguous() else empty(out.shape, out.dtype)
+    pictures, flip, table = (contiguous(a).reshape(a.size) for a in (pictures, flip, table))
+    index, shift = (to_device(np.asarray(a, np.int64)) for a in (index, shift))
+    run([gather_call(written.reshape(out.size), pictures, out.shape[1:], index, flip.view(np.uint8), shift, table, no_training(), 0,
+                     len(out))])
+    if written is not out:
+        copy(out, written)

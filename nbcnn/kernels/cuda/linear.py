@@ -1,0 +1,116 @@
+"""The linear layer on the GPU: three products of matrices, of which backward computes two in one launch."""
+import functools
+
+import numpy as np
+
+from nbcnn.kernels.cuda.buffer import nothing
+from nbcnn.kernels.cuda.compat import SIMULATED, Launch, cuda, kernel
+from nbcnn.kernels.cuda.tile import TILE_VERSION, get, put
+from nbcnn.kernels.operation import Call, Operation
+
+SIDE, DEPTH = (3, 4) if SIMULATED else (16, 128)    # a block has SIDE x SIDE results, and takes in DEPTH terms of their sums at a time
+THREADS, ROW, SHARED = SIDE * SIDE, DEPTH + 1, SIDE * (DEPTH + 1)
+
+
+@cuda.jit(device=True)
+def product(a, a_row, a_step, rows, b, b_column, b_step, columns, ones, depth, row_first, column_first, a_tile, b_tile):
+    """This thread's sum over k < depth of a[row, k] * b[k, column], for the block that begins at (row_first, column_first).
+
+    Element (row, k) of a lies at row*a_row + k*a_step; column `ones` of b holds ones and lies nowhere.
+    """
+    t = cuda.threadIdx.x
+    zero, one = a.dtype.type(0), a.dtype.type(1)
+    total = zero
+    for first in range(0, depth, DEPTH):
+        for e in range(t, SIDE * DEPTH, THREADS):
+            # Neighbouring threads read what lies side by side.
+            line, k = (e // DEPTH, e % DEPTH) if a_step == 1 else (e % SIDE, e // SIDE)
+            row = row_first + line
+            put(a_tile, line * ROW + k, get(a, row * a_row + (first + k) * a_step) if row < rows and first + k < depth else zero)
+            line, k = (e // DEPTH, e % DEPTH) if b_step == 1 else (e % SIDE, e // SIDE)
+            column, value = column_first + line, zero
+            if first + k < depth:
+                if column < columns:
+                    value = get(b, column * b_column + (first + k) * b_step)
+                elif column == ones:
+                    value = one
+            put(b_tile, line * ROW + k, value)
+        cuda.syncthreads()
+        for k in range(min(DEPTH, depth - first)):
+            total = cuda.fma(get(a_tile, t // SIDE * ROW + k), get(b_tile, t % SIDE * ROW + k), total)
+        cuda.syncthreads()
+    return total
+
+
+@functools.cache
+def make_linear(IN, OUT, VERSION=TILE_VERSION):
+    """Forward and backward of y = x W^T + b for so many features."""
+    W_BLOCKS_X = -(-(IN + 1) // SIDE)
+    X_BLOCKS_X = -(-IN // SIDE)
+    W_BLOCKS = -(-OUT // SIDE) * W_BLOCKS_X
+
+    @kernel(THREADS)
+    def linear_forward(y, x, w, b, n):
+        """y[n, o] = b[o] + sum of x[n, c] * w[o, c]"""
+        _ = VERSION
+        a_tile = cuda.shared.array(SHARED, y.dtype)      # on lines of their own: the simulator tells arrays apart by line
+        b_tile = cuda.shared.array(SHARED, y.dtype)
+        t = cuda.threadIdx.x
+        row_first, column_first = cuda.blockIdx.x * SIDE, cuda.blockIdx.y * SIDE
+        total = product(x, IN, 1, n, w, IN, 1, OUT, -1, IN, row_first, column_first, a_tile, b_tile)
+        row, column = row_first + t // SIDE, column_first + t % SIDE
+        if row < n and column < OUT:
+            put(y, row * OUT + column, total + get(b, column) if len(b) > 0 else total)
+
+    @kernel(THREADS)
+    def linear_backward(partial, w_at, b_at, dx, dy, x, w, n):
+        """dw[o, c] = sum of dy[n, o] * x[n, c] and db[o] = sum of dy[n, o] in the first blocks, dx[n, c] = sum of dy[n, o] * w[o, c].
+
+        db is a column of dw, of an x that is 1 there.
+        """
+        _ = VERSION
+        a_tile = cuda.shared.array(SHARED, dy.dtype)      # on lines of their own: the simulator tells arrays apart by line
+        b_tile = cuda.shared.array(SHARED, dy.dtype)
+        t, block = cuda.threadIdx.x, cuda.blockIdx.x
+        if block < W_BLOCKS:
+            row_first, column_first = block // W_BLOCKS_X * SIDE, block % W_BLOCKS_X * SIDE
+            total = product(dy, 1, OUT, OUT, x, 1, IN, IN, IN, n, row_first, column_first, a_tile, b_tile)
+            row, column = row_first + t // SIDE, column_first + t % SIDE
+            if row < OUT:
+                if column < IN:
+                    put(partial, w_at + row * IN + column, total)
+                elif column == IN and b_at >= 0:
+                    put(partial, b_at + row, total)
+        else:
+            row_first, column_first = (block - W_BLOCKS) // X_BLOCKS_X * SIDE, (block - W_BLOCKS) % X_BLOCKS_X * SIDE
+            total = product(dy, OUT, 1, n, w, 1, IN, IN, -1, OUT, row_first, column_first, a_tile, b_tile)
+            row, column = row_first + t // SIDE, column_first + t % SIDE
+            if row < n and column < IN:
+                put(dx, row * IN + column, total)
+
+    return linear_forward, linear_backward, W_BLOCKS, X_BLOCKS_X
+
+
+class Linear(Operation):
+    """y = x W^T + b for vectors of in_features; the weights are (out_features, in_features), flat."""
+
+    def __init__(self, x_shape, y_shape, dtype):
+        (self.IN,), (self.O,), self.dtype = x_shape, y_shape, np.dtype(dtype)
+        self.kernels = make_linear(self.IN, self.O)
+
+    def parts(self, n):
+        """Into how many partial sums the weight gradient is split: none, there are blocks enough."""
+        return 1
+
+    def forward(self, n, y, x, params):
+        w, b = params
+        grid = -(-n // SIDE), -(-self.O // SIDE)
+        return [Call(Launch(self.kernels[0], grid, THREADS), (y.array, x.array, w, nothing(self.dtype) if b is None else b, n),
+                     2 * n * self.O * self.IN)]
+
+    def backward(self, n, dx, dparams, dy, x, y, params, add):
+        (dw, db), (_, kernel, w_blocks, x_blocks) = dparams, self.kernels
+        blocks = w_blocks + (0 if dx is None else x_blocks * -(-n // SIDE))
+        return [Call(Launch(kernel, blocks, THREADS), (
+            dw.partial, dw.start, -1 if db is None else db.start, nothing(self.dtype) if dx is None else dx.array, dy.array, x.array,
+            params[0], n), 2 * n * self.O * self.IN * (1 if dx is None else 2))]

@@ -1,0 +1,313 @@
+"""Losses on the GPU: loss, gradient and, in training, the move to the next step in one launch of one block.
+
+A batch's output is small: what counts is the number of launches. Everything is computed in the arrays' own dtype. Each thread adds
+up its own losses in order, then the threads' sums are added in pairs: equal input, equal bits.
+
+An array of length 0 stands for one that is left out: weights that are all 1, results that nobody wants.
+"""
+import functools
+import math
+
+import numpy as np
+
+from nbcnn.kernels.cuda.buffer import contiguous, copy, nothing
+from nbcnn.kernels.cuda.compat import SIMULATED, Launch, cuda, empty, kernel
+from nbcnn.kernels.cuda.launch import THREADS, each, run
+from nbcnn.kernels.cuda.state import STEP, STOPPED, UPDATE, no_training
+from nbcnn.kernels.operation import Call
+
+BLOCK = 4 if SIMULATED else THREADS      # a power of 2; threads that wait for each other take long to simulate
+
+L1, MSE, BCE, BCE_WITH_LOGITS = range(4)
+
+
+@cuda.jit(device=True)
+def block_sum(sums, value):
+    """The sum of the values of a block's threads, in pairs: the upper half is added to the lower until one is left."""
+    t, half = cuda.threadIdx.x, BLOCK // 2
+    sums[t] = value
+    cuda.syncthreads()
+    while half > 0:
+        if t < half:
+            sums[t] += sums[t + half]
+        cuda.syncthreads()
+        half //= 2
+    total = sums[0]
+    cuda.syncthreads()      # all have read it before the next sum begins
+    return total
+
+
+@cuda.jit(device=True)
+def advance_state(state, loss):
+    """On to the update and the next batch; no further update once a loss was not finite."""
+    if not math.isfinite(loss):
+        state[STOPPED] = 1
+    state[UPDATE] = state[STEP]
+    state[STEP] += 1
+
+
+# ---- elementwise losses
+
+@functools.cache
+def make_elementwise(KIND, LABELS):
+    """The kernel of one loss, for targets that are numbers or, LABELS, class labels."""
+
+    @kernel(BLOCK)
+    def elementwise(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance):
+        """losses = weight * l(x, t), loss[step] = their sum / divisor, dx = dloss / divisor * weight * dl/dx, of `count` elements.
+
+        loss, losses and dx may be left out, as weight and pos_weight. dloss has 1 or `count` numbers. With LABELS, t holds the
+        classes of all steps' samples, `batch` to a step: a sample's target is 1 for its class and 0 for the others. `advance` moves
+        the state to the next step.
+        """
+        sums = cuda.shared.array(BLOCK, x.dtype)
+        zero, one, two, nan = x.dtype.type(0), x.dtype.type(1), x.dtype.type(2), x.dtype.type(np.nan)
+        floor, tiny = x.dtype.type(-100), x.dtype.type(1e-12)
+        step, total = state[STEP], zero
+        for k in range(cuda.threadIdx.x, count, BLOCK):
+            value = x[k]
+            if LABELS:
+                target = one if t[step * batch + k // classes] == k % classes else zero
+            else:
+                target = t[k]
+            if KIND == L1:
+                d = value - target
+                l, slope = abs(d), one if d > zero else -one if d < zero else zero
+            elif KIND == MSE:
+                d = value - target
+                l, slope = d * d, two * d
+            elif KIND == BCE:
+                l = slope = nan                 # x or t is no probability
+                if zero <= value <= one and zero <= target <= one:
+                    log_p = max(math.log(value), floor) if value > zero else floor
+                    log_q = max(math.log1p(-value), floor) if value < one else floor
+                    l = (target - one) * log_q - target * log_p
+                    slope = (value - target) / max((one - value) * value, tiny)
+            else:
+                positive = target * pos_weight[k] if len(pos_weight) > 0 else target
+                scale = positive + one - target
+                small = math.exp(-abs(value))
+                # In this order the large parts of a sure and right answer cancel exactly, and the small one survives.
+                l = (one - target) * value + scale * (zero if value > zero else -value) + scale * math.log1p(small)
+                slope = scale * ((one if value >= zero else small) / (one + small)) - positive
+            w = weight[k] if len(weight) > 0 else one
+            if len(losses) > 0:
+                losses[k] = l * w
+            if len(dx) > 0:
+                dx[k] = dloss[k if len(dloss) > 1 else 0] / divisor * w * slope
+            total += l * w
+        total = block_sum(sums, total) / divisor
+        if cuda.threadIdx.x == 0:
+            if len(loss) > 0:
+                loss[step] = total
+            if advance:
+                advance_state(state, total)
+
+    return elementwise
+
+
+def elementwise_call(kind, loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance):
+    """The call that computes what is asked for of an elementwise loss; classes is 0 where t holds numbers."""
+    return Call(Launch(make_elementwise(kind, classes > 0), 1, BLOCK), (
+        loss, losses, dx, x, t, weight, pos_weight, dloss, x.dtype.type(divisor), count, classes, state, batch, bool(advance)))
+
+
+def elementwise(kind, x, t, reduction, weight=None, pos_weight=None, dloss=None):
+    """The loss of device arrays in C order or, given `dloss`, dx. The weights have x's shape."""
+    none = nothing(x.dtype)
+    loss, losses, dx = _results(x, x.shape, reduction, dloss)
+    flat = [none if a is None else _flat(a) for a in (losses, dx, x, t, weight, pos_weight, dloss)]
+    divisor = (x.size or np.nan) if reduction == "mean" else 1
+    run([elementwise_call(kind, loss, *flat, divisor, x.size, 0, no_training(), 0, False)])
+    return _wanted(loss, losses, dx, reduction, dloss)
+
+
+# ---- rows of class scores: class c of row i lies at (i // inner*classes + c)*inner + i % inner
+
+@cuda.jit(device=True)
+def row_start(i, classes, inner):
+    """Where the first class of row i lies."""
+    return i // inner * classes * inner + i % inner
+
+
+@cuda.jit(device=True)
+def row_maximum(x, start, classes, inner):
+    """The largest score of a row."""
+    highest = x[start]
+    for c in range(1, classes):
+        v = x[start + c * inner]
+        if v > highest:
+            highest = v
+    return highest
+
+
+@cuda.jit(device=True)
+def row_sum(x, start, classes, inner, highest):
+    """sum exp(x - highest) of a row. A NaN anywhere makes it NaN."""
+    total = x.dtype.type(0)
+    for c in range(classes):
+        total += math.exp(x[start + c * inner] - highest)
+    return total
+
+
+@functools.cache
+def make_cross_entropy(SOFT):
+    """The kernel for class indices or, SOFT, for class probabilities."""
+
+    @kernel(BLOCK)
+    def cross_entropy(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state, batch,
+                      advance):
+        """losses = -sum_c w[c] q[c] log_softmax(x)[c] of each row, q = keep * t + share with t as probabilities, w = weight;
+        loss[step] = their sum / divisor, dx = dloss / divisor * (softmax(x) sum_c w[c] q[c] - w q). The divisor is 1 or that of
+        the mean: the sum of w[t], or, SOFT, the number of rows.
+
+        loss, losses and dx may be left out, as weight. dloss has 1 or `rows` numbers. Indices t are those of all steps, `batch`
+        samples to a step; a row with ignore_index counts for nothing, an index that is no class makes it NaN. `advance` moves the
+        state to the next step.
+        """
+        sums = cuda.shared.array(BLOCK, x.dtype)
+        zero, one, nan = x.dtype.type(0), x.dtype.type(1), x.dtype.type(np.nan)
+        step, total, divisor = state[STEP], zero, one
+        first = step * batch * inner
+        all_weights = zero
+        for c in range(classes):
+            all_weights += weight[c] if len(weight) > 0 else one
+        if mean:
+            if SOFT:
+                divisor = x.dtype.type(rows)
+            else:
+                kept = zero
+                for i in range(cuda.threadIdx.x, rows, BLOCK):
+                    y = t[first + i]
+                    if y != ignore_index:
+                        kept += nan if y < 0 or y >= classes else weight[y] if len(weight) > 0 else one
+                divisor = block_sum(sums, kept)
+            if divisor == zero:
+                divisor = nan
+        for i in range(cuda.threadIdx.x, rows, BLOCK):
+            start = row_start(i, classes, inner)
+            y, w = 0, zero
+            counts = True
+            if not SOFT:
+                y = t[first + i]
+                counts = y != ignore_index
+                if y < 0 or y >= classes:
+                    y, w = 0, nan               # no memory but x's is touched
+                else:
+                    w = weight[y] if len(weight) > 0 else one
+            l = zero
+            if counts:
+                highest = row_maximum(x, start, classes, inner)
+                exp_sum = row_sum(x, start, classes, inner, highest)
+                log_sum = x.dtype.type(math.log(exp_sum))
+                mass = keep * w + share * all_weights
+                if SOFT:
+                    mass = zero
+                    for c in range(classes):
+                        at = start + c * inner
+                        q = (weight[c] if len(weight) > 0 else one) * (keep * t[at] + share)
+                        mass += q
+                        l += q * (log_sum - (x[at] - highest))
+                else:
+                    l = w * (log_sum - (x[start + y * inner] - highest))
+                    if share > zero:            # else other classes do not count, not even one at -inf
+                        smooth = zero
+                        for c in range(classes):
+                            smooth += (weight[c] if len(weight) > 0 else one) * (log_sum - (x[start + c * inner] - highest))
+                        l = keep * l + share * smooth
+                if len(dx) > 0:
+                    g = dloss[i if len(dloss) > 1 else 0] / divisor
+                    for c in range(classes):
+                        at, v = start + c * inner, weight[c] if len(weight) > 0 else one
+                        if SOFT:
+                            q = v * (keep * t[at] + share)
+                        else:
+                            q = share * v + (keep * w if c == y else zero)
+                        dx[at] = g * (mass * (math.exp(x[at] - highest) / exp_sum) - q)
+            elif len(dx) > 0:
+                for c in range(classes):
+                    dx[start + c * inner] = zero
+            if len(losses) > 0:
+                losses[i] = l
+            total += l
+        total = block_sum(sums, total) / divisor
+        if cuda.threadIdx.x == 0:
+            if len(loss) > 0:
+                loss[step] = total
+            if advance:
+                advance_state(state, total)
+
+    return cross_entropy
+
+
+def cross_entropy_call(soft, loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state,
+                       batch, advance):
+    """The call that computes what is asked for of the cross-entropy of `rows` rows."""
+    cast = x.dtype.type
+    return Call(Launch(make_cross_entropy(bool(soft)), 1, BLOCK), (
+        loss, losses, dx, x, t, weight, dloss, ignore_index, cast(keep), cast(share), bool(mean), rows, classes, inner, state,
+        batch, bool(advance)))
+
+
+def cross_entropy(x, t, weight, ignore_index, keep, share, shape, reduction, dloss=None):
+    """The loss of device arrays in C order or, given `dloss`, dx. t has x's shape, or as many indices as `shape` has positions."""
+    rows, axis = math.prod(shape), min(1, x.ndim - 1)
+    loss, losses, dx = _results(x, shape, reduction, dloss)
+    flat = [nothing(x.dtype) if a is None else _flat(a) for a in (losses, dx, x, t, weight, dloss)]
+    run([cross_entropy_call(tuple(t.shape) == tuple(x.shape), loss, *flat, ignore_index, keep, share, reduction == "mean", rows,
+                            x.shape[axis], math.prod(x.shape[axis + 1:]), no_training(), 0, False)])
+    return _wanted(loss, losses, dx, reduction, dloss)
+
+
+@functools.cache
+def make_softmax(LOG):
+    """The kernel of softmax or, LOG, of log_softmax."""
+
+    @kernel(THREADS)
+    def softmax(y, x, rows, classes, inner):
+        """y = exp(x) / sum exp(x) along each row, or its logarithm: a thread per row."""
+        i = cuda.grid(1)
+        if i < rows:
+            start = row_start(i, classes, inner)
+            highest = row_maximum(x, start, classes, inner)
+            total = row_sum(x, start, classes, inner, highest)
+            log_sum = x.dtype.type(math.log(total))
+            for c in range(classes):
+                v = x[start + c * inner] - highest
+                y[start + c * inner] = v - log_sum if LOG else math.exp(v) / total
+
+    return softmax
+
+
+def softmax(x, axis, log):
+    """softmax or log_softmax of a device array along one of its axes."""
+    y = empty(x.shape, x.dtype)
+    if x.size:
+        rows, classes, inner = x.size // x.shape[axis], x.shape[axis], math.prod(x.shape[axis + 1:])
+        run([Call(each(make_softmax(bool(log)), rows), (_flat(y), _flat(contiguous(x)), rows, classes, inner))])
+    return y
+
+
+# ---- results
+
+def converted(x, dtype):
+    """A device array in C order, with its values in another dtype."""
+    y = empty((x.size,), dtype)
+    copy(y, _flat(contiguous(x)))
+    return y.reshape(x.shape)
+
+
+def _flat(x):
+    return x.reshape(x.size)
+
+
+def _results(x, shape, reduction, dloss):
+    """Device arrays for (loss, losses, dx): those that are not asked for have no elements."""
+    none = nothing(x.dtype)
+    if dloss is not None:
+        return none, none, empty(x.shape, x.dtype)
+    return (none, empty(shape, x.dtype), none) if reduction == "none" else (empty((1,), x.dtype), none, none)
+
+
+def _wanted(loss, losses, dx, reduction, dloss):
+    return dx if dloss is not None else losses if reduction == "none" else loss.reshape(())

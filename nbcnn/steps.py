@@ -1,0 +1,167 @@
+"""The steps of a training: each batch from the host, or all of them on the device, which then needs nothing from the host."""
+import numpy as np
+
+GRAPH_STEPS = 8     # in one graph, where so many are to be done
+AT_ONCE = 64        # steps started before their losses are looked at, which waits for them
+
+
+def training_steps(scheduler, optimizer, loader, targets, schedule):
+    """The steps of the kind that the model's device needs."""
+    if scheduler.backend.device == "cpu":
+        return HostSteps(scheduler, optimizer, loader, targets, schedule)
+    return DeviceSteps(scheduler, optimizer, loader, schedule)
+
+
+class HostSteps:
+    """Training steps whose batches the loader makes, one at a time.
+
+    Parameters
+    ----------
+    scheduler : BackpropScheduler
+    optimizer : SGD
+    loader : Loader
+    targets : callable
+        What makes the loss's targets of labels.
+    schedule : callable or None
+        From the number of a step, over all epochs, to its learning rate.
+    """
+
+    def __init__(self, scheduler, optimizer, loader, targets, schedule):
+        self.scheduler, self.optimizer, self.loader, self.targets, self.schedule = scheduler, optimizer, loader, targets, schedule
+
+    def begin(self, epoch, start):
+        """Go to a step of an epoch."""
+        self.number, self.batches = epoch * len(self.loader) + start, self.loader.epoch(epoch, self.scheduler.images, start)
+
+    def run(self):
+        """Do the next step, or the next few; the (loss, number of pictures) of each."""
+        images, labels = next(self.batches)
+        if self.schedule:
+            self.optimizer.lr = self.schedule(self.number)
+        self.number += 1
+        return [(self.scheduler.train_step(images, self.targets(labels), self.optimizer), len(labels))]
+
+    def first_nonfinite(self, step):
+        """The first layer whose output was not finite in that step, the last one done; None where all are."""
+        return self.scheduler.first_nonfinite()
+
+
+class DeviceSteps:
+    """Training steps whose pictures, order, learning rates and losses lie on the device.
+
+    A step is a list of calls: pictures, forward, loss, backward, update. Which step it is the kernels read from the device's `state`:
+    the list is the same for every step of one batch size, and so is a graph of it.
+
+    Parameters
+    ----------
+    scheduler : BackpropScheduler
+        With a plan for the pictures.
+    optimizer : SGD or None
+        None for what only computes outputs.
+    loader : Loader
+    schedule : callable or None
+        From the number of a step, over all epochs, to its learning rate.
+    graph : bool
+        Whether steps are recorded once and started as graphs. The results are the same bits.
+    """
+
+    def __init__(self, scheduler, optimizer, loader, schedule=None, *, graph=True):
+        self.scheduler, self.optimizer, self.loader, self.schedule, self.graph = scheduler, optimizer, loader, schedule, graph
+        self.backend = backend = scheduler.backend
+        count, steps, dtype = len(loader.dataset), len(loader), scheduler.model.dtype
+        self.pictures, self.shape = backend.to_device(loader.dataset.images.reshape(-1)), loader.dataset.images.shape[1:]
+        self.table = backend.to_device(loader.table.reshape(-1))
+        self.index, self.labels, self.flips = (backend.empty((count,), kind) for kind in (np.int64, np.int64, np.uint8))
+        self.shifts, self.rates = backend.empty((2 * steps,), np.int64), backend.empty((steps,), dtype)
+        self.losses, self.state = backend.empty((steps,), dtype), backend.state.make_state()
+        self.step = self.epoch = 0
+        self._ready, self._graphs = {}, {}      # by batch size: the buffers its kernels have run with; and graphs of them
+
+    def begin(self, epoch, start=0):
+        """Go to a step of an epoch."""
+        self.epoch, self.step = epoch, start
+        order, steps = self.loader.order(epoch), range(len(self.loader))
+        for array, values in (
+                (self.index, order), (self.labels, self.loader.dataset.labels[order]), (self.flips, self.loader.flips(epoch)[order]),
+                (self.shifts, self.loader.shifts(epoch).reshape(-1)), (self.state, [start, start, 0]),
+                (self.rates, [self._rate(step) for step in steps])):
+            self.backend.write(array, np.asarray(values, array.dtype))
+
+    def _rate(self, step):
+        if self.schedule:
+            return self.schedule(self.epoch * len(self.loader) + step)
+        return self.optimizer.lr if self.optimizer else 0.0
+
+    def size(self, step):
+        """How many pictures a step has: the last of an epoch may have fewer."""
+        return min(self.loader.batch_size, len(self.loader.dataset) - step * self.loader.batch_size)
+
+    def run(self):
+        """Do the next steps, up to AT_ONCE; the (loss, number of pictures) of each."""
+        first = self.step
+        self.start(min(AT_ONCE, len(self.loader) - first))
+        losses = self.backend.to_host(self.losses)[first:self.step].tolist()
+        if self.schedule:
+            self.optimizer.lr = self._rate(self.step - 1)
+        return [(loss, self.size(step)) for step, loss in enumerate(losses, first)]
+
+    def start(self, count):
+        """Start so many steps, without waiting for them."""
+        stop = self.step + count
+        while self.step < stop:
+            n, steps = self.size(self.step), 1
+            self.scheduler.reserve(self.loader.batch_size, backward=True)
+            # A graph needs kernels that have run, and momentum that is there.
+            if self.graph and n == self.loader.batch_size and self._ready.get(n) is self.scheduler.steps[0].x \
+                    and self.optimizer.update_of_all():
+                steps = GRAPH_STEPS if self.step + GRAPH_STEPS <= stop and self.size(self.step + GRAPH_STEPS - 1) == n else 1
+                if steps not in self._graphs:
+                    self._graphs[steps] = self.backend.Graph([call for _, call in self.calls(n)] * steps)
+                self._graphs[steps].launch()
+            else:
+                self.backend.run([call for _, call in self.calls(n)])
+                if self._ready.get(n) is not self.scheduler.steps[0].x:
+                    self._ready[n], self._graphs = self.scheduler.steps[0].x, {}
+            for parameter in self.optimizer.params:
+                parameter.has_grad = True
+            self.optimizer.updated()
+            self.step += steps
+
+    def calls(self, n):
+        """(step's name, call) for all calls of a training step of n pictures."""
+        scheduler, optimizer = self.scheduler, self.optimizer
+        optimizer.zero_grad()
+        last, update = scheduler.steps[-1], optimizer.update_of_all()
+        loss = self.backend.loss_call(scheduler.loss, self.losses, last.dy.array, last.y.array, self.labels, (n, *last.y_shape),
+                                      self.state, self.loader.batch_size, True)
+        calls = [("pictures", self._gather(n)), *scheduler.forward_calls(n), ("loss", loss)]
+        if update:      # one launch with the sums of the gradients
+            buffer, options = update
+            return calls + scheduler.backward_calls(n, lambda partials: partials.sum_and_update(
+                n, buffer, self.rates, options, self.state))
+        return calls + scheduler.backward_calls(n) + [
+            ("update", self.backend.update_call(data, buffer, grad, self.rates, options, first, self.state))
+            for data, buffer, grad, first, options in optimizer.updates()]
+
+    def _gather(self, n):
+        return self.backend.images.gather_call(
+            self.scheduler.steps[0].x.array, self.pictures, self.shape, self.index, self.flips, self.shifts, self.table, self.state,
+            self.loader.batch_size, n)
+
+    def outputs(self):
+        """The model's outputs for all pictures in the loader's order, a NumPy array (M, ...)."""
+        self.begin(0)
+        return np.concatenate([self._forward(step) for step in range(len(self.loader))])
+
+    def _forward(self, step):
+        """The outputs of one step's pictures."""
+        n = self.size(step)
+        self.backend.write(self.state, np.array([step, step, 0]))
+        self.scheduler.reserve(self.loader.batch_size)
+        self.backend.run([self._gather(n)] + [call for _, call in self.scheduler.forward_calls(n)])
+        return self.backend.to_host(self.scheduler.steps[-1].y.view(n))
+
+    def first_nonfinite(self, step):
+        """The first layer whose output was not finite in that step, after which nothing was updated; None where all are."""
+        self._forward(step)
+        return self.scheduler.first_nonfinite(self.size(step))
