@@ -58,9 +58,11 @@ class Step:
         pair = self.layer.weight, self.layer.bias
         return tuple(p and self.partials.target(p) for p in pair), tuple(p is not None and p.has_grad for p in pair)
 
-    def forward(self, n):
-        """The calls of the forward pass of n samples."""
-        return self.operation.forward(n, self.y, self.x, self.params())
+    def forward(self, n, loss=None):
+        """The calls of the forward pass of n samples, and of a loss of what it gives."""
+        if loss is None:
+            return self.operation.forward(n, self.y, self.x, self.params())
+        return self.operation.forward_with_loss(n, self.y, self.x, self.params(), loss)
 
     def backward(self, n):
         """The calls of the backward pass."""
@@ -165,9 +167,9 @@ class BackpropScheduler:
         for parameter in parameters:
             parameter.has_grad = True
 
-    def forward_calls(self, n):
-        """(step's name, call) for all calls of a forward pass of n samples."""
-        return [(step.name, call) for step in self.steps for call in step.forward(n)]
+    def forward_calls(self, n, loss=None):
+        """(step's name, call) for all calls of a forward pass of n samples, and of a loss."""
+        return [(step.name, call) for step in self.steps for call in step.forward(n, loss if step is self.steps[-1] else None)]
 
     def backward_calls(self, n, update=None):
         """(step's name, call) for all calls of a backward pass; the last ones add up partial sums, unless `update` gives others."""

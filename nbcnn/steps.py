@@ -49,8 +49,8 @@ class HostSteps:
 class DeviceSteps:
     """Training steps whose pictures, order, learning rates and losses lie on the device.
 
-    A step is a list of calls: pictures, forward, loss, backward, update. Which step it is the kernels read from the device's `state`:
-    the list is the same for every step of one batch size, and so is a graph of it.
+    A step is a list of calls: forward, loss, backward, update, and the pictures of the next one. Which step it is the kernels read
+    from the device's `state`: the list is the same for every step of one batch size, and so is a graph of it.
 
     Parameters
     ----------
@@ -108,9 +108,11 @@ class DeviceSteps:
     def start(self, count):
         """Start so many steps, without waiting for them."""
         stop = self.step + count
+        self.scheduler.reserve(self.loader.batch_size, backward=True)
+        if count:
+            self.backend.run([self._gather(self.size(self.step))])
         while self.step < stop:
             n, steps = self.size(self.step), 1
-            self.scheduler.reserve(self.loader.batch_size, backward=True)
             # A graph needs kernels that have run, and momentum that is there.
             if self.graph and n == self.loader.batch_size and self._ready.get(n) is self.scheduler.steps[0].x \
                     and self.optimizer.update_of_all():
@@ -134,14 +136,15 @@ class DeviceSteps:
         last, update = scheduler.steps[-1], optimizer.update_of_all()
         loss = self.backend.loss_call(scheduler.loss, self.losses, last.dy.array, last.y.array, self.labels, (n, *last.y_shape),
                                       self.state, self.loader.batch_size, True)
-        calls = [("pictures", self._gather(n)), *scheduler.forward_calls(n), ("loss", loss)]
+        calls = scheduler.forward_calls(n, loss)
+        gather = self._gather(self.loader.batch_size)       # of the next step, for which the loss has set the state
         if update:      # one launch with the sums of the gradients
             buffer, options = update
-            return calls + scheduler.backward_calls(n, lambda partials: partials.sum_and_update(
-                n, buffer, self.rates, options, self.state))
+            return calls + scheduler.backward_calls(n, lambda partials: partials.update_and_gather(
+                n, buffer, self.rates, options, self.shape, gather))
         return calls + scheduler.backward_calls(n) + [
             ("update", self.backend.update_call(data, buffer, grad, self.rates, options, first, self.state))
-            for data, buffer, grad, first, options in optimizer.updates()]
+            for data, buffer, grad, first, options in optimizer.updates()] + [("pictures", gather)]
 
     def _gather(self, n):
         return self.backend.images.gather_call(

@@ -42,6 +42,10 @@ class Operation:
         """
         raise TypeError(f"{type(self).__name__}: an operation defines forward")
 
+    def forward_with_loss(self, n, y, x, params, loss):
+        """The calls of forward and then `loss`, the call of a loss of y."""
+        return [*self.forward(n, y, x, params), loss]
+
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         """The calls that compute dx and dparams of the first n samples, after a forward of the same n.
 

@@ -126,10 +126,13 @@ def synchronize():
 
 
 class Launch:
-    """A kernel with its grid and block, which is called as if it were a function."""
+    """A kernel with its grid and block, which is called as if it were a function.
 
-    def __init__(self, kernel, grid, block):
-        self.kernel, self.grid, self.block = kernel, grid, block
+    Where a grid of one block is all there is, `part` is what that does, as a device function that other kernels can include.
+    """
+
+    def __init__(self, kernel, grid, block, part=None):
+        self.kernel, self.grid, self.block, self.part = kernel, grid, block, part
         functools.update_wrapper(self, getattr(kernel, "py_func", kernel))
 
     def __call__(self, *arguments, stream=0):

@@ -1,17 +1,29 @@
 """From the partial sums of all parameters' gradients to the gradients, and on to the update, in one launch each."""
+import functools
+
 import numpy as np
 
 from nbcnn.kernels.cuda.buffer import ALIGNMENT, Gradient, allocate
-from nbcnn.kernels.cuda.compat import cuda, empty, kernel, to_device
+from nbcnn.kernels.cuda.compat import Launch, cuda, empty, kernel, to_device
+from nbcnn.kernels.cuda.images import make_gather_part
 from nbcnn.kernels.cuda.launch import THREADS, each
 from nbcnn.kernels.cuda.sgd import sgd_element
 from nbcnn.kernels.cuda.state import STOPPED, UPDATE
+from nbcnn.kernels.cuda.tile import TILE_VERSION
 from nbcnn.kernels.operation import Call
+
+
+@cuda.jit(device=True)
+def sum_of_parts(partial, k, count, size, total):
+    """total + partial[0, k] + partial[1, k] + ..., in this order."""
+    for part in range(count):
+        total += partial[part * size + k]
+    return total
 
 
 @kernel(THREADS)
 def sum_parts(grad, partial, parts, add, chunk):
-    """grad[k] (+)= partial[0, k] + partial[1, k] + ..., in this order, for a thread's k.
+    """grad[k] (+)= partial[0, k] + partial[1, k] + ... for a thread's k.
 
     parts and add have a number for each `chunk` elements: how many sums there are, none for what is left alone, and whether to add.
     """
@@ -19,34 +31,38 @@ def sum_parts(grad, partial, parts, add, chunk):
     if k < grad.size:
         count = parts[k // chunk]
         if count > 0:
-            total = grad[k] if add[k // chunk] else grad.dtype.type(0)
-            for part in range(count):
-                total += partial[part * grad.size + k]
-            grad[k] = total
+            grad[k] = sum_of_parts(partial, k, count, grad.size, grad[k] if add[k // chunk] else grad.dtype.type(0))
 
 
-@kernel(THREADS)
-def sum_parts_and_update(grad, partial, parts, chunk, param, buffer, lr, momentum, keep, weight_decay, has_decay, has_momentum,
-                         nesterov, maximize, state):
-    """What sum_parts and then sgd do, for gradients that are not added to and momentum that is there."""
-    k = cuda.grid(1)
-    if k < grad.size:
-        count = parts[k // chunk]
-        if count > 0:
-            total = grad.dtype.type(0)
-            for part in range(count):
-                total += partial[part * grad.size + k]
-            grad[k] = total
+@functools.cache
+def make_update_and_gather(C, H, W, VERSION=TILE_VERSION):
+    """The kernel that ends a training step and begins the next one, for pictures of one shape."""
+    gather_part = make_gather_part(C, H, W)
+
+    @kernel(THREADS)
+    def update_and_gather(grad, partial, parts, chunk, param, buffer, lr, momentum, keep, weight_decay, has_decay, has_momentum,
+                          nesterov, maximize, state, out, pictures, index, flip, shift, table, batch, count):
+        """In the first blocks what sum_parts and sgd do, without adding to what is there; in the others what gather does."""
+        _ = VERSION
+        k, blocks = cuda.grid(1), (grad.size + THREADS - 1) // THREADS
+        if cuda.blockIdx.x >= blocks:
+            gather_part(k - blocks * THREADS, out, pictures, index, flip, shift, table, state, batch, count)
+        elif k < grad.size and parts[k // chunk] > 0:
+            g = sum_of_parts(partial, k, parts[k // chunk], grad.size, grad.dtype.type(0))
+            grad[k] = g
             if state[STOPPED] == 0:
-                param[k], moved = sgd_element(param[k], buffer[k] if has_momentum else total, total, lr[state[UPDATE]], momentum, keep,
+                param[k], moved = sgd_element(param[k], buffer[k] if has_momentum else g, g, lr[state[UPDATE]], momentum, keep,
                                               weight_decay, has_decay, has_momentum, nesterov, maximize, False)
                 if has_momentum:
                     buffer[k] = moved
 
+    return update_and_gather
+
 
 class Gradients:
-    """Where the gradients of some parameters go that are not a model's: `arrays`, flat, once `calls` have run after the backward pass
-    of an operation that took `targets` as dparams.
+    """Where the gradients of some parameters go that are not a model's: `arrays`, flat, once `calls` have run.
+
+    They do so after the backward pass of an operation that took `targets` as dparams.
     """
 
     def __init__(self, operation, n, sizes, dtype):
@@ -94,8 +110,10 @@ class Partials:
         parts, adds = self._per_chunk(lambda p: self.parts[p](n)), self._per_chunk(lambda p: p in add)
         return [Call(each(sum_parts, self.vector.grad.size), (self.vector.grad, self.partial, parts, adds, self.chunk))]
 
-    def sum_and_update(self, n, buffer, lr, options, state):
-        """The calls that do that, without adding to what is there, and update the parameters."""
-        vector = self.vector
-        return [Call(each(sum_parts_and_update, vector.grad.size), (
-            vector.grad, self.partial, self._per_chunk(lambda p: self.parts[p](n)), self.chunk, vector.data, buffer, lr, *options, state))]
+    def update_and_gather(self, n, buffer, lr, options, shape, gather):
+        """The calls that do so without adding, update the parameters, and do what a gather call of pictures of a shape does."""
+        vector, (out, *feed, state, batch, count) = self.vector, gather.arguments
+        parts = self._per_chunk(lambda p: self.parts[p](n))
+        blocks = -(-vector.grad.size // THREADS) + -(-count // THREADS)
+        return [Call(Launch(make_update_and_gather(*shape), blocks, THREADS), (
+            vector.grad, self.partial, parts, self.chunk, vector.data, buffer, lr, *options, state, out, *feed, batch, count))]

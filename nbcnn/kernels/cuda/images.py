@@ -12,28 +12,40 @@ from nbcnn.kernels.operation import Call
 
 
 @functools.cache
-def make_gather(C, H, W, VERSION=TILE_VERSION):
-    """The kernel for pictures of one shape."""
+def make_gather_part(C, H, W):
+    """What a thread does for pictures of one shape: a device function."""
 
-    @kernel(THREADS)
-    def gather(out, pictures, index, flip, shift, table, state, batch, count):
-        """out[b, c, i, j] = table[c, byte], the byte of picture index[b] at (i, j) after its flip and the shift; 0 in the gap.
-
-        The first `count` elements of out (n, C, H, W); pictures (M, C, H, W) uint8; table (C, 256). index, int64, and flip, uint8,
-        hold those of all steps, `batch` to a step, and shift, int64, a pair (dy, dx) for each step. All arrays are flat.
-        """
-        _ = VERSION
-        k = cuda.grid(1)
+    @cuda.jit(device=True)
+    def gather_part(k, out, pictures, index, flip, shift, table, state, batch, count):
         if k < count:
             step = state[STEP]
             b, c, i, j = step * batch + k // (C * H * W), k // (H * W) % C, k // W % H, k % W
-            r, s = i - shift[2 * step], j - shift[2 * step + 1]
-            byte = 0
-            if 0 <= r < H and 0 <= s < W:
-                if flip[b] != 0:
-                    s = W - 1 - s
-                byte = int(get(pictures, ((index[b] * C + c) * H + r) * W + s))
-            put(out, k, get(table, c * 256 + byte))
+            if b < len(index):      # else the last step is done
+                r, s = i - shift[2 * step], j - shift[2 * step + 1]
+                byte = 0
+                if 0 <= r < H and 0 <= s < W:
+                    if flip[b] != 0:
+                        s = W - 1 - s
+                    byte = int(get(pictures, ((index[b] * C + c) * H + r) * W + s))
+                put(out, k, get(table, c * 256 + byte))
+
+    return gather_part
+
+
+@functools.cache
+def make_gather(C, H, W, VERSION=TILE_VERSION):
+    """The kernel for pictures of one shape."""
+    gather_part = make_gather_part(C, H, W)
+
+    @kernel(THREADS)
+    def gather(out, pictures, index, flip, shift, table, state, batch, count):
+        """out[b, c, i, j] = table[c, byte], the byte of picture index[first + b] at (i, j) after its flip and the shift; 0 in the gap.
+
+        The first `count` elements of out (n, C, H, W); pictures (M, C, H, W) uint8; table (C, 256). index int64 and flip uint8 hold
+        those of all steps, `batch` to a step, first those of this one; so does shift, int64 pairs (dy, dx). All arrays are flat.
+        """
+        _ = VERSION
+        gather_part(cuda.grid(1), out, pictures, index, flip, shift, table, state, batch, count)
 
     return gather
 

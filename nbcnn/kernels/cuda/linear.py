@@ -3,13 +3,15 @@ import functools
 
 import numpy as np
 
-from nbcnn.kernels.cuda.buffer import nothing
+from nbcnn.kernels.cuda.buffer import allocate, nothing
 from nbcnn.kernels.cuda.compat import SIMULATED, Launch, cuda, kernel
-from nbcnn.kernels.cuda.tile import TILE_VERSION, get, put
+from nbcnn.kernels.cuda.losses import BLOCK
+from nbcnn.kernels.cuda.tile import TILE_VERSION, get, put, tile_dot
 from nbcnn.kernels.operation import Call, Operation
 
-SIDE, DEPTH = (3, 4) if SIMULATED else (16, 128)    # a block has SIDE x SIDE results, and takes in DEPTH terms of their sums at a time
-THREADS, ROW, SHARED = SIDE * SIDE, DEPTH + 1, SIDE * (DEPTH + 1)
+SIDE, DEPTH = (2, 4) if SIMULATED else (16, 128)    # a block has SIDE x SIDE results, and takes in DEPTH terms of each at a time
+THREADS, ROW, SHARED, AT_ONCE = SIDE * SIDE, DEPTH + 1, SIDE * (DEPTH + 1), min(DEPTH, 16)
+assert THREADS == BLOCK, "a block of linear_loss computes a loss"
 
 
 @cuda.jit(device=True)
@@ -20,7 +22,8 @@ def product(a, a_row, a_step, rows, b, b_column, b_step, columns, ones, depth, r
     """
     t = cuda.threadIdx.x
     zero, one = a.dtype.type(0), a.dtype.type(1)
-    total = zero
+    acc = cuda.local.array(1, a.dtype)
+    acc[0] = zero
     for first in range(0, depth, DEPTH):
         for e in range(t, SIDE * DEPTH, THREADS):
             # Neighbouring threads read what lies side by side.
@@ -36,10 +39,47 @@ def product(a, a_row, a_step, rows, b, b_column, b_step, columns, ones, depth, r
                     value = one
             put(b_tile, line * ROW + k, value)
         cuda.syncthreads()
-        for k in range(min(DEPTH, depth - first)):
-            total = cuda.fma(get(a_tile, t // SIDE * ROW + k), get(b_tile, t % SIDE * ROW + k), total)
+        for k in range(0, min(DEPTH, depth - first), AT_ONCE):      # beyond the depth there are zeros
+            tile_dot(acc, a_tile, t // SIDE * ROW + k, b_tile, t % SIDE * ROW + k, AT_ONCE)
         cuda.syncthreads()
-    return total
+    return acc[0]
+
+
+@cuda.jit(device=True)
+def linear_part(y, x, w, b, n, IN, OUT, a_tile, b_tile):
+    """A block's part of y = x W^T + b."""
+    t = cuda.threadIdx.x
+    row_first, column_first = cuda.blockIdx.x * SIDE, cuda.blockIdx.y * SIDE
+    total = product(x, IN, 1, n, w, IN, 1, OUT, -1, IN, row_first, column_first, a_tile, b_tile)
+    row, column = row_first + t // SIDE, column_first + t % SIDE
+    if row < n and column < OUT:
+        put(y, row * OUT + column, total + get(b, column) if len(b) > 0 else total)
+
+
+@functools.cache
+def make_linear_loss(IN, OUT, loss_part, VERSION=TILE_VERSION):
+    """Forward of a last layer with its loss."""
+
+    @kernel(THREADS)
+    def linear_loss(y, x, w, b, n, finished, arguments):
+        """What linear_forward does, and then, in the block that is the last to finish, what a kernel of losses.py does."""
+        _ = VERSION
+        a_tile = cuda.shared.array(SHARED, y.dtype)
+        b_tile = cuda.shared.array(SHARED, y.dtype)
+        last = cuda.shared.array(1, np.int32)
+        linear_part(y, x, w, b, n, IN, OUT, a_tile, b_tile)
+        cuda.threadfence()          # before it counts as finished, other blocks can see what it wrote
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 0:
+            last[0] = cuda.atomic.add(finished, 0, 1) + 1 == cuda.gridDim.x * cuda.gridDim.y
+        cuda.syncthreads()
+        if last[0] != 0:
+            cuda.threadfence()
+            loss_part(*arguments)
+            if cuda.threadIdx.x == 0:
+                finished[0] = 0
+
+    return linear_loss
 
 
 @functools.cache
@@ -55,16 +95,11 @@ def make_linear(IN, OUT, VERSION=TILE_VERSION):
         _ = VERSION
         a_tile = cuda.shared.array(SHARED, y.dtype)      # on lines of their own: the simulator tells arrays apart by line
         b_tile = cuda.shared.array(SHARED, y.dtype)
-        t = cuda.threadIdx.x
-        row_first, column_first = cuda.blockIdx.x * SIDE, cuda.blockIdx.y * SIDE
-        total = product(x, IN, 1, n, w, IN, 1, OUT, -1, IN, row_first, column_first, a_tile, b_tile)
-        row, column = row_first + t // SIDE, column_first + t % SIDE
-        if row < n and column < OUT:
-            put(y, row * OUT + column, total + get(b, column) if len(b) > 0 else total)
+        linear_part(y, x, w, b, n, IN, OUT, a_tile, b_tile)
 
     @kernel(THREADS)
     def linear_backward(partial, w_at, b_at, dx, dy, x, w, n):
-        """dw[o, c] = sum of dy[n, o] * x[n, c] and db[o] = sum of dy[n, o] in the first blocks, dx[n, c] = sum of dy[n, o] * w[o, c].
+        """dw[o, c] = sum of dy[n, o] * x[n, c] and db[o] = sum of dy[n, o]; in the other blocks dx[n, c] = sum of dy[n, o] * w[o, c].
 
         db is a column of dw, of an x that is 1 there.
         """
@@ -96,21 +131,32 @@ class Linear(Operation):
 
     def __init__(self, x_shape, y_shape, dtype):
         (self.IN,), (self.O,), self.dtype = x_shape, y_shape, np.dtype(dtype)
-        self.kernels = make_linear(self.IN, self.O)
+        self.kernels, self.finished = make_linear(self.IN, self.O), None
 
     def parts(self, n):
         """Into how many partial sums the weight gradient is split: none, there are blocks enough."""
         return 1
 
     def forward(self, n, y, x, params):
-        w, b = params
-        grid = -(-n // SIDE), -(-self.O // SIDE)
-        return [Call(Launch(self.kernels[0], grid, THREADS), (y.array, x.array, w, nothing(self.dtype) if b is None else b, n),
+        return [Call(Launch(self.kernels[0], self._grid(n), THREADS), self._arguments(n, y, x, params), 2 * n * self.O * self.IN)]
+
+    def forward_with_loss(self, n, y, x, params, loss):
+        """y and its loss in one launch."""
+        if self.finished is None:
+            self.finished = allocate((1,), np.int32)
+        kernel = make_linear_loss(self.IN, self.O, loss.kernel.part)
+        return [Call(Launch(kernel, self._grid(n), THREADS), (*self._arguments(n, y, x, params), self.finished, loss.arguments),
                      2 * n * self.O * self.IN)]
+
+    def _grid(self, n):
+        return -(-n // SIDE), -(-self.O // SIDE)
+
+    def _arguments(self, n, y, x, params):
+        w, b = params
+        return y.array, x.array, w, nothing(self.dtype) if b is None else b, n
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         (dw, db), (_, kernel, w_blocks, x_blocks) = dparams, self.kernels
         blocks = w_blocks + (0 if dx is None else x_blocks * -(-n // SIDE))
-        return [Call(Launch(kernel, blocks, THREADS), (
-            dw.partial, dw.start, -1 if db is None else db.start, nothing(self.dtype) if dx is None else dx.array, dy.array, x.array,
-            params[0], n), 2 * n * self.O * self.IN * (1 if dx is None else 2))]
+        b_at, dx_array = -1 if db is None else db.start, nothing(self.dtype) if dx is None else dx.array
+        return [Call(Launch(kernel, blocks, THREADS), (dw.partial, dw.start, b_at, dx_array, dy.array, x.array, params[0], n), 2 * n * self.O * self.IN * (1 if dx is None else 2))]

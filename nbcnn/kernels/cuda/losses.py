@@ -14,6 +14,7 @@ from nbcnn.kernels.cuda.buffer import contiguous, copy, nothing
 from nbcnn.kernels.cuda.compat import SIMULATED, Launch, cuda, empty, kernel
 from nbcnn.kernels.cuda.launch import THREADS, each, run
 from nbcnn.kernels.cuda.state import STEP, STOPPED, UPDATE, no_training
+from nbcnn.kernels.cuda.tile import TILE_VERSION
 from nbcnn.kernels.operation import Call
 
 BLOCK = 4 if SIMULATED else THREADS      # a power of 2; threads that wait for each other take long to simulate
@@ -49,17 +50,11 @@ def advance_state(state, loss):
 # ---- elementwise losses
 
 @functools.cache
-def make_elementwise(KIND, LABELS):
-    """The kernel of one loss, for targets that are numbers or, LABELS, class labels."""
+def make_elementwise_part(KIND, LABELS):
+    """What a block does for it: a device function."""
 
-    @kernel(BLOCK)
-    def elementwise(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance):
-        """losses = weight * l(x, t), loss[step] = their sum / divisor, dx = dloss / divisor * weight * dl/dx, of `count` elements.
-
-        loss, losses and dx may be left out, as weight and pos_weight. dloss has 1 or `count` numbers. With LABELS, t holds the
-        classes of all steps' samples, `batch` to a step: a sample's target is 1 for its class and 0 for the others. `advance` moves
-        the state to the next step.
-        """
+    @cuda.jit(device=True)
+    def elementwise_part(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance):
         sums = cuda.shared.array(BLOCK, x.dtype)
         zero, one, two, nan = x.dtype.type(0), x.dtype.type(1), x.dtype.type(2), x.dtype.type(np.nan)
         floor, tiny = x.dtype.type(-100), x.dtype.type(1e-12)
@@ -103,12 +98,31 @@ def make_elementwise(KIND, LABELS):
             if advance:
                 advance_state(state, total)
 
+    return elementwise_part
+
+
+@functools.cache
+def make_elementwise(KIND, LABELS, VERSION=TILE_VERSION):
+    """The kernel of one loss, for targets that are numbers or, LABELS, class labels."""
+    part = make_elementwise_part(KIND, LABELS)
+
+    @kernel(BLOCK)
+    def elementwise(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance):
+        """losses = weight * l(x, t), loss[step] = their sum / divisor, dx = dloss / divisor * weight * dl/dx, of `count` elements.
+
+        loss, losses and dx may be left out, as weight and pos_weight. dloss has 1 or `count` numbers. With LABELS, t holds the
+        classes of all steps' samples, `batch` to a step: a sample's target is 1 for its class and 0 for the others. `advance` moves
+        the state to the next step.
+        """
+        _ = VERSION
+        part(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance)
+
     return elementwise
 
 
 def elementwise_call(kind, loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance):
     """The call that computes what is asked for of an elementwise loss; classes is 0 where t holds numbers."""
-    return Call(Launch(make_elementwise(kind, classes > 0), 1, BLOCK), (
+    return Call(Launch(make_elementwise(kind, classes > 0), 1, BLOCK, make_elementwise_part(kind, classes > 0)), (
         loss, losses, dx, x, t, weight, pos_weight, dloss, x.dtype.type(divisor), count, classes, state, batch, bool(advance)))
 
 
@@ -151,20 +165,12 @@ def row_sum(x, start, classes, inner, highest):
 
 
 @functools.cache
-def make_cross_entropy(SOFT):
-    """The kernel for class indices or, SOFT, for class probabilities."""
+def make_cross_entropy_part(SOFT):
+    """What a block does for it: a device function."""
 
-    @kernel(BLOCK)
-    def cross_entropy(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state, batch,
-                      advance):
-        """losses = -sum_c w[c] q[c] log_softmax(x)[c] of each row, q = keep * t + share with t as probabilities, w = weight;
-        loss[step] = their sum / divisor, dx = dloss / divisor * (softmax(x) sum_c w[c] q[c] - w q). The divisor is 1 or that of
-        the mean: the sum of w[t], or, SOFT, the number of rows.
-
-        loss, losses and dx may be left out, as weight. dloss has 1 or `rows` numbers. Indices t are those of all steps, `batch`
-        samples to a step; a row with ignore_index counts for nothing, an index that is no class makes it NaN. `advance` moves the
-        state to the next step.
-        """
+    @cuda.jit(device=True)
+    def cross_entropy_part(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state, batch,
+                           advance):
         sums = cuda.shared.array(BLOCK, x.dtype)
         zero, one, nan = x.dtype.type(0), x.dtype.type(1), x.dtype.type(np.nan)
         step, total, divisor = state[STEP], zero, one
@@ -237,6 +243,28 @@ def make_cross_entropy(SOFT):
             if advance:
                 advance_state(state, total)
 
+    return cross_entropy_part
+
+
+@functools.cache
+def make_cross_entropy(SOFT, VERSION=TILE_VERSION):
+    """The kernel for class indices or, SOFT, for class probabilities."""
+    part = make_cross_entropy_part(SOFT)
+
+    @kernel(BLOCK)
+    def cross_entropy(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state, batch,
+                      advance):
+        """losses = -sum_c w[c] q[c] log_softmax(x)[c] of each row, q = keep * t + share with t as probabilities, w = weight;
+        loss[step] = their sum / divisor, dx = dloss / divisor * (softmax(x) sum_c w[c] q[c] - w q). The divisor is 1 or that of
+        the mean: the sum of w[t], or, SOFT, the number of rows.
+
+        loss, losses and dx may be left out, as weight. dloss has 1 or `rows` numbers. Indices t are those of all steps, `batch`
+        samples to a step; a row with ignore_index counts for nothing, an index that is no class makes it NaN. `advance` moves the
+        state to the next step.
+        """
+        _ = VERSION
+        part(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state, batch, advance)
+
     return cross_entropy
 
 
@@ -244,7 +272,7 @@ def cross_entropy_call(soft, loss, losses, dx, x, t, weight, dloss, ignore_index
                        batch, advance):
     """The call that computes what is asked for of the cross-entropy of `rows` rows."""
     cast = x.dtype.type
-    return Call(Launch(make_cross_entropy(bool(soft)), 1, BLOCK), (
+    return Call(Launch(make_cross_entropy(bool(soft)), 1, BLOCK, make_cross_entropy_part(bool(soft))), (
         loss, losses, dx, x, t, weight, dloss, ignore_index, cast(keep), cast(share), bool(mean), rows, classes, inner, state,
         batch, bool(advance)))
 

@@ -37,6 +37,12 @@ def tile_zero(acc, COUNT):
         acc[k] = 0
 
 
+def tile_dot(acc, xs, at, ws, w_at, COUNT):
+    """acc[0] += xs[at + k] * ws[w_at + k] for each k < COUNT."""
+    for k in range(COUNT):
+        acc[0] += xs[at + k] * ws[w_at + k]
+
+
 def tile_taps(acc, xs, at, ws, w_at, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
     """acc[k*OUTPUTS + o] += xs[at + pixel k + tap] * ws[w_at + tap*W_STEP + o] for each pixel, each tap and each o < OUTPUTS.
 
@@ -206,6 +212,14 @@ if not SIMULATED:
         return signature(types.void, acc, COUNT), codegen
 
     @verb
+    def tile_dot(typingctx, acc, xs, at, ws, w_at, COUNT):
+        def emit(e, count):
+            acc, x, w = e.data(0), e.base(1, 2), e.base(3, 4)
+            for k in range(count):
+                e.multiply_add(acc, 0, e.load(x, k), e.load(w, k))
+        return _verb(emit, (acc, xs, at, ws, w_at), (COUNT,))
+
+    @verb
     def tile_taps(typingctx, acc, xs, at, ws, w_at, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
         def emit(e, pixels, taps, x_steps, w_step, outputs):
             acc, x, w = e.data(0), e.base(1, 2), e.base(3, 4)
@@ -283,5 +297,5 @@ if not SIMULATED:
         return _verb(emit, (acc, y, at, r, s), (H, W, SIZE, Y_STEPS))
 
     # The cache's key of a kernel holds the device functions it calls, and these hold what they call: by a name that lasts.
-    for _name in ("get", "put", "get4", "tile_zero", "tile_taps", "tile_winners", "tile_patch", "tile_put", "tile_add"):
+    for _name in ("get", "put", "get4", "tile_zero", "tile_dot", "tile_taps", "tile_winners", "tile_patch", "tile_put", "tile_add"):
         globals()[_name]._set_uuid(f"nbcnn.{_name}.{TILE_VERSION}")
