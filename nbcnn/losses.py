@@ -10,6 +10,7 @@ import numpy as np
 
 from nbcnn.kernels import losses
 from nbcnn.kernels.arguments import fraction, one_of
+from nbcnn.kernels.backend import as_array, load_backend, on_device
 
 
 class Loss:
@@ -70,8 +71,12 @@ class Loss:
 
     def _arguments(self, x):
         arguments = {name: getattr(self, name) for name in self.options}
-        for name in self._without_dtype:
-            arguments[name] = arguments[name].astype(np.asarray(x).dtype)
+        if self._without_dtype:
+            dtype = as_array(x).dtype
+            arguments.update({name: arguments[name].astype(dtype) for name in self._without_dtype})
+        if on_device(x):        # the weights go where it is
+            arguments = {name: load_backend("cuda").to_device(value) if isinstance(value, np.ndarray) else value
+                         for name, value in arguments.items()}
         return arguments
 
     def __repr__(self):

@@ -104,7 +104,7 @@ class SGD:
             self._backend, self._spans_for = self.vector.backend, None
 
     def update_of_all(self):
-        """(momentum, options) of an update of the whole vector; None while parts of it would be left out or have no momentum yet."""
+        """(momentum, options) of an update of the whole vector; None while parts are left out or have no momentum yet."""
         self.follow()
         whole = len(self.params) == self.vector.count and (self.momentum == 0 or all(self._has_momentum))
         return (self._buffer, self._options) if whole else None

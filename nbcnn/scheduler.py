@@ -8,7 +8,7 @@ border it needs around what it reads. From that follow the buffers, and a traini
 
 What an operation returns is a list of calls, kernels with their arguments. It depends on n alone, so the lists are kept.
 
-It knows no device either. A backend is a namespace: operations, `Buffer` and `Partials` for memory, and functions that copy and run.
+It knows no device either. A backend is a namespace: operations, `Buffer` and `Partials` for memory, functions that copy and run.
 """
 import contextlib
 import math
@@ -135,7 +135,8 @@ class BackpropScheduler:
         self._dlogits = None
         profile = self._profile if training else None
         logits = self._run(images, profile)
-        loss, dlogits = _call(profile, ("loss", "both", type(self.loss).__name__), self.backend.run_loss, self._required_loss(), logits, targets, training)
+        key = "loss", "both", type(self.loss).__name__
+        loss, dlogits = _call(profile, key, self.backend.run_loss, self._required_loss(), logits, targets, training)
         self._dlogits = dlogits
         if profile:
             profile.steps += 1
@@ -235,7 +236,7 @@ class BackpropScheduler:
         if self._profile is not None:
             raise RuntimeError("profile: expected no such block around this one")
         if self.model.device != "cpu":
-            raise RuntimeError(f"profile: expected a model on the CPU, got one on {self.model.device}; bench/gpu.py times its kernels")
+            raise RuntimeError(f"profile: expected a model on the CPU, got one on {self.model.device}; see bench/gpu.py")
         profile = Profile(self.model.dtype) if into is None else into
         profile.start()
         self._profile = profile
@@ -272,7 +273,7 @@ class BackpropScheduler:
         return {step.names[-1]: step.y.view(self._n) for step in self.steps if step.y is not None}
 
     def first_nonfinite(self, n=None):
-        """The name of the first layer whose output holds a NaN or an infinity, "input", or None: of the last batch, or n samples."""
+        """The name of the first layer whose output holds a NaN or an infinity, "input", or None: of the last batch, or n of it."""
         def finite(buffer):
             return np.isfinite(self.backend.to_host(buffer.view(self._n if n is None else n))).all()
         if not self.steps or self.steps[0].x is None or not finite(self.steps[0].x):
@@ -301,8 +302,9 @@ class BackpropScheduler:
         if images is not self._images:
             if images.dtype == np.uint8:
                 # What has no axis of channels counts as one channel.
-                shape, there = images.shape if images.ndim == 4 else (n, 1, math.prod(images.shape[1:]), 1), self.backend.place
-                normalize_images(self.steps[0].x.view(n).reshape(shape), there(images).reshape(shape), there(self.model.table(shape[1])))
+                shape = images.shape if images.ndim == 4 else (n, 1, math.prod(images.shape[1:]), 1)
+                pictures, table = self.backend.place(images).reshape(shape), self.backend.place(self.model.table(shape[1]))
+                normalize_images(self.steps[0].x.view(n).reshape(shape), pictures, table)
             else:
                 self.steps[0].x.set(images)
         self._launch(profile, "forward", n, lambda: self.forward_calls(n))

@@ -82,8 +82,8 @@ class DeviceSteps:
         self.epoch, self.step = epoch, start
         order, steps = self.loader.order(epoch), range(len(self.loader))
         for array, values in (
-                (self.index, order), (self.labels, self.loader.dataset.labels[order]), (self.flips, self.loader.flips(epoch)[order]),
-                (self.shifts, self.loader.shifts(epoch).reshape(-1)), (self.state, [start, start, 0]),
+                (self.index, order), (self.labels, self.loader.dataset.labels[order]),
+                (self.flips, self.loader.flips(epoch)[order]), (self.shifts, self.loader.shifts(epoch).reshape(-1)), (self.state, [start, start, 0]),
                 (self.rates, [self._rate(step) for step in steps])):
             self.backend.write(array, np.asarray(values, array.dtype))
 

@@ -6,6 +6,7 @@ reads the output any more.
 """
 import argparse
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -25,6 +26,7 @@ from tqdm import tqdm
 import nbcnn
 from nbcnn import checkpoint, datasets, losses, models, optim
 from nbcnn.fit import NonFiniteLoss, Progress, fit
+from nbcnn.kernels.backend import load_backend
 from nbcnn.model import Sequential
 
 RECIPES = {
@@ -73,6 +75,9 @@ class Run:
 
     def __init__(self, given):
         self.quiet, self.profile = given.pop("quiet", False), given.pop("profile", False)
+        self.device, self.device_why = _device(given.pop("device", "cpu"))
+        if self.profile and self.device != "cpu":
+            raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
         self.interrupted = self.bar = None
         if "resume" in given:
             self.source = Path(given["resume"])
@@ -109,10 +114,11 @@ class Run:
             self.model = MODELS[o["model"]](mean=mean, std=std, classes=self.train_set.classes, seed=o["seed"])
             self.optimizer = optim.SGD(self.model.parameters(), o["lr"], momentum=o["momentum"], nesterov=o["nesterov"],
                                        weight_decay=o["weight_decay"])
+        self.model.to(self.device)
         self.folder, self.rows = self._open_folder(given.get("out"))
         self.last, self.best = self.folder / "last.safetensors", self.folder / "best.safetensors"
         checkpoint.write_atomically(self.folder / "config.json", json.dumps({
-            "options": o, "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
+            "options": o, "device": self.device, "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
             "versions": {"nbcnn": nbcnn.__version__, "numba": numba.__version__, "numpy": np.__version__,
                          "python": platform.python_version()}}, indent=2).encode() + b"\n")
 
@@ -155,6 +161,8 @@ class Run:
                   "the very pictures trained on: it does not say how well the network does on others.", file=sys.stderr, flush=True)
         self._say(f"data     {self.train_set.name}: {len(self.train_set):,} pictures to train, {len(self.test_set):,} to test; "
                   f"{self.why}")
+        if self.device_why:
+            self._say(f"device   {self.device}: {self.device_why}")
         self._say(f"recipe   {o['recipe']}: epochs {o['epochs']}, batches per epoch {self.batches}, "
                   f"pictures per batch {o['batch_size']}")
         self._say(f"folder   {self.folder}")
@@ -237,8 +245,10 @@ class Run:
         self._say("compiling kernels ...", end=" ")
         started, size = time.perf_counter(), min(self.options["batch_size"], 64)
         few = datasets.Dataset(self.train_set.images[:size], self.train_set.labels[:size], self.train_set.classes, "few")
-        model = Sequential.from_structure(self.model.structure(), input_shape=self.model.input_shape)
-        fit(model, few, few, batch_size=size, loss=self.loss, optimizer=optim.SGD(model.parameters(), lr=0))
+        model = Sequential.from_structure(self.model.structure(), input_shape=self.model.input_shape).to(self.device)
+        optimizer = optim.SGD(model.parameters(), lr=0, momentum=self.optimizer.momentum)
+        # The first step is not like the others: it has no momentum yet.
+        fit(model, few, few, epochs=2, batch_size=size, loss=self.loss, optimizer=optimizer)
         self._say(f"{time.perf_counter() - started:.1f} s")
 
     def _say(self, text, end="\n"):
@@ -265,6 +275,24 @@ def _resumed_options(given, saved, source):
         if name in options and value != "auto":
             options[name] = value
     return options
+
+
+def _device(wanted):
+    """The device to train on, and in words what it is or why it was chosen; "" for the CPU where that was asked for."""
+    if wanted == "cpu":
+        return "cpu", ""
+    if importlib.util.find_spec("numba_cuda") is None and wanted == "auto":     # before a second is spent on numba.cuda
+        return "cpu", "numba-cuda, which a GPU needs, is not installed"
+    try:
+        backend = load_backend("cuda")
+        reason = backend.unavailable()
+    except ImportError as error:
+        reason = str(error)
+    if not reason:
+        return "cuda", backend.describe()
+    if wanted == "auto":
+        return "cpu", f"no GPU can be used: {reason}"
+    raise ValueError(f"--device cuda: no GPU can be used: {reason}")
 
 
 def _data(options):
@@ -330,7 +358,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser():
     parser = _Parser(
         prog="python -m nbcnn.train", argument_default=argparse.SUPPRESS, allow_abbrev=False,
-        description="Train a convolutional network on the CPU: on CIFAR-10 where its files are at hand, else on built-in pictures.",
+        description="Train a convolutional network: on CIFAR-10 where its files are at hand, else on built-in pictures.",
         epilog="exit status: 0 done, 2 cannot be done, 3 loss not finite, 130 Ctrl-C, 143 SIGTERM; after either of these --resume "
                "goes on with the same bits")
 
@@ -365,7 +393,9 @@ def _parser():
         action=argparse.BooleanOptionalAction)
     add("--shuffle", "a new order every epoch", action=argparse.BooleanOptionalAction)
     add("--seed", "of initial values, order and augmentation", type=_whole(0), metavar="N")
-    add("--threads", "threads (default: all cores)", type=_whole(1), metavar="N")
+    add("--device", "where to train; auto: a GPU that CUDA can use, else the CPU. A run may go on on another device (default: cpu)",
+        choices=["cpu", "cuda", "auto"])
+    add("--threads", "threads of the CPU (default: all cores)", type=_whole(1), metavar="N")
     add("--out", "folder for config.json, metrics.csv, last.safetensors and best.safetensors; it must not hold a run yet "
                  "(default: a new runs/DATE-TIME-DATASET-MODEL, with --resume the checkpoint's folder)", metavar="DIR")
     add("--save-every", "also keep epoch-N.safetensors every so many epochs", type=_whole(1), metavar="N")

@@ -448,3 +448,48 @@ def test_the_module_runs():
     done = subprocess.run([sys.executable, "-m", "nbcnn.train", "--epochs", "0"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("nbcnn.train: argument --epochs") and done.stderr.count("\n") == 1
+
+
+# ---- devices ----
+
+class Gpu:
+    """A GPU backend as far as the command line asks it before training."""
+
+    def __init__(self, reason):
+        self.reason = reason
+
+    def unavailable(self):
+        return self.reason
+
+    def describe(self):
+        return "a very fast one"
+
+
+def test_device_cuda_without_a_gpu_is_one_line_and_auto_says_why_not(small, monkeypatch, capsys):
+    monkeypatch.setattr(train, "load_backend", lambda name: Gpu("none was found"))
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: name)
+    assert "--device cuda: no GPU can be used: none was found" in fails(capsys, "--device", "cuda", "--out", "run")
+    assert not (small / "run").exists()
+    assert run("--device", "auto", "--epochs", 1, "--out", "run") == 0
+    assert "device   cpu: no GPU can be used: none was found\n" in capsys.readouterr().out
+    assert json.loads((small / "run" / "config.json").read_text())["device"] == "cpu"
+
+
+def test_device_without_numba_cuda_says_what_to_install(small, monkeypatch, capsys):
+    def missing(name):
+        raise ImportError("GPU kernels need numba-cuda: python -m pip install 'nbcnn[cuda13]'")
+    monkeypatch.setattr(train, "load_backend", missing)
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
+    assert "python -m pip install 'nbcnn[cuda13]'" in fails(capsys, "--device", "cuda", "--out", "run")
+    assert train._device("auto") == ("cpu", "numba-cuda, which a GPU needs, is not installed")
+
+
+def test_device_auto_takes_a_gpu_and_the_model_goes_there(small, monkeypatch, capsys):
+    monkeypatch.setattr(train, "load_backend", lambda name: Gpu(""))
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: name)
+    moved = []
+    monkeypatch.setattr("nbcnn.model.Sequential.to", lambda model, device: moved.append(device) or model)
+    assert train._device("auto") == ("cuda", "a very fast one")
+    assert run("--device", "auto", "--epochs", 1, "--out", "run") == 0
+    assert set(moved) == {"cuda"} and "device   cuda: a very fast one\n" in capsys.readouterr().out
+    assert "--profile: expected --device cpu" in fails(capsys, "--device", "auto", "--profile", "--out", "other")

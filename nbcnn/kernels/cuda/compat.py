@@ -29,7 +29,7 @@ _one_at_a_time = threading.RLock()
 if SIMULATED:
     intrinsic = verb = None
 else:
-    from numba.cuda.extending import _intrinsic, intrinsic      # noqa: F401
+    from numba.cuda.extending import _intrinsic, intrinsic  # noqa: F401
     verb = _intrinsic(target="cuda", prefer_literal=True)       # sees constant arguments as constants; no public name gives that
 
 
@@ -49,7 +49,7 @@ def unavailable():
     try:
         cuda.current_context()
     except Exception as error:      # whatever the driver, or its absence, raises
-        return " ".join(str(error).split()) or type(error).__name__
+        return " ".join(str(error).split()).rstrip(" :.") or type(error).__name__
     return "numba-cuda finds none"
 
 

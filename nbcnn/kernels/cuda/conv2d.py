@@ -88,8 +88,8 @@ def make_correlate(TILE, X_SHAPE, Y_SHAPE, CELL, POOLED, TAPS, READS, W_STEPS, Y
 
     TILE = (rows, columns of cells, groups of outputs, outputs of a thread, input channels at a time): a block's part of the work.
     X_SHAPE = (C, H, W), Y_SHAPE = (O, rows, columns) of pixels or, POOLED, of windows. CELL = (rows, columns) of pixels that a
-    thread computes: the window where they are pooled. READS = for rows and for columns (first, step of an output pixel, step of a tap).
-    W_STEPS = steps in w of (start, o, c, p, q), Y_STEPS = steps in y of (start, picture, o, row, column).
+    thread computes: the window where they are pooled. READS = for rows and for columns (first, step of an output pixel, step of a
+    tap). W_STEPS = steps in w of (start, o, c, p, q), Y_STEPS = steps in y of (start, picture, o, row, column).
     """
     TY, TX, GROUPS, OC, CK = TILE
     (C, H, W), (O, OH, OW), (TH, TW), (KH, KW) = X_SHAPE, Y_SHAPE, CELL, TAPS
@@ -169,8 +169,8 @@ def make_correlate(TILE, X_SHAPE, Y_SHAPE, CELL, POOLED, TAPS, READS, W_STEPS, Y
 def make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS):
     """What a block of so many threads does for the weight gradient: a device function, its blocks for each part, and its memory.
 
-    TILE = (channels, groups of outputs, outputs of a thread, rows of windows at a time). X_SHAPE = (C, H, W), Y_SHAPE = (O, PH, PW):
-    windows of pixels, of one pixel where there is no pooling. READS as in the correlation.
+    TILE = (channels, groups of outputs, outputs of a thread, rows of windows at a time). X_SHAPE = (C, H, W), Y_SHAPE = (O, PH,
+    PW): windows of pixels, of one pixel where there is no pooling. READS as in the correlation.
     """
     CB, GROUPS, OC, ROWS = TILE
     (C, H, W), (O, PH, PW), (WH, WW), (KH, KW) = X_SHAPE, Y_SHAPE, WINDOW, TAPS
@@ -244,8 +244,8 @@ def make_weight_gradient(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, VERSION=TI
     def weight_gradient(partial, dy, cells, x, w_at, b_at, size, n, parts):
         """partial[part, o, p, q, c] = sum over the part's pictures and windows of dy[o, window] * x[c, winning pixel + (p, q)].
 
-        A thread has one (q, c) and the sums of some outputs o and all p. A row of `partial` has `size` numbers; the weights begin at
-        w_at, the bias, where there is one, at b_at.
+        A thread has one (q, c) and the sums of some outputs o and all p. A row of `partial` has `size` numbers; the weights begin
+        at w_at, the bias, where there is one, at b_at.
         """
         _ = VERSION
         floats = cuda.shared.array(FLOATS, x.dtype)
@@ -278,9 +278,8 @@ class Conv2d(Operation):
 
     def forward(self, n, y, x, params):
         """y = conv(x, w) + b for n pictures."""
-        w, b = params
-        return [self._correlate(n, y.array, x.array, w, b, self.x_shape, self.y_shape, pixels(self.y_size), self.kernel_size, self.reads,
-                                self.w_steps, y.steps)]
+        return [self._correlate(n, y.array, x.array, *params, self.x_shape, self.y_shape, pixels(self.y_size), self.kernel_size,
+                                self.reads, self.w_steps, y.steps)]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         """dw, db and, unless dx is None, dx."""
@@ -335,5 +334,5 @@ class Conv2d(Operation):
         kernel, (tiles, blocks), threads = make_correlate(tile, x_shape, y_shape, cell, pooled, taps, reads, w_steps, y_steps)
         sums = n * math.prod(y_shape) * (math.prod(cell) if pooled else 1)
         return Call(Launch(kernel, (n * tiles, blocks), threads), (
-            y, cells if pooled else nothing(np.dtype(np.uint8)), x, w, nothing(self.dtype) if b is None else b, self.dtype.type(low),
-            np.uint8(none)), 2 * sums * x_shape[0] * math.prod(taps))
+            y, cells if pooled else nothing(np.dtype(np.uint8)), x, w, nothing(self.dtype) if b is None else b,
+            self.dtype.type(low), np.uint8(none)), 2 * sums * x_shape[0] * math.prod(taps))

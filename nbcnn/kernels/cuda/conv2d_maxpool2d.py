@@ -75,7 +75,8 @@ def make_input_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, PADDING, THREADS):
                 if busy:
                     for o in range(group, OC, GROUPS):
                         at = (own * OC + o) * WINDOWS
-                        tile_patch(acc, floats, GS + at, won, at, floats, o * TAPS_SIZE * CB + lane, WINDOWS, (KH, KW), (WH, WW), CB)
+                        w_at = o * TAPS_SIZE * CB + lane
+                        tile_patch(acc, floats, GS + at, won, at, floats, w_at, WINDOWS, (KH, KW), (WH, WW), CB)
             for colour in range(COLOURS_Y * COLOURS_X * GROUPS):
                 cuda.syncthreads()
                 if busy and (group * COLOURS_Y + row % COLOURS_Y) * COLOURS_X + column % COLOURS_X == colour:

@@ -39,9 +39,9 @@ def make_gather(C, H, W, VERSION=TILE_VERSION):
 
     @kernel(THREADS)
     def gather(out, pictures, index, flip, shift, table, state, batch, count):
-        """out[b, c, i, j] = table[c, byte], the byte of picture index[first + b] at (i, j) after its flip and the shift; 0 in the gap.
+        """out[b, c, i, j] = table[c, byte], the byte of picture index[first + b] at (i, j) after its flip and the shift.
 
-        The first `count` elements of out (n, C, H, W); pictures (M, C, H, W) uint8; table (C, 256). index int64 and flip uint8 hold
+        In the gap the byte is 0. The first `count` elements of out (n, C, H, W); pictures (M, C, H, W) uint8; table (C, 256). index int64 and flip uint8 hold
         those of all steps, `batch` to a step, first those of this one; so does shift, int64 pairs (dy, dx). All arrays are flat.
         """
         _ = VERSION

@@ -99,7 +99,7 @@ def make_linear(IN, OUT, VERSION=TILE_VERSION):
 
     @kernel(THREADS)
     def linear_backward(partial, w_at, b_at, dx, dy, x, w, n):
-        """dw[o, c] = sum of dy[n, o] * x[n, c] and db[o] = sum of dy[n, o]; in the other blocks dx[n, c] = sum of dy[n, o] * w[o, c].
+        """dw[o, c] = sum of dy[n, o] * x[n, c], db[o] = sum of dy[n, o]; in other blocks dx[n, c] = sum of dy[n, o] * w[o, c].
 
         db is a column of dw, of an x that is 1 there.
         """
@@ -159,4 +159,5 @@ class Linear(Operation):
         (dw, db), (_, kernel, w_blocks, x_blocks) = dparams, self.kernels
         blocks = w_blocks + (0 if dx is None else x_blocks * -(-n // SIDE))
         b_at, dx_array = -1 if db is None else db.start, nothing(self.dtype) if dx is None else dx.array
-        return [Call(Launch(kernel, blocks, THREADS), (dw.partial, dw.start, b_at, dx_array, dy.array, x.array, params[0], n), 2 * n * self.O * self.IN * (1 if dx is None else 2))]
+        return [Call(Launch(kernel, blocks, THREADS), (dw.partial, dw.start, b_at, dx_array, dy.array, x.array, params[0], n),
+                     2 * n * self.O * self.IN * (1 if dx is None else 2))]

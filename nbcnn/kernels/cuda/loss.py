@@ -40,8 +40,8 @@ def loss_call(loss, value, dx, x, t, shape, state=None, batch=0, advance=False):
     dx, x : flat device arrays
         Outputs (N, C, ...) of this `shape`, which may be followed by others.
     t : flat device array
-        Targets of x's shape, or int64 class labels: those of all steps, `batch` to a step. To an elementwise loss a label is a row of
-        zeros with a 1.
+        Targets of x's shape, or int64 class labels: those of all steps, `batch` to a step. To an elementwise loss a label is a
+        row of zeros with a 1.
     state, batch, advance
         As the kernels take them.
     """
@@ -54,13 +54,14 @@ def loss_call(loss, value, dx, x, t, shape, state=None, batch=0, advance=False):
     if type(loss).__name__ in KINDS:
         return losses.elementwise_call(
             KINDS[type(loss).__name__], value, nothing(dtype), dx, x, t, weights("weight"), weights("pos_weight"), one,
-            (size or np.nan) if loss.reduction == "mean" else 1, size, size // shape[0] if labels and size else 0, state, batch, advance)
+            (size or np.nan) if loss.reduction == "mean" else 1, size, size // shape[0] if labels and size else 0, state, batch,
+            advance)
     weight, smoothing = options["weight"], options["label_smoothing"]
     classes, inner = (shape[1], int(np.prod(shape[2:]))) if len(shape) > 1 else (shape[0], 1)
+    weight = nothing(dtype) if weight is None else to_device(np.asarray(weight, dtype))
     return losses.cross_entropy_call(
-        not labels, value, nothing(dtype), dx, x, t, nothing(dtype) if weight is None else to_device(np.asarray(weight, dtype)), one,
-        options["ignore_index"], 1 - smoothing, smoothing / classes, loss.reduction == "mean", size // classes, classes, inner, state,
-        batch, advance)
+        not labels, value, nothing(dtype), dx, x, t, weight, one, options["ignore_index"], 1 - smoothing, smoothing / classes,
+        loss.reduction == "mean", size // classes, classes, inner, state, batch, advance)
 
 
 def run_loss(loss, logits, targets, training):

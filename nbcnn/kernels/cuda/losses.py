@@ -169,8 +169,8 @@ def make_cross_entropy_part(SOFT):
     """What a block does for it: a device function."""
 
     @cuda.jit(device=True)
-    def cross_entropy_part(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state, batch,
-                           advance):
+    def cross_entropy_part(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state,
+                           batch, advance):
         sums = cuda.shared.array(BLOCK, x.dtype)
         zero, one, nan = x.dtype.type(0), x.dtype.type(1), x.dtype.type(np.nan)
         step, total, divisor = state[STEP], zero, one

@@ -2,8 +2,8 @@
 
 Everything clever about the fast GPU kernels is in this file; the kernels themselves are plain loop nests around one of these verbs.
 `acc` is a `cuda.local.array`. It lies in registers only while every index into it is known to the compiler, and whether that
-unrolls a loop depends on its size: so the verbs write out their loops themselves. What each of them does is its Python function here,
-which runs in the simulator; the intrinsic under the same name is that, unrolled, a product and its sum rounded once.
+unrolls a loop depends on its size: so the verbs write out their loops themselves. What each of them does is its Python function
+here, which runs in the simulator; the intrinsic under the same name is that, unrolled, a product and its sum rounded once.
 
 Arguments in capitals are compile-time constants. Arrays are flat; nothing is checked, and no index may be negative.
 """
@@ -46,8 +46,8 @@ def tile_dot(acc, xs, at, ws, w_at, COUNT):
 def tile_taps(acc, xs, at, ws, w_at, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
     """acc[k*OUTPUTS + o] += xs[at + pixel k + tap] * ws[w_at + tap*W_STEP + o] for each pixel, each tap and each o < OUTPUTS.
 
-    OUTPUTS, W_STEP and w_at are multiples of 4. PIXELS and TAPS are (rows, columns), X_STEPS the steps in xs (from row to row of pixels, from pixel to pixel, from row to row of
-    taps, from tap to tap).
+    OUTPUTS, W_STEP and w_at are multiples of 4. PIXELS and TAPS are (rows, columns), X_STEPS the steps in xs (from row to row of
+    pixels, from pixel to pixel, from row to row of taps, from tap to tap).
     """
     for p in range(TAPS[0]):
         for q in range(TAPS[1]):
