@@ -128,8 +128,8 @@ class SGD:
                 runs[-1][1] = parameter.stop
             else:
                 runs.append([parameter.start, parameter.stop, first])
-        return [(self.vector.data[start:stop], self._buffer[start:stop], self.vector.grad[start:stop], first)
-                for start, stop, first in runs]
+        return [(self.vector.data[start:stop], self._buffer[start:stop] if self.momentum > 0 else self._buffer,
+                 self.vector.grad[start:stop], first) for start, stop, first in runs]
 
     def momentum_buffer(self, parameter):
         """The momentum of a parameter in PyTorch's shape, a writable view; None while it has none."""

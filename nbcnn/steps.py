@@ -75,7 +75,7 @@ class DeviceSteps:
         self.shifts, self.rates = backend.empty((2 * steps,), np.int64), backend.empty((steps,), dtype)
         self.losses, self.state = backend.empty((steps,), dtype), backend.state.make_state()
         self.step = self.epoch = 0
-        self._ready, self._graphs = {}, {}      # by batch size: the buffers its kernels have run with; and graphs of them
+        self._ran, self._graphs = None, {}      # what has run once, step by step, and its graphs by their number of steps
 
     def begin(self, epoch, start=0):
         """Go to a step of an epoch."""
@@ -83,7 +83,8 @@ class DeviceSteps:
         order, steps = self.loader.order(epoch), range(len(self.loader))
         for array, values in (
                 (self.index, order), (self.labels, self.loader.dataset.labels[order]),
-                (self.flips, self.loader.flips(epoch)[order]), (self.shifts, self.loader.shifts(epoch).reshape(-1)), (self.state, [start, start, 0]),
+                (self.flips, self.loader.flips(epoch)[order]), (self.shifts, self.loader.shifts(epoch).reshape(-1)),
+                (self.state, [start, start, 0]),
                 (self.rates, [self._rate(step) for step in steps])):
             self.backend.write(array, np.asarray(values, array.dtype))
 
@@ -113,17 +114,17 @@ class DeviceSteps:
             self.backend.run([self._gather(self.size(self.step))])
         while self.step < stop:
             n, steps = self.size(self.step), 1
-            # A graph needs kernels that have run, and momentum that is there.
-            if self.graph and n == self.loader.batch_size and self._ready.get(n) is self.scheduler.steps[0].x \
-                    and self.optimizer.update_of_all():
+            # The calls follow from these; a graph needs all of its kernels to have run.
+            calls_of = n, id(self.scheduler.steps[0].x), bool(self.optimizer.update_of_all())
+            if self.graph and n == self.loader.batch_size and calls_of == self._ran and calls_of[-1]:
                 steps = GRAPH_STEPS if self.step + GRAPH_STEPS <= stop and self.size(self.step + GRAPH_STEPS - 1) == n else 1
                 if steps not in self._graphs:
                     self._graphs[steps] = self.backend.Graph([call for _, call in self.calls(n)] * steps)
                 self._graphs[steps].launch()
             else:
                 self.backend.run([call for _, call in self.calls(n)])
-                if self._ready.get(n) is not self.scheduler.steps[0].x:
-                    self._ready[n], self._graphs = self.scheduler.steps[0].x, {}
+                if n == self.loader.batch_size and calls_of != self._ran:
+                    self._ran, self._graphs = calls_of, {}
             for parameter in self.optimizer.params:
                 parameter.has_grad = True
             self.optimizer.updated()

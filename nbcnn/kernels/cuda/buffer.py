@@ -102,7 +102,12 @@ def copy_of(array):
 
 def write(array, values):
     """Overwrite a device array with values of its shape and any strides, of NumPy or on the device."""
-    copy(array, place(values if on_device(values) else np.asarray(values, array.dtype)))
+    if on_device(values):
+        copy(array, as_device_array(values))
+    elif array.is_c_contiguous() and array.size:
+        copy_to(array, np.broadcast_to(np.asarray(values, array.dtype), array.shape))
+    else:
+        copy(array, to_device(np.asarray(values, array.dtype)))
 
 
 def flat_weight(w):

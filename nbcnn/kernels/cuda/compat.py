@@ -5,9 +5,11 @@ launch bounds, no intrinsics and no graphs; what stands in for them is here and 
 """
 import functools
 import threading
+import warnings
 
 import numpy as np
 from numba import config
+from numba.core.errors import NumbaPerformanceWarning
 
 try:
     from numba import cuda
@@ -80,6 +82,8 @@ def empty(shape, dtype):
 
 def to_device(array):
     """A copy of a NumPy array on the device, in C order."""
+    if not np.size(array):      # there is nothing to copy
+        return empty(np.shape(array), np.asarray(array).dtype)
     return cuda.to_device(np.ascontiguousarray(array).reshape(np.shape(array)))
 
 
@@ -132,12 +136,22 @@ class Launch:
     """
 
     def __init__(self, kernel, grid, block, part=None):
-        self.kernel, self.grid, self.block, self.part = kernel, grid, block, part
+        self.kernel, self.grid, self.block, self.part, self._configured = kernel, grid, block, part, None
         functools.update_wrapper(self, getattr(kernel, "py_func", kernel))
 
-    def __call__(self, *arguments, stream=0):
+    def __call__(self, *arguments):
+        if not np.all(self.grid):
+            return      # of no samples; CUDA refuses a launch without blocks
+        if SIMULATED or self._configured is None:       # the simulator keeps the last configuration in the kernel
+            self._configured = self.configured()
         with _one_at_a_time:
-            self.kernel[self.grid, self.block, stream](*arguments)
+            self._configured(*arguments)
+
+    def configured(self, stream=0):
+        """What starts the kernel on a stream."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NumbaPerformanceWarning)        # about small grids, which small work has
+            return self.kernel[self.grid, self.block, stream]
 
 
 class Graph:
@@ -156,11 +170,13 @@ class Graph:
         device.set_current()
         self.stream = device.default_stream
         builder = device.create_graph_builder()
-        with _one_at_a_time:
+        # Memory that nobody needs any more cannot be freed while calls are recorded.
+        with _one_at_a_time, cuda.defer_cleanup():
+            launches = [(call.kernel.configured(builder), call.arguments) for call in calls]
             builder.begin_building("thread_local")
             try:
-                for call in calls:
-                    call.kernel(*call.arguments, stream=builder)
+                for launch, arguments in launches:
+                    launch(*arguments)
             finally:
                 builder.end_building()
         self.graph = builder.complete()

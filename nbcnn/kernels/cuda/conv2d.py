@@ -10,13 +10,13 @@ import numpy as np
 
 from nbcnn.kernels.cuda.buffer import nothing
 from nbcnn.kernels.cuda.compat import ALIGNMENT, WARP, Launch, cuda, kernel
-from nbcnn.kernels.cuda.tile import TILE_VERSION, get, put, tile_put, tile_taps, tile_winners, tile_zero
+from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_put, tile_taps, tile_winners, tile_zero
 from nbcnn.kernels.operation import Call, Operation
 from nbcnn.kernels.phases import phases
 
 NOBODY = 255                # the cell of a window that nobody won, as a ReLU gave 0
 SHARED = 48 * 1024          # bytes of shared memory that a block may have
-MOST_PARTS = 128            # partial sums of a weight gradient: fixed, so that every run adds up the same numbers
+MOST_PARTS, MOST_SUMS = 512, 2 ** 20    # of a weight gradient: partial sums, and numbers in them; enough blocks, few bytes
 
 
 def extent(count, step, taps, tap_step):
@@ -39,6 +39,7 @@ def even(total, most):
     return next((k for k in range(most, most // 2, -1) if total % k == 0), most)
 
 
+@functools.cache
 def correlate_tile(C, y_shape, cell, pooled, taps, reads, itemsize):
     """A block's part of the correlation: around 128 threads of up to 32 sums each, and as many channels as shared memory holds."""
     O, *size = y_shape
@@ -57,6 +58,7 @@ def correlate_tile(C, y_shape, cell, pooled, taps, reads, itemsize):
     return TY, TX, groups, OC, even(C, max(1, min(C, SHARED * 2 // 3 // channel)))
 
 
+@functools.cache
 def weight_tile(C, O, size, window, taps, reads, itemsize):
     """A block's part of the weight gradient: up to 320 threads, and as many rows of windows as shared memory holds."""
     (PH, PW), (KH, KW) = size, taps
@@ -66,7 +68,7 @@ def weight_tile(C, O, size, window, taps, reads, itemsize):
     while True:
         groups = max(1, min(-(-O // OC), 320 // lanes(KW * channels)))
         x_row, g_row = columns * (channels | 1) * itemsize, PW * groups * OC * (itemsize + 1)
-        rows = next((k for k in range(PH, 0, -1) if extent(k * window[0], reads[0][1], KH, reads[0][2]) * x_row + k * g_row
+        rows = next((k for k in range(min(PH, 4), 0, -1) if extent(k * window[0], reads[0][1], KH, reads[0][2]) * x_row + k * g_row
                      <= SHARED * 5 // 6), 0)
         if rows or channels == 1:
             break
@@ -83,7 +85,7 @@ def weight_threads(tile, taps):
 
 
 @functools.cache
-def make_correlate(TILE, X_SHAPE, Y_SHAPE, CELL, POOLED, TAPS, READS, W_STEPS, Y_STEPS, VERSION=TILE_VERSION):
+def make_correlate(TILE, X_SHAPE, Y_SHAPE, CELL, POOLED, TAPS, READS, W_STEPS, Y_STEPS, VERSION=CODE_VERSION):
     """The correlation kernel of one geometry.
 
     TILE = (rows, columns of cells, groups of outputs, outputs of a thread, input channels at a time): a block's part of the work.
@@ -183,7 +185,7 @@ def make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS):
     GS, ACC = IY * IX * CP, OC * KH             # in `floats` there is x, then dy
     TAP_STEP, DOWN, RIGHT = DH * IX * CP, SH * IX * CP, SW * CP
     O_STEP, P_STEP = KH * KW * C, KW * C
-    G_SIZE = ROWS * PW * OUTPUTS
+    G_SIZE, STRIPS = ROWS * PW * OUTPUTS, -(-PH // ROWS)
 
     @cuda.jit(device=True)
     def weight_part(block, floats, won, partial, dy, cells, x, w_at, b_at, size, n, parts):
@@ -197,34 +199,34 @@ def make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS):
         busy = group < GROUPS and lane < KW * CB and c < C
         total = zero
         tile_zero(acc, ACC)
-        for picture in range(part * n // parts, (part + 1) * n // parts):
-            for i in range(0, PH, ROWS):
-                for k in range(t, IY * IX, THREADS):
-                    r, s = i * WH * SH + R0 + k // IX, S0 + k % IX
-                    inside = 0 <= r < H and 0 <= s < W
-                    at = ((picture * C + c_first) * H + r) * W + s
-                    for m in range(CB):
-                        put(floats, k * CP + m, get(x, at + m * H * W) if inside and c_first + m < C else zero)
-                windows = min(ROWS, PH - i) * PW
-                for k in range(t, G_SIZE, THREADS):
-                    window, o = k % (ROWS * PW), k // (ROWS * PW)
-                    at = ((picture * O + o_block + o) * PH + i) * PW + window
-                    inside = window < windows and o_block + o < O
-                    put(floats, GS + window * OUTPUTS + o, get(dy, at) if inside else zero)
-                    if SPARSE:
-                        put(won, window * OUTPUTS + o, get(cells, at) if inside else NOBODY)
-                cuda.syncthreads()
-                if busy:
-                    tap = q * DW * CP + lane % CB
-                    for window in range(windows):
-                        at = (window // PW * WH * SH * IX + window % PW * WW * SW) * CP + tap
-                        g_at = window * OUTPUTS + group * OC
-                        tile_winners(acc, floats, GS + g_at, won, g_at, floats, at, OC, KH, (WH, WW), (TAP_STEP, DOWN, RIGHT))
-                if t < OUTPUTS:
-                    for window in range(windows):
-                        if not SPARSE or get(won, window * OUTPUTS + t) != NOBODY:
-                            total += get(floats, GS + window * OUTPUTS + t)
-                cuda.syncthreads()
+        for strip in range(part * n * STRIPS // parts, (part + 1) * n * STRIPS // parts):
+            picture, i = strip // STRIPS, strip % STRIPS * ROWS
+            for k in range(t, IY * IX, THREADS):
+                r, s = i * WH * SH + R0 + k // IX, S0 + k % IX
+                inside = 0 <= r < H and 0 <= s < W
+                at = ((picture * C + c_first) * H + r) * W + s
+                for m in range(CB):
+                    put(floats, k * CP + m, get(x, at + m * H * W) if inside and c_first + m < C else zero)
+            windows = min(ROWS, PH - i) * PW
+            for k in range(t, G_SIZE, THREADS):
+                window, o = k % (ROWS * PW), k // (ROWS * PW)
+                at = ((picture * O + o_block + o) * PH + i) * PW + window
+                inside = window < windows and o_block + o < O
+                put(floats, GS + window * OUTPUTS + o, get(dy, at) if inside else zero)
+                if SPARSE:
+                    put(won, window * OUTPUTS + o, get(cells, at) if inside else NOBODY)
+            cuda.syncthreads()
+            if busy:
+                tap = q * DW * CP + lane % CB
+                for window in range(windows):
+                    at = (window // PW * WH * SH * IX + window % PW * WW * SW) * CP + tap
+                    g_at = window * OUTPUTS + group * OC
+                    tile_winners(acc, floats, GS + g_at, won, g_at, floats, at, OC, KH, (WH, WW), (TAP_STEP, DOWN, RIGHT))
+            if t < OUTPUTS:
+                for window in range(windows):
+                    if not SPARSE or get(won, window * OUTPUTS + t) != NOBODY:
+                        total += get(floats, GS + window * OUTPUTS + t)
+            cuda.syncthreads()
         if busy:
             o = o_block + group * OC
             tile_put(acc, partial, part * size + w_at + (o * KH * KW + q) * C + c, O - o, (OC, KH), (O_STEP, P_STEP))
@@ -235,14 +237,16 @@ def make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS):
 
 
 @functools.cache
-def make_weight_gradient(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, VERSION=TILE_VERSION):
+def make_weight_gradient(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, VERSION=CODE_VERSION):
     """The weight gradient kernel of one geometry, of a convolution or of one whose output was pooled; the tile as above."""
     THREADS = weight_threads(TILE, TAPS)
     weight_part, blocks, FLOATS, WON = make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS)
 
     @kernel(THREADS)
     def weight_gradient(partial, dy, cells, x, w_at, b_at, size, n, parts):
-        """partial[part, o, p, q, c] = sum over the part's pictures and windows of dy[o, window] * x[c, winning pixel + (p, q)].
+        """partial[part, o, p, q, c] = sum over the part's windows of dy[o, window] * x[c, winning pixel + (p, q)].
+
+        A part is so many strips of rows of windows, of as many pictures as it takes.
 
         A thread has one (q, c) and the sums of some outputs o and all p. A row of `partial` has `size` numbers; the weights begin
         at w_at, the bias, where there is one, at b_at.
@@ -273,8 +277,10 @@ class Conv2d(Operation):
             x_shape[1:], y_shape[1:], kernel_size, stride, padding, dilation, strict=True)]
 
     def parts(self, n):
-        """Into how many partial sums the weight gradient of n pictures is split: it follows from the shapes alone."""
-        return max(1, min(MOST_PARTS, n, 2 ** 24 // (self.O * self.run)))
+        """Into how many partial sums the weight gradient of n pictures is split, all alike: it follows from the shapes alone."""
+        strips = n * -(-self.size[0] // self.weight_tile()[3])
+        most = max(1, min(MOST_PARTS, MOST_SUMS // (self.O * self.run)))
+        return -(-strips // -(-strips // most)) if strips else 1
 
     def forward(self, n, y, x, params):
         """y = conv(x, w) + b for n pictures."""

@@ -10,7 +10,7 @@ import numpy as np
 from nbcnn.kernels.cuda.buffer import allocate
 from nbcnn.kernels.cuda.compat import Launch, copy_to, cuda, kernel
 from nbcnn.kernels.cuda.conv2d import NOBODY, SHARED, Conv2d, lanes, make_weight_part, weight_threads
-from nbcnn.kernels.cuda.tile import TILE_VERSION, get, put, tile_add, tile_patch, tile_zero
+from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_add, tile_patch, tile_zero
 from nbcnn.kernels.operation import Call
 
 
@@ -95,7 +95,7 @@ def make_input_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, PADDING, THREADS):
 
 
 @functools.cache
-def make_sparse_backward(WEIGHT_TILE, INPUT_TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, PADDING, VERSION=TILE_VERSION):
+def make_sparse_backward(WEIGHT_TILE, INPUT_TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, PADDING, VERSION=CODE_VERSION):
     """The kernel of both gradients of one geometry; the tiles as above."""
     reads = tuple((-padding, 1, 1) for padding in PADDING)
     channels, strips, groups, *_ = INPUT_TILE
@@ -130,6 +130,7 @@ def reaching(size, windows, step, window, taps, padding):
                     - max(0, -((window + taps - 2 - padding - start) // window)) for start in range(0, size, step)))
 
 
+@functools.cache
 def input_tile(x_shape, y_shape, window, taps, padding, itemsize):
     """A block's part of the input gradient: a warp of channels for each strip, and a tile of dx that shared memory holds."""
     (C, H, W), (O, PH, PW), (WH, WW), (KH, KW) = x_shape, y_shape, window, taps

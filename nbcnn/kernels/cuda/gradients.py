@@ -4,12 +4,12 @@ import functools
 import numpy as np
 
 from nbcnn.kernels.cuda.buffer import ALIGNMENT, Gradient, allocate
-from nbcnn.kernels.cuda.compat import Launch, cuda, empty, kernel, to_device
+from nbcnn.kernels.cuda.compat import Launch, cuda, kernel, to_device
 from nbcnn.kernels.cuda.images import make_gather_part
 from nbcnn.kernels.cuda.launch import THREADS, each
 from nbcnn.kernels.cuda.sgd import sgd_element
 from nbcnn.kernels.cuda.state import STOPPED, UPDATE
-from nbcnn.kernels.cuda.tile import TILE_VERSION
+from nbcnn.kernels.cuda.tile import CODE_VERSION
 from nbcnn.kernels.operation import Call
 
 
@@ -35,7 +35,7 @@ def sum_parts(grad, partial, parts, add, chunk):
 
 
 @functools.cache
-def make_update_and_gather(C, H, W, VERSION=TILE_VERSION):
+def make_update_and_gather(C, H, W, VERSION=CODE_VERSION):
     """The kernel that ends a training step and begins the next one, for pictures of one shape."""
     gather_part = make_gather_part(C, H, W)
 
@@ -91,8 +91,9 @@ class Partials:
 
     def __init__(self, vector, parts, batch):
         self.vector, self.parts = vector, parts
-        self.rows = max([parts[p](batch) for p in parts], default=0)
-        self.partial = empty((self.rows * vector.grad.size,), vector.grad.dtype)
+        self.rows = max([parts[p](n) for p in parts for n in range(batch + 1)], default=0)
+        # Zeros, which stay in the gaps between parameters.
+        self.partial = allocate((self.rows * vector.grad.size,), vector.grad.dtype)
         self.chunk = ALIGNMENT // vector.grad.dtype.itemsize
 
     def target(self, parameter):

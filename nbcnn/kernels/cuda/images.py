@@ -7,7 +7,7 @@ from nbcnn.kernels.cuda.buffer import contiguous, copy
 from nbcnn.kernels.cuda.compat import cuda, empty, kernel, to_device
 from nbcnn.kernels.cuda.launch import THREADS, each, run
 from nbcnn.kernels.cuda.state import STEP, no_training
-from nbcnn.kernels.cuda.tile import TILE_VERSION, get, put
+from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put
 from nbcnn.kernels.operation import Call
 
 
@@ -33,7 +33,7 @@ def make_gather_part(C, H, W):
 
 
 @functools.cache
-def make_gather(C, H, W, VERSION=TILE_VERSION):
+def make_gather(C, H, W, VERSION=CODE_VERSION):
     """The kernel for pictures of one shape."""
     gather_part = make_gather_part(C, H, W)
 
@@ -41,8 +41,9 @@ def make_gather(C, H, W, VERSION=TILE_VERSION):
     def gather(out, pictures, index, flip, shift, table, state, batch, count):
         """out[b, c, i, j] = table[c, byte], the byte of picture index[first + b] at (i, j) after its flip and the shift.
 
-        In the gap the byte is 0. The first `count` elements of out (n, C, H, W); pictures (M, C, H, W) uint8; table (C, 256). index int64 and flip uint8 hold
-        those of all steps, `batch` to a step, first those of this one; so does shift, int64 pairs (dy, dx). All arrays are flat.
+        In the gap the byte is 0. Written are the first `count` elements of out (n, C, H, W); pictures (M, C, H, W) uint8, table
+        (C, 256). index int64 and flip uint8 hold those of all steps, `batch` to a step, of which `first` is the first of this one;
+        so does shift, int64 pairs (dy, dx). All arrays are flat.
         """
         _ = VERSION
         gather_part(cuda.grid(1), out, pictures, index, flip, shift, table, state, batch, count)

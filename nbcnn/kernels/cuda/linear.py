@@ -6,7 +6,7 @@ import numpy as np
 from nbcnn.kernels.cuda.buffer import allocate, nothing
 from nbcnn.kernels.cuda.compat import SIMULATED, Launch, cuda, kernel
 from nbcnn.kernels.cuda.losses import BLOCK
-from nbcnn.kernels.cuda.tile import TILE_VERSION, get, put, tile_dot
+from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_dot
 from nbcnn.kernels.operation import Call, Operation
 
 SIDE, DEPTH = (2, 4) if SIMULATED else (16, 128)    # a block has SIDE x SIDE results, and takes in DEPTH terms of each at a time
@@ -57,7 +57,7 @@ def linear_part(y, x, w, b, n, IN, OUT, a_tile, b_tile):
 
 
 @functools.cache
-def make_linear_loss(IN, OUT, loss_part, VERSION=TILE_VERSION):
+def make_linear_loss(IN, OUT, loss_part, VERSION=CODE_VERSION):
     """Forward of a last layer with its loss."""
 
     @kernel(THREADS)
@@ -83,7 +83,7 @@ def make_linear_loss(IN, OUT, loss_part, VERSION=TILE_VERSION):
 
 
 @functools.cache
-def make_linear(IN, OUT, VERSION=TILE_VERSION):
+def make_linear(IN, OUT, VERSION=CODE_VERSION):
     """Forward and backward of y = x W^T + b for so many features."""
     W_BLOCKS_X = -(-(IN + 1) // SIDE)
     X_BLOCKS_X = -(-IN // SIDE)

@@ -14,7 +14,7 @@ from nbcnn.kernels.cuda.buffer import contiguous, copy, nothing
 from nbcnn.kernels.cuda.compat import SIMULATED, Launch, cuda, empty, kernel
 from nbcnn.kernels.cuda.launch import THREADS, each, run
 from nbcnn.kernels.cuda.state import STEP, STOPPED, UPDATE, no_training
-from nbcnn.kernels.cuda.tile import TILE_VERSION
+from nbcnn.kernels.cuda.tile import CODE_VERSION
 from nbcnn.kernels.operation import Call
 
 BLOCK = 4 if SIMULATED else THREADS      # a power of 2; threads that wait for each other take long to simulate
@@ -102,7 +102,7 @@ def make_elementwise_part(KIND, LABELS):
 
 
 @functools.cache
-def make_elementwise(KIND, LABELS, VERSION=TILE_VERSION):
+def make_elementwise(KIND, LABELS, VERSION=CODE_VERSION):
     """The kernel of one loss, for targets that are numbers or, LABELS, class labels."""
     part = make_elementwise_part(KIND, LABELS)
 
@@ -247,7 +247,7 @@ def make_cross_entropy_part(SOFT):
 
 
 @functools.cache
-def make_cross_entropy(SOFT, VERSION=TILE_VERSION):
+def make_cross_entropy(SOFT, VERSION=CODE_VERSION):
     """The kernel for class indices or, SOFT, for class probabilities."""
     part = make_cross_entropy_part(SOFT)
 

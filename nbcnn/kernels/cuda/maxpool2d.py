@@ -11,12 +11,12 @@ import numpy as np
 from nbcnn.kernels.cuda.buffer import Buffer, allocate, contiguous, copy
 from nbcnn.kernels.cuda.compat import cuda, empty, kernel
 from nbcnn.kernels.cuda.launch import THREADS, each, run
-from nbcnn.kernels.cuda.tile import TILE_VERSION, get, put
+from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put
 from nbcnn.kernels.operation import Call, Operation
 
 
 @functools.cache
-def make_maxpool2d(X_SIZE, KERNEL, STRIDE, PADDING, DILATION, Y_SIZE, VERSION=TILE_VERSION):
+def make_maxpool2d(X_SIZE, KERNEL, STRIDE, PADDING, DILATION, Y_SIZE, VERSION=CODE_VERSION):
     """The forward and the backward kernel of one geometry, for any number of planes."""
     (H, W), (OH, OW), (KH, KW), (SH, SW) = X_SIZE, Y_SIZE, KERNEL, STRIDE
     (PAD_H, PAD_W), (DH, DW) = PADDING, DILATION

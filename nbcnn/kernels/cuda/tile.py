@@ -12,8 +12,8 @@ from pathlib import Path
 
 from nbcnn.kernels.cuda.compat import SIMULATED, intrinsic, verb
 
-# Numba's cache does not see that a kernel of another file depends on this one: factories close over this number.
-TILE_VERSION = zlib.crc32(Path(__file__).read_bytes())
+# Numba's cache does not see that a kernel depends on other files: factories close over this number, which all of them decide.
+CODE_VERSION = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
 
 def get(a, i):
@@ -298,4 +298,4 @@ if not SIMULATED:
 
     # The cache's key of a kernel holds the device functions it calls, and these hold what they call: by a name that lasts.
     for _name in ("get", "put", "get4", "tile_zero", "tile_dot", "tile_taps", "tile_winners", "tile_patch", "tile_put", "tile_add"):
-        globals()[_name]._set_uuid(f"nbcnn.{_name}.{TILE_VERSION}")
+        globals()[_name]._set_uuid(f"nbcnn.{_name}.{CODE_VERSION}")
