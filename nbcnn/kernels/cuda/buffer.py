@@ -126,7 +126,7 @@ def unflat_weight(flat, shape):
 
 
 class Gradient(NamedTuple):
-    """Where the partial sums of a parameter's gradient go: partial[part*size + start + k] for its element k."""
+    """Where the partial sums of a parameter's gradient go: partial[start + k + part*size] for its element k."""
     partial: object
     start: int
     size: int

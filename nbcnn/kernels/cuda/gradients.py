@@ -14,24 +14,26 @@ from nbcnn.kernels.operation import Call
 
 
 @cuda.jit(device=True)
-def sum_of_parts(partial, k, count, size, total):
-    """total + partial[0, k] + partial[1, k] + ..., in this order."""
-    for part in range(count):
-        total += partial[part * size + k]
+def sum_of_parts(partial, k, where, chunk, grad):
+    """The gradient's element k: partial sums, added up in their order, and what is there where that is asked for.
+
+    where = (count, first, step, add) of each `chunk` elements, one after another: partial[first + k] is the first of `count` sums,
+    the next is `step` further on.
+    """
+    at, total = k // chunk * 4, grad.dtype.type(0)
+    if where[at + 3] != 0:
+        total = grad[k]
+    for part in range(where[at]):
+        total += partial[where[at + 1] + k + part * where[at + 2]]
     return total
 
 
 @kernel(THREADS)
-def sum_parts(grad, partial, parts, add, chunk):
-    """grad[k] (+)= partial[0, k] + partial[1, k] + ... for a thread's k.
-
-    parts and add have a number for each `chunk` elements: how many sums there are, none for what is left alone, and whether to add.
-    """
+def sum_parts(grad, partial, where, chunk):
+    """grad[k] = its sum of partial sums, for a thread's k; what has none is left alone."""
     k = cuda.grid(1)
-    if k < grad.size:
-        count = parts[k // chunk]
-        if count > 0:
-            grad[k] = sum_of_parts(partial, k, count, grad.size, grad[k] if add[k // chunk] else grad.dtype.type(0))
+    if k < grad.size and where[k // chunk * 4] > 0:
+        grad[k] = sum_of_parts(partial, k, where, chunk, grad)
 
 
 @functools.cache
@@ -40,15 +42,15 @@ def make_update_and_gather(C, H, W, VERSION=CODE_VERSION):
     gather_part = make_gather_part(C, H, W)
 
     @kernel(THREADS)
-    def update_and_gather(grad, partial, parts, chunk, param, buffer, lr, momentum, keep, weight_decay, has_decay, has_momentum,
+    def update_and_gather(grad, partial, where, chunk, param, buffer, lr, momentum, keep, weight_decay, has_decay, has_momentum,
                           nesterov, maximize, state, out, pictures, index, flip, shift, table, batch, count):
-        """In the first blocks what sum_parts and sgd do, without adding to what is there; in the others what gather does."""
+        """In the first blocks what sum_parts and then sgd do; in the others what gather does."""
         _ = VERSION
         k, blocks = cuda.grid(1), (grad.size + THREADS - 1) // THREADS
         if cuda.blockIdx.x >= blocks:
             gather_part(k - blocks * THREADS, out, pictures, index, flip, shift, table, state, batch, count)
-        elif k < grad.size and parts[k // chunk] > 0:
-            g = sum_of_parts(partial, k, parts[k // chunk], grad.size, grad.dtype.type(0))
+        elif k < grad.size and where[k // chunk * 4] > 0:
+            g = sum_of_parts(partial, k, where, chunk, grad)
             grad[k] = g
             if state[STOPPED] == 0:
                 param[k], moved = sgd_element(param[k], buffer[k] if has_momentum else g, g, lr[state[UPDATE]], momentum, keep,
@@ -71,50 +73,60 @@ class Gradients:
             starts.append(total)
             total += -(-size // chunk) * chunk
         grad, rows = allocate((total,), dtype), operation.parts(n)
-        partial, chunks = allocate((rows * total,), dtype), np.ones(total // chunk, np.int32)
+        partial, where = allocate((rows * total,), dtype), np.tile(np.array([rows, 0, total, 0], np.int64), total // chunk)
         self.arrays = [grad[start:start + size] for start, size in zip(starts, sizes, strict=True)]
         self.targets = tuple(Gradient(partial, start, total) for start in starts)
-        self.calls = [Call(each(sum_parts, total), (grad, partial, to_device(rows * chunks), to_device(0 * chunks), chunk))]
+        self.calls = [Call(each(sum_parts, total), (grad, partial, to_device(where), chunk))]
 
 
 class Partials:
-    """The partial sums of the gradients of a model's parameters, which lie as these do: a row for each part of a batch.
+    """The partial sums of the gradients of a model's parameters: for each operation rows of its own, one for each part of a batch.
 
     Parameters
     ----------
     vector : ParameterVector
     parts : dict
-        Of each Parameter with a gradient: into how many sums that is split for a number of samples, a function.
+        Of each Parameter with a gradient: into how many sums that is split for a number of samples, a method of its operation.
     batch : int
         The most samples.
     """
 
     def __init__(self, vector, parts, batch):
-        self.vector, self.parts = vector, parts
-        self.rows = max([parts[p](n) for p in parts for n in range(batch + 1)], default=0)
-        # Zeros, which stay in the gaps between parameters.
-        self.partial = allocate((self.rows * vector.grad.size,), vector.grad.dtype)
-        self.chunk = ALIGNMENT // vector.grad.dtype.itemsize
+        self.vector, self.parts, self.chunk = vector, parts, ALIGNMENT // vector.grad.dtype.itemsize
+        operations, self.first, self.step, size = {}, {}, {}, 0
+        for parameter in sorted(parts, key=lambda p: p.start):
+            operations.setdefault(parts[parameter], []).append(parameter)
+        for count, own in operations.items():       # own parameters lie side by side
+            step = self._chunks(own[-1]).stop * self.chunk - own[0].start
+            for parameter in own:
+                self.first[parameter], self.step[parameter] = size - own[0].start, step
+            size += step * max(count(n) for n in range(batch + 1))
+        self.partial = allocate((size,), vector.grad.dtype)     # zeros, which stay in the gaps between parameters
+
+    def _chunks(self, parameter):
+        """The chunks of the vector that a parameter lies in, no other does."""
+        return slice(parameter.start // self.chunk, -(-parameter.stop // self.chunk))
 
     def target(self, parameter):
         """Where the partial sums of a parameter go."""
-        return Gradient(self.partial, parameter.start, self.vector.grad.size)
+        return Gradient(self.partial, self.first[parameter] + parameter.start, self.step[parameter])
 
-    def _per_chunk(self, value):
-        numbers = np.zeros(-(-self.vector.grad.size // self.chunk), np.int32)
-        for parameter in self.parts:
-            numbers[parameter.start // self.chunk:-(-parameter.stop // self.chunk)] = value(parameter)
-        return to_device(numbers)
+    def _where(self, n, add=()):
+        """What sum_of_parts wants to know of each chunk."""
+        where = np.zeros((-(-self.vector.grad.size // self.chunk), 4), np.int64)
+        for p in self.parts:
+            where[self._chunks(p)] = self.parts[p](n), self.first[p], self.step[p], p in add
+        return to_device(where.reshape(-1))
 
     def sum(self, n, add):
         """The calls that end a backward pass of n samples; `add` are the parameters whose gradients are added to."""
-        parts, adds = self._per_chunk(lambda p: self.parts[p](n)), self._per_chunk(lambda p: p in add)
-        return [Call(each(sum_parts, self.vector.grad.size), (self.vector.grad, self.partial, parts, adds, self.chunk))]
+        grad = self.vector.grad
+        return [Call(each(sum_parts, grad.size), (grad, self.partial, self._where(n, add), self.chunk))]
 
     def update_and_gather(self, n, buffer, lr, options, shape, gather):
         """The calls that do so without adding, update the parameters, and do what a gather call of pictures of a shape does."""
         vector, (out, *feed, state, batch, count) = self.vector, gather.arguments
-        parts = self._per_chunk(lambda p: self.parts[p](n))
         blocks = -(-vector.grad.size // THREADS) + -(-count // THREADS)
         return [Call(Launch(make_update_and_gather(*shape), blocks, THREADS), (
-            vector.grad, self.partial, parts, self.chunk, vector.data, buffer, lr, *options, state, out, *feed, batch, count))]
+            vector.grad, self.partial, self._where(n), self.chunk, vector.data, buffer, lr, *options, state,
+            out, *feed, batch, count))]
