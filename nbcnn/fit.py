@@ -209,8 +209,8 @@ def evaluate(scheduler, dataset, batch_size=256):
     if model.device == "cpu":
         batches = ((scheduler.predict(images), labels) for images, labels in loader.epoch(0, scheduler.images))
     else:
-        logits, starts = DeviceSteps(scheduler, None, loader).outputs(), range(0, len(dataset), batch_size)
-        batches = ((logits[start:start + batch_size], dataset.labels[start:start + batch_size]) for start in starts)
+        outputs, starts = DeviceSteps(scheduler, None, loader).outputs(), range(0, len(dataset), batch_size)
+        batches = ((outputs[start:start + batch_size], dataset.labels[start:start + batch_size]) for start in starts)
     for logits, labels in batches:
         loss_sum += float(loss(logits, targets(labels))) * len(labels)
         correct += int((logits.argmax(1) == labels).sum())

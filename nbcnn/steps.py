@@ -75,7 +75,7 @@ class DeviceSteps:
         self.shifts, self.rates = backend.empty((2 * steps,), np.int64), backend.empty((steps,), dtype)
         self.losses, self.state = backend.empty((steps,), dtype), backend.state.make_state()
         self.step = self.epoch = 0
-        self._ran, self._graphs = None, {}      # what has run once, step by step, and its graphs by their number of steps
+        self._memory, self._calls, self._graphs = (), {}, {}    # what has run with some memory, by batch size, and graphs of it
 
     def begin(self, epoch, start=0):
         """Go to a step of an epoch."""
@@ -113,19 +113,24 @@ class DeviceSteps:
         if count:
             self.backend.run([self._gather(self.size(self.step))])
         while self.step < stop:
-            n, steps = self.size(self.step), 1
-            # The calls follow from these; a graph needs all of its kernels to have run.
-            calls_of = n, id(self.scheduler.steps[0].x), bool(self.optimizer.update_of_all())
-            if self.graph and n == self.loader.batch_size and calls_of == self._ran and calls_of[-1]:
-                steps = GRAPH_STEPS if self.step + GRAPH_STEPS <= stop and self.size(self.step + GRAPH_STEPS - 1) == n else 1
+            n, steps, update = self.size(self.step), 1, self.optimizer.update_of_all()
+            # Calls and graphs are good for the memory that they were made with.
+            memory = (self.scheduler.steps[0].x, *update) if update else ()
+            if len(memory) != len(self._memory) or any(a is not b for a, b in zip(memory, self._memory, strict=True)):
+                self._memory, self._calls, self._graphs = memory, {}, {}
+            calls = self._calls.get(n)
+            if calls is None or not self.graph or n < self.loader.batch_size:
+                calls = calls or [call for _, call in self.calls(n)]
+                self.backend.run(calls)
+                if update:
+                    self._calls[n] = calls
+            else:       # a graph needs kernels that have run, as these have
+                if self.step + GRAPH_STEPS <= stop and self.size(self.step + GRAPH_STEPS - 1) == n:
+                    steps = GRAPH_STEPS
                 if steps not in self._graphs:
-                    self._graphs[steps] = self.backend.Graph([call for _, call in self.calls(n)] * steps)
+                    self._graphs[steps] = self.backend.Graph(calls * steps)
                 self._graphs[steps].launch()
-            else:
-                self.backend.run([call for _, call in self.calls(n)])
-                if n == self.loader.batch_size and calls_of != self._ran:
-                    self._ran, self._graphs = calls_of, {}
-            for parameter in self.optimizer.params:
+            for parameter in self.scheduler.model.parameters():
                 parameter.has_grad = True
             self.optimizer.updated()
             self.step += steps
