@@ -100,7 +100,8 @@ def to_host(array):
 
 def copy_to(array, host):
     """Overwrite a device array in C order with a NumPy array of its shape and dtype."""
-    array.copy_to_device(np.ascontiguousarray(host).reshape(array.shape))
+    if array.size:
+        array.copy_to_device(np.ascontiguousarray(host).reshape(array.shape))
 
 
 def transposed(array, axes):

@@ -14,9 +14,10 @@ from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_put, tile_taps,
 from nbcnn.kernels.operation import Call, Operation
 from nbcnn.kernels.phases import phases
 
+MOST_THREADS = 256          # of a block of a gradient: then a thread can have 255 registers
 NOBODY = 255                # the cell of a window that nobody won, as a ReLU gave 0
 SHARED = 48 * 1024          # bytes of shared memory that a block may have
-MOST_PARTS, MOST_SUMS = 512, 2 ** 20    # of a weight gradient: partial sums, and numbers in them; enough blocks, few bytes
+MOST_PARTS, MOST_SUMS = 512, 2 ** 22    # of a weight gradient: partial sums, and numbers in them; enough blocks, few bytes
 
 
 def extent(count, step, taps, tap_step):
@@ -60,13 +61,16 @@ def correlate_tile(C, y_shape, cell, pooled, taps, reads, itemsize):
 
 @functools.cache
 def weight_tile(C, O, size, window, taps, reads, itemsize):
-    """A block's part of the weight gradient: up to 320 threads, and as many rows of windows as shared memory holds."""
+    """A block's part of the weight gradient: up to MOST_THREADS threads, and as many rows of windows as shared memory holds."""
     (PH, PW), (KH, KW) = size, taps
-    OC = 8 if KH <= 8 else 4
-    channels = min(C, max(1, 320 // KW))
+    # All taps of a channel in a thread take the fewest instructions, if there are channels for whole warps and registers.
+    whole = C % WARP == 0 and KH * KW <= 25
+    Q, OC = (KW, max(1, 100 // (KH * KW))) if whole else (1, 8 if KH <= 8 else 4)
+    OC = min(OC, 8)
+    channels = min(C, WARP) if whole else min(C, max(1, MOST_THREADS // KW))
     columns = extent(PW * window[1], reads[1][1], KW, reads[1][2])
     while True:
-        groups = max(1, min(-(-O // OC), 320 // lanes(KW * channels)))
+        groups = max(1, min(-(-O // OC), MOST_THREADS // lanes(KW // Q * channels)))
         x_row, g_row = columns * (channels | 1) * itemsize, PW * groups * OC * (itemsize + 1)
         rows = next((k for k in range(min(PH, 4), 0, -1) if extent(k * window[0], reads[0][1], KH, reads[0][2]) * x_row + k * g_row
                      <= SHARED * 5 // 6), 0)
@@ -75,13 +79,13 @@ def weight_tile(C, O, size, window, taps, reads, itemsize):
         channels = -(-channels // 2)
     if not rows:
         raise ValueError(f"x: expected pictures of which a few rows fit into a GPU's shared memory, got {columns} columns")
-    return channels, groups, OC, -(-PH // -(-PH // rows))
+    return channels, Q, groups, OC, -(-PH // -(-PH // rows))
 
 
 def weight_threads(tile, taps):
     """The threads that such a tile keeps busy."""
-    channels, groups, outputs, _ = tile
-    return max(lanes(taps[1] * channels) * groups, lanes(groups * outputs))
+    channels, columns, groups, outputs, _ = tile
+    return max(lanes(taps[1] // columns * channels) * groups, lanes(groups * outputs))
 
 
 @functools.cache
@@ -171,20 +175,21 @@ def make_correlate(TILE, X_SHAPE, Y_SHAPE, CELL, POOLED, TAPS, READS, W_STEPS, Y
 def make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS):
     """What a block of so many threads does for the weight gradient: a device function, its blocks for each part, and its memory.
 
-    TILE = (channels, groups of outputs, outputs of a thread, rows of windows at a time). X_SHAPE = (C, H, W), Y_SHAPE = (O, PH,
-    PW): windows of pixels, of one pixel where there is no pooling. READS as in the correlation.
+    TILE = (channels, columns of taps of a thread, groups of outputs, outputs of a thread, rows of windows at a time). X_SHAPE =
+    (C, H, W), Y_SHAPE = (O, PH, PW): windows of pixels, of one pixel where there is no pooling. READS as in the correlation.
     """
-    CB, GROUPS, OC, ROWS = TILE
+    CB, Q, GROUPS, OC, ROWS = TILE
     (C, H, W), (O, PH, PW), (WH, WW), (KH, KW) = X_SHAPE, Y_SHAPE, WINDOW, TAPS
     (R0, SH, DH), (S0, SW, DW) = READS
-    LANES, OUTPUTS = lanes(KW * CB), GROUPS * OC
+    RUN = KW // Q * CB
+    LANES, OUTPUTS = lanes(RUN), GROUPS * OC
     C_BLOCKS, O_BLOCKS = -(-C // CB), -(-O // OUTPUTS)
     IY, IX = extent(ROWS * WH, SH, KH, DH), extent(PW * WW, SW, KW, DW)
     CP = CB | 1             # odd: pixels side by side lie in different banks
     SPARSE = WH * WW > 1
-    GS, ACC = IY * IX * CP, OC * KH             # in `floats` there is x, then dy
-    TAP_STEP, DOWN, RIGHT = DH * IX * CP, SH * IX * CP, SW * CP
-    O_STEP, P_STEP = KH * KW * C, KW * C
+    GS, ACC, SUMS = IY * IX * CP, OC * KH * Q, KH * Q       # in `floats` there is x, then dy
+    TAP_ROW, TAP_STEP, DOWN, RIGHT = DH * IX * CP, DW * CP, SH * IX * CP, SW * CP
+    O_STEP, TAP = KH * KW * C, C if Q == KW else KW * C     # a thread's taps are evenly spaced in w
     G_SIZE, STRIPS = ROWS * PW * OUTPUTS, -(-PH // ROWS)
 
     @cuda.jit(device=True)
@@ -195,8 +200,8 @@ def make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS):
         group, lane = t // LANES, t % LANES
         part, o_block = block // (C_BLOCKS * O_BLOCKS), block // C_BLOCKS % O_BLOCKS * OUTPUTS
         c_first = block % C_BLOCKS * CB
-        q, c = lane // CB, c_first + lane % CB
-        busy = group < GROUPS and lane < KW * CB and c < C
+        q, c = lane // CB * Q, c_first + lane % CB
+        busy = group < GROUPS and lane < RUN and c < C
         total = zero
         tile_zero(acc, ACC)
         for strip in range(part * n * STRIPS // parts, (part + 1) * n * STRIPS // parts):
@@ -212,6 +217,8 @@ def make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS):
                 window, o = k % (ROWS * PW), k // (ROWS * PW)
                 at = ((picture * O + o_block + o) * PH + i) * PW + window
                 inside = window < windows and o_block + o < O
+                if inside and not SPARSE and len(cells) > 0:    # windows of one cell, which a ReLU may have emptied
+                    inside = get(cells, at) != NOBODY
                 put(floats, GS + window * OUTPUTS + o, get(dy, at) if inside else zero)
                 if SPARSE:
                     put(won, window * OUTPUTS + o, get(cells, at) if inside else NOBODY)
@@ -221,7 +228,8 @@ def make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS):
                 for window in range(windows):
                     at = (window // PW * WH * SH * IX + window % PW * WW * SW) * CP + tap
                     g_at = window * OUTPUTS + group * OC
-                    tile_winners(acc, floats, GS + g_at, won, g_at, floats, at, OC, KH, (WH, WW), (TAP_STEP, DOWN, RIGHT))
+                    tile_winners(acc, floats, GS + g_at, won, g_at, floats, at, OC, (KH, Q), (WH, WW),
+                                 (TAP_ROW, TAP_STEP, DOWN, RIGHT))
             if t < OUTPUTS:
                 for window in range(windows):
                     if not SPARSE or get(won, window * OUTPUTS + t) != NOBODY:
@@ -229,7 +237,7 @@ def make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS):
             cuda.syncthreads()
         if busy:
             o = o_block + group * OC
-            tile_put(acc, partial, part * size + w_at + (o * KH * KW + q) * C + c, O - o, (OC, KH), (O_STEP, P_STEP))
+            tile_put(acc, partial, part * size + w_at + (o * KH * KW + q) * C + c, O - o, (OC, SUMS), (O_STEP, TAP))
         if b_at >= 0 and t < OUTPUTS and o_block + t < O and c_first == 0:
             put(partial, part * size + b_at + o_block + t, total)
 
@@ -248,8 +256,8 @@ def make_weight_gradient(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, VERSION=CO
 
         A part is so many strips of rows of windows, of as many pictures as it takes.
 
-        A thread has one (q, c) and the sums of some outputs o and all p. A row of `partial` has `size` numbers; the weights begin
-        at w_at, the bias, where there is one, at b_at.
+        A thread has one c, one or all q, all p, and the sums of some outputs o. A row of `partial` has `size` numbers; the weights
+        begin at w_at, the bias, where there is one, at b_at.
         """
         _ = VERSION
         floats = cuda.shared.array(FLOATS, x.dtype)
@@ -278,7 +286,7 @@ class Conv2d(Operation):
 
     def parts(self, n):
         """Into how many partial sums the weight gradient of n pictures is split, all alike: it follows from the shapes alone."""
-        strips = n * -(-self.size[0] // self.weight_tile()[3])
+        strips = n * -(-self.size[0] // self.weight_tile()[4])
         most = max(1, min(MOST_PARTS, MOST_SUMS // (self.O * self.run)))
         return -(-strips // -(-strips // most)) if strips else 1
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from nbcnn.kernels.cuda.buffer import allocate
 from nbcnn.kernels.cuda.compat import Launch, copy_to, cuda, kernel
-from nbcnn.kernels.cuda.conv2d import NOBODY, SHARED, Conv2d, lanes, make_weight_part, weight_threads
+from nbcnn.kernels.cuda.conv2d import MOST_THREADS, NOBODY, SHARED, Conv2d, even, lanes, make_weight_part, weight_threads
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_add, tile_patch, tile_zero
 from nbcnn.kernels.operation import Call
 
@@ -106,20 +106,20 @@ def make_sparse_backward(WEIGHT_TILE, INPUT_TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS
 
     @kernel(THREADS)
     def backward(partial, dy, cells, x, w_at, b_at, size, n, parts, dx, w):
-        """In the first blocks the weight gradient, as conv2d.py's kernel of that name; in the others the input gradient,
+        """dx[c, winning pixel + (p, q)] = sum of dy[o, window] * w[o, p, q, c]; in the last blocks the weight gradient, as conv2d.py.
 
-        dx[c, winning pixel + (p, q)] = sum of dy[o, window] * w[o, p, q, c]: a picture's tile and some channels in each block.
-        A thread has one channel c and the patch of pixels that a strip of windows touches. All its sums done, a strip adds its
-        patch to the block's tile, in turn with the strips that overlap it: in the same order every time.
+        A block has a picture's tile and some channels, a thread one channel c and the patch of pixels that a strip of windows
+        touches. All its sums done, a strip adds its patch to the block's tile, in turn with the strips that overlap it: in the same
+        order every time.
         """
         _ = VERSION
         floats = cuda.shared.array(FLOATS, x.dtype)
         won = cuda.shared.array(WON, np.uint8)
         block = cuda.blockIdx.x
-        if block < parts * W_BLOCKS:
-            weight_part(block, floats, won, partial, dy, cells, x, w_at, b_at, size, n, parts)
+        if block < n * X_BLOCKS:
+            input_part(block, floats, won, dx, dy, cells, w)
         else:
-            input_part(block - parts * W_BLOCKS, floats, won, dx, dy, cells, w)
+            weight_part(block - n * X_BLOCKS, floats, won, partial, dy, cells, x, w_at, b_at, size, n, parts)
 
     return backward, W_BLOCKS, X_BLOCKS, THREADS
 
@@ -131,22 +131,26 @@ def reaching(size, windows, step, window, taps, padding):
 
 
 @functools.cache
-def input_tile(x_shape, y_shape, window, taps, padding, itemsize):
-    """A block's part of the input gradient: a warp of channels for each strip, and a tile of dx that shared memory holds."""
+def input_tile(x_shape, y_shape, window, taps, padding, itemsize, taken=0):
+    """A block's part of the input gradient: a warp of channels for each strip, and a tile of dx that shared memory holds.
+
+    `taken` are bytes of shared memory that there are not.
+    """
     (C, H, W), (O, PH, PW), (WH, WW), (KH, KW) = x_shape, y_shape, window, taps
     channels = min(C, 32)
-    windows = max([1] + [k for k in range(2, min(PW, 8) + 1) if (WH + KH - 1) * (k * WW + KW - 1) + KH * KW <= 104])
-    rows, columns = max(1, -(-PH // 2)), PW         # two blocks for a picture, so that there are enough
+    windows = max([1] + [k for k in range(2, min(PW, 8) + 1) if (WH + KH - 1) * (k * WW + KW - 1) + KH * KW <= 150])
+    rows, columns = PH, PW
     while True:
         # Windows that reach into the tile.
         high = reaching(H, PH, rows * WH, WH, KH, padding[0])
         wide = -(-reaching(W, PW, columns * WW, WW, KW, padding[1]) // windows)
-        strips = max(1, min(high * wide, 320 // lanes(channels)))
+        strips = max(1, min(high * wide, MOST_THREADS // lanes(channels)))
         fixed = rows * WH * columns * WW * (channels | 1) * itemsize
         output = KH * KW * channels * itemsize + strips * windows * (itemsize + 1)
-        outputs = min(8, O, max(0, SHARED - fixed) // output)
+        outputs = min(8, O, max(0, SHARED - taken - fixed) // output)
         if outputs >= min(4, O):
-            groups = max(1, min(outputs, 320 // (lanes(channels) * strips)))
+            outputs = even(O, outputs)
+            groups = max(1, min(outputs, MOST_THREADS // (lanes(channels) * strips)))
             return channels, strips, groups, windows, outputs, rows, columns
         if rows * columns == 1 and channels == 1:
             raise ValueError(f"w: expected kernels and windows that fit into a GPU's shared memory, got {KH}x{KW} and {WH}x{WW}")
@@ -196,8 +200,9 @@ class Conv2dMaxPool2d(Conv2d):
         if dx is None:
             return [self.weight_backward(n, dparams, dy, x)]
         x_shape, y_shape, window, taps, _ = self.geometry()
-        tile = input_tile(x_shape, y_shape, window, taps, self.padding, self.dtype.itemsize)
-        kernel, w_blocks, x_blocks, threads = make_sparse_backward(
-            self.weight_tile(), tile, x_shape, y_shape, window, taps, self.padding)
+        _, _, groups, outputs, rows = weight_tile = self.weight_tile()
+        taken = groups * outputs * rows * y_shape[2]       # the cells that the weight gradient keeps, if more
+        tile = input_tile(x_shape, y_shape, window, taps, self.padding, self.dtype.itemsize, taken)
+        kernel, w_blocks, x_blocks, threads = make_sparse_backward(weight_tile, tile, x_shape, y_shape, window, taps, self.padding)
         return [Call(Launch(kernel, self.parts(n) * w_blocks + n * x_blocks, threads),
                      (*self.weight_arguments(n, dparams, dy, x), dx.array, params[0]), 2 * self.weight_flop(n))]

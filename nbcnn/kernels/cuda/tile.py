@@ -60,17 +60,18 @@ def tile_taps(acc, xs, at, ws, w_at, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
 
 
 def tile_winners(acc, gs, g_at, cells, cell_at, xs, at, OUTPUTS, TAPS, WINDOW, X_STEPS):
-    """acc[o*TAPS + p] += gs[g_at + o] * xs[at + the cell that won + tap p] for each o < OUTPUTS, each p of a column of taps.
+    """acc[o, p, q] += gs[g_at + o] * xs[at + the cell that won + tap (p, q)] for each o < OUTPUTS and (p, q) of TAPS.
 
-    cells[cell_at + o] = u*WINDOW[1] + v won, or none of the window did. X_STEPS = (from tap to tap, from cell to cell down, right).
-    Of a window of one cell that one wins; cells is not looked at.
+    cells[cell_at + o] = u*WINDOW[1] + v won, or none of the window did. X_STEPS = (from row to row of taps, from tap to tap, from
+    cell to cell down, right). Of a window of one cell that one wins; cells is not looked at.
     """
     for o in range(OUTPUTS):
         cell = int(cells[cell_at + o]) if WINDOW[0] * WINDOW[1] > 1 else 0
         if cell < WINDOW[0] * WINDOW[1]:
-            won = at + cell // WINDOW[1] * X_STEPS[1] + cell % WINDOW[1] * X_STEPS[2]
-            for p in range(TAPS):
-                acc[o * TAPS + p] += gs[g_at + o] * xs[won + p * X_STEPS[0]]
+            won = at + cell // WINDOW[1] * X_STEPS[2] + cell % WINDOW[1] * X_STEPS[3]
+            for p in range(TAPS[0]):
+                for q in range(TAPS[1]):
+                    acc[(o * TAPS[0] + p) * TAPS[1] + q] += gs[g_at + o] * xs[won + p * X_STEPS[0] + q * X_STEPS[1]]
 
 
 def tile_patch(acc, gs, g_at, cells, cell_at, ws, w_at, WINDOWS, TAPS, WINDOW, W_STEP):
@@ -160,13 +161,13 @@ if not SIMULATED:
             fma = module.globals.get(name) or ir.Function(module, ir.FunctionType(element, [element] * 3), name)
             self.builder.store(self.builder.call(fma, [a, b, self.builder.load(at)]), at)
 
-        def for_winner(self, cell, count, emit):
-            """Branch to emit(k) for the k < count that the byte `cell` is, and to nothing for any other."""
+        def for_winner(self, cell, first, count, emit):
+            """Branch to emit(k) for the k < count with first + k the byte `cell`, and to nothing for any other."""
             done = self.builder.append_basic_block("done")
             switch = self.builder.switch(cell, done)
             for k in range(count):
                 case = self.builder.append_basic_block(f"cell{k}")
-                switch.add_case(ir.Constant(cell.type, k), case)
+                switch.add_case(ir.Constant(cell.type, first + k), case)
                 self.builder.position_at_end(case)
                 emit(k)
                 self.builder.branch(done)
@@ -237,16 +238,18 @@ if not SIMULATED:
     def tile_winners(typingctx, acc, gs, g_at, cells, cell_at, xs, at, OUTPUTS, TAPS, WINDOW, X_STEPS):
         def emit(e, outputs, taps, window, x_steps):
             acc, g, cell, x = e.data(0), e.base(1, 2), e.base(3, 4), e.base(5, 6)
-            # All that any winner needs, loaded before the branches: neighbouring cells share most of it.
-            values = [[e.load(x, p * x_steps[0] + k // window[1] * x_steps[1] + k % window[1] * x_steps[2]) for p in range(taps)]
-                      for k in range(window[0] * window[1])]
-            for o in range(outputs):
-                gradient = e.load(g, o)
+            size = taps[0] * taps[1]
+            for u in range(window[0]):
+                # All that any winner in this row needs, loaded before the branches: neighbouring cells share most of it.
+                values = [[e.load(x, k // taps[1] * x_steps[0] + k % taps[1] * x_steps[1] + u * x_steps[2] + v * x_steps[3])
+                           for k in range(size)] for v in range(window[1])]
+                for o in range(outputs):
+                    gradient = e.load(g, o)
 
-                def add(k, o=o, gradient=gradient):
-                    for p in range(taps):
-                        e.multiply_add(acc, o * taps + p, gradient, values[k][p])
-                e.for_winner(e.load(cell, o), len(values), add) if len(values) > 1 else add(0)
+                    def add(v, o=o, gradient=gradient, values=values):
+                        for k in range(size):
+                            e.multiply_add(acc, o * size + k, gradient, values[v][k])
+                    e.for_winner(e.load(cell, o), u * window[1], window[1], add) if window != (1, 1) else add(0)
         return _verb(emit, (acc, gs, g_at, cells, cell_at, xs, at), (OUTPUTS, TAPS, WINDOW, X_STEPS))
 
     @verb
@@ -263,7 +266,7 @@ if not SIMULATED:
                     for p in range(taps[0]):
                         for q in range(taps[1]):
                             e.multiply_add(acc, first + p * columns + q, gradient, weights[p * taps[1] + q])
-                e.for_winner(e.load(cell, j), window[0] * window[1], add)
+                e.for_winner(e.load(cell, j), 0, window[0] * window[1], add)
         return _verb(emit, (acc, gs, g_at, cells, cell_at, ws, w_at), (WINDOWS, TAPS, WINDOW, W_STEP))
 
     @verb
