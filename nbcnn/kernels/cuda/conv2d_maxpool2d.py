@@ -106,7 +106,7 @@ def make_sparse_backward(WEIGHT_TILE, INPUT_TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS
 
     @kernel(THREADS)
     def backward(partial, dy, cells, x, w_at, b_at, size, n, parts, dx, w):
-        """dx[c, winning pixel + (p, q)] = sum of dy[o, window] * w[o, p, q, c]; in the last blocks the weight gradient, as conv2d.py.
+        """dx[c, winning pixel + (p, q)] = sum of dy[o, window] * w[o, p, q, c]; in the last blocks conv2d.py's weight gradient.
 
         A block has a picture's tile and some channels, a thread one channel c and the patch of pixels that a strip of windows
         touches. All its sums done, a strip adds its patch to the block's tile, in turn with the strips that overlap it: in the same
