@@ -50,19 +50,19 @@ def advance_state(state, loss):
 # ---- elementwise losses
 
 @functools.cache
-def make_elementwise_part(KIND, LABELS):
+def make_elementwise_part(KIND, CLASSES):
     """What a block does for it: a device function."""
 
     @cuda.jit(device=True)
-    def elementwise_part(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance):
+    def elementwise_part(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, state, batch, advance):
         sums = cuda.shared.array(BLOCK, x.dtype)
         zero, one, two, nan = x.dtype.type(0), x.dtype.type(1), x.dtype.type(2), x.dtype.type(np.nan)
         floor, tiny = x.dtype.type(-100), x.dtype.type(1e-12)
         step, total = state[STEP], zero
         for k in range(cuda.threadIdx.x, count, BLOCK):
             value = x[k]
-            if LABELS:
-                target = one if t[step * batch + k // classes] == k % classes else zero
+            if CLASSES > 0:
+                target = one if t[step * batch + k // CLASSES] == k % CLASSES else zero
             else:
                 target = t[k]
             if KIND == L1:
@@ -102,28 +102,28 @@ def make_elementwise_part(KIND, LABELS):
 
 
 @functools.cache
-def make_elementwise(KIND, LABELS, VERSION=CODE_VERSION):
-    """The kernel of one loss, for targets that are numbers or, LABELS, class labels."""
-    part = make_elementwise_part(KIND, LABELS)
+def make_elementwise(KIND, CLASSES, VERSION=CODE_VERSION):
+    """The kernel of one loss, for targets that are numbers, CLASSES 0, or labels of so many classes."""
+    part = make_elementwise_part(KIND, CLASSES)
 
     @kernel(BLOCK)
-    def elementwise(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance):
+    def elementwise(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, state, batch, advance):
         """losses = weight * l(x, t), loss[step] = their sum / divisor, dx = dloss / divisor * weight * dl/dx, of `count` elements.
 
-        loss, losses and dx may be left out, as weight and pos_weight. dloss has 1 or `count` numbers. With LABELS, t holds the
+        loss, losses and dx may be left out, as weight and pos_weight. dloss has 1 or `count` numbers. With CLASSES, t holds the
         classes of all steps' samples, `batch` to a step: a sample's target is 1 for its class and 0 for the others. `advance` moves
         the state to the next step.
         """
         _ = VERSION
-        part(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance)
+        part(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, state, batch, advance)
 
     return elementwise
 
 
 def elementwise_call(kind, loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance):
     """The call that computes what is asked for of an elementwise loss; classes is 0 where t holds numbers."""
-    return Call(Launch(make_elementwise(kind, classes > 0), 1, BLOCK, make_elementwise_part(kind, classes > 0)), (
-        loss, losses, dx, x, t, weight, pos_weight, dloss, x.dtype.type(divisor), count, classes, state, batch, bool(advance)))
+    return Call(Launch(make_elementwise(kind, classes), 1, BLOCK, make_elementwise_part(kind, classes)), (
+        loss, losses, dx, x, t, weight, pos_weight, dloss, x.dtype.type(divisor), count, state, batch, bool(advance)))
 
 
 def elementwise(kind, x, t, reduction, weight=None, pos_weight=None, dloss=None):

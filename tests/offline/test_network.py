@@ -1,0 +1,157 @@
+"""Every kernel that the CIFAR-10 networks use, for sm_80 and sm_90: assembles, without spills, within budgets, in float32."""
+import numpy as np
+import pytest
+
+import nbcnn
+
+from . import installed  # noqa: F401
+
+pytestmark = pytest.mark.offline
+
+ARCHITECTURES = ["sm_80", "sm_90"]
+LOSSES = [nbcnn.CrossEntropyLoss, nbcnn.MSELoss, nbcnn.L1Loss, nbcnn.BCELoss, nbcnn.BCEWithLogitsLoss]
+BATCH = 64      # on which nothing but the grid depends
+
+
+def networks(offline):
+    """Training steps of both networks, fused and not: what a graph records."""
+    for model in (nbcnn.models.cifar10_quick, nbcnn.models.cifar10_quick_relu):
+        for fuse in (True, False):
+            yield from offline.training_calls(model(), BATCH, fuse=fuse)
+
+
+def by_hand(launched):
+    """A step whose forward, backward and update are called one by one, and predict."""
+    model = nbcnn.models.cifar10_quick().to("cuda")
+    optimizer = nbcnn.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    images, labels = np.zeros((BATCH, 3, 32, 32), np.uint8), np.zeros(BATCH, np.int64)
+    nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()).train_step(images, labels, optimizer)
+    model.predict(images)
+    return drained("by hand", launched)
+
+
+def losses(offline, launched):
+    """Each loss at the end of a network, with the class labels that lie on the device, and as a function; softmax."""
+    from nbcnn.kernels.cuda import empty
+    for loss in LOSSES:
+        for last in ([], [nbcnn.ReLU()]):       # a linear layer takes in the loss, another one does not
+            model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(64, 10), *last], input_shape=(1, 8, 8))
+            calls = [call for _, call in offline.training_calls(model, BATCH, loss())]
+            (call,) = (call for call in calls if offline.name_of(call) in ("linear_loss", "cross_entropy", "elementwise"))
+            yield loss.__name__, call
+        x = empty((BATCH, 10), np.float32)
+        for t in [x] + [empty((BATCH,), np.int64)] * (loss is nbcnn.CrossEntropyLoss):
+            loss()(x, t)
+            loss().backward(x, t)
+        yield from drained(loss.__name__, launched)
+    nbcnn.kernels.softmax(x)
+    nbcnn.kernels.log_softmax(x)
+    yield from drained("softmax", launched)
+
+
+def drained(name, launched):
+    """(name, Call) of what was launched, which is forgotten."""
+    calls, launched[:] = [(name, call) for call in launched], []
+    return calls
+
+
+@pytest.fixture(scope="module")
+def kernels(offline):
+    """(call, what it compiles to) for every kernel, by architecture; the tables are printed."""
+    with offline.pretended_gpu() as launched:
+        steps = [*networks(offline), *by_hand(launched), *losses(offline, launched)]
+        names = {id(call): name for name, call in steps}
+        calls = offline.distinct(call for _, call in steps)
+        found = {arch: [(call, offline.compiled(call, arch, arch == "sm_90")) for call in calls] for arch in ARCHITECTURES}
+    for arch, codes in found.items():
+        rows = [offline.kernel_row(names[id(call)], call, code) for call, code in codes]
+        print(f"\n{arch}, batch {BATCH}\n\n{offline.table(offline.KERNEL_HEADER, rows)}")
+    return found
+
+
+def test_all_kernels_are_here(offline, kernels):
+    """What the package has, by its source: none is missing but the one for winners that no layer of ours has made."""
+    import re
+    from pathlib import Path
+
+    from nbcnn.kernels import cuda
+    source = "".join(path.read_text() for path in Path(cuda.__file__).parent.glob("*.py"))
+    defined = set(re.findall(r"@kernel\(.*\)\n\s*def (\w+)\(", source))
+    assert len(defined) > 10
+    assert defined - {offline.name_of(call) for call, _ in kernels["sm_90"]} == {"maxpool2d_scatter"}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_nothing_spills(kernels, arch):
+    assert [(code.name, code.types, code.spills, code.stack) for _, code in kernels[arch] if code.spills or code.stack] == []
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_shared_memory(kernels, arch):
+    """48 KB are what a kernel may declare. ptxas refuses more; a kernel that comes close to that has few blocks beside it."""
+    assert [(code.name, code.shared) for _, code in kernels[arch] if code.shared > 48 * 1024] == []
+
+
+# A multiprocessor has 65,536 registers and 2,048 threads.
+BUDGETS = {
+    "correlate": 128,                       # 4 blocks of 128 threads, so that some compute while others load
+    "linear_backward": 128,                 # 2 blocks of 256 threads, for the same reason; the others have few blocks
+    # A thread of these has one element and waits for memory most of the time: all 2,048 threads have to fit.
+    "gather": 32, "copy_elements": 32, "relu_forward": 32, "relu_backward": 32, "sum_parts": 32, "sgd": 32, "update_and_gather": 32,
+    "forward": 32,
+}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_registers(offline, kernels, arch):
+    """What is not in the table has one block or more on a multiprocessor."""
+    over = [(code.name, code.registers) for _, code in kernels[arch] if code.registers > BUDGETS.get(code.name, 255)]
+    homeless = [code.name for call, code in kernels[arch] if not code.blocks_per_multiprocessor(offline.threads_of(call))]
+    assert (over, homeless) == ([], [])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_single_precision(kernels, arch):
+    """No literal, and no function of a literal, has made a kernel compute in float64, at 1/2 to 1/64 of the speed."""
+    assert all(code.float32 for _, code in kernels[arch])
+    assert [(code.name, sorted(set(code.doubles))) for _, code in kernels[arch] if code.doubles] == []
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_inner_loops_do_not_divide(kernels, arch):
+    """A division of 64-bit integers takes about a hundred instructions."""
+    assert [(code.name, code.slow_divisions) for _, code in kernels[arch] if code.slow_divisions] == []
+
+
+def test_correlation_multiplies(offline, kernels):
+    """85 % of what the correlation's inner loop executes: what is left are loads, of which 16 bytes come at a time."""
+    shares = []
+    for _, code in kernels["sm_90"]:
+        if code.name == "correlate":
+            most, size = code.sass.multiplying()[0]
+            shares.append(most / size)
+    assert len(shares) == 3 + 3 + 2     # fused, not fused, and the input gradients of these
+    assert min(shares) >= 0.85
+
+
+def test_winners_multiply(offline, kernels):
+    """A window adds to each sum that a thread has, in registers that are known without an index: one winner's of each output."""
+    for call, code in kernels["sm_90"]:
+        weight = offline.constants(call.kernel.kernel.py_func).get("weight_part")
+        if code.name == "weight_gradient" and weight.SPARSE:
+            most, _ = code.sass.multiplying()[0]
+            assert most % (weight.OC * weight.SUMS) == 0        # of one window, or several
+            return
+    raise AssertionError("a network has no weight gradient of winners")
+
+
+def test_double_precision(offline):
+    """The kernels of checks in float64, one of a kind: they fit, and may spill."""
+    with offline.pretended_gpu():
+        steps = offline.training_calls(nbcnn.models.cifar10_quick(dtype=np.float64), BATCH)
+        calls = [call for name, call in steps if name in ("conv2+maxpool2", "linear2", "gradients")]
+        codes = [offline.compiled(call, disassemble=False) for call in calls]
+    print("\nspilled bytes in float64:", {code.name: code.spills for code in codes if code.spills})
+    assert all(code.doubles for code in codes)      # or the test of single precision could not fail
+    assert max(code.shared for code in codes) <= 48 * 1024
+    assert all(code.blocks_per_multiprocessor(offline.threads_of(call)) for call, code in zip(calls, codes, strict=True))
