@@ -17,7 +17,7 @@ from nbcnn.kernels.phases import phases
 MOST_THREADS = 256          # of a block of a gradient: then a thread can have 255 registers
 NOBODY = 255                # the cell of a window that nobody won, as a ReLU gave 0
 SHARED = 48 * 1024          # bytes of shared memory that a block may have
-MOST_PARTS, MOST_SUMS = 512, 2 ** 22    # of a weight gradient: partial sums, and numbers in them; enough blocks, few bytes
+MOST_PARTS, MOST_SUMS = 512, 2 ** 21    # of a weight gradient: partial sums, and numbers in them; enough blocks, few bytes
 
 
 def extent(count, step, taps, tap_step):
