@@ -477,10 +477,10 @@ def test_device_cuda_without_a_gpu_is_one_line_and_auto_says_why_not(small, monk
 
 def test_device_without_numba_cuda_says_what_to_install(small, monkeypatch, capsys):
     def missing(name):
-        raise ImportError("GPU kernels need numba-cuda: python -m pip install 'nbcnn[cuda13]'")
+        raise ImportError("GPU kernels need numba-cuda: python -m pip install 'numba-cuda[cu13]'")
     monkeypatch.setattr(train, "load_backend", missing)
     monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
-    assert "python -m pip install 'nbcnn[cuda13]'" in fails(capsys, "--device", "cuda", "--out", "run")
+    assert "python -m pip install 'numba-cuda[cu13]'" in fails(capsys, "--device", "cuda", "--out", "run")
     assert train._device("auto") == ("cpu", "numba-cuda, which a GPU needs, is not installed")
 
 

@@ -16,8 +16,8 @@ try:
     if getattr(cuda, "implementation", None) != "NVIDIA":
         raise ImportError("numba.cuda comes from numba itself, which no longer maintains it")
 except ImportError as error:
-    raise ImportError(f"GPU kernels need numba-cuda ({error}): python -m pip install 'nbcnn[cuda13]', or 'nbcnn[cuda12]' with a "
-                      "driver of CUDA 12") from None
+    raise ImportError(f"GPU kernels need numba-cuda ({error}), the extra cuda13: python -m pip install 'numba-cuda[cu13]==0.30.4' "
+                      "'cuda-toolkit[nvrtc,nvvm]==13.0.*'; with a driver of CUDA 12 'numba-cuda[cu12]==0.30.4'") from None
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 ALIGNMENT = None if SIMULATED else 16       # of shared memory that is read 16 bytes at a time
