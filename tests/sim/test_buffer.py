@@ -89,6 +89,15 @@ def test_weights_lie_with_the_channels_last():
         assert (to_host(cuda.unflat_weight(to_device(other.ravel()), other.shape)) == other).all()
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 3, 3), (2, 3, 1, 1), (1, 1, 1, 1), (1, 4), (0,)])
+def test_axes_of_size_1_are_written(shape):
+    """To a parameter's memory, from what has its shape and from what is spread over it."""
+    for values in (numbers(*shape), numbers(*shape).tolist(), 3.0):
+        flat = cuda.allocate((int(np.prod(shape)),), np.float32)
+        cuda.write(cuda.unflat_weight(flat, shape), values)
+        assert (to_host(cuda.unflat_weight(flat, shape)) == np.asarray(values)).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_partial_sums_are_added_in_order(dtype):
     """Numbers whose sum depends on the order; chunks with other numbers of sums, added to what is there or not, or left alone."""

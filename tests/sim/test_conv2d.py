@@ -195,6 +195,8 @@ def test_kernels_and_pictures_that_do_not_fit():
         conv2d.correlate_tile(1, (1, 1, 1), (1, 1), False, (60, 60), ((0, 1, 1), (0, 1, 1)), 4)
     with pytest.raises(ValueError, match=r"x: expected pictures of which a few rows fit .*, got 9000 columns"):
         conv2d.weight_tile(1, 1, (1, 9000), (1, 1), (1, 1), ((0, 1, 1), (0, 1, 1)), 8)
+    with pytest.raises(ValueError, match=r"w: expected kernels of at most 1024 columns.* got 1025"):
+        conv2d.weight_tile(1, 1, (1, 2), (1, 1), (1, 1025), ((0, 1, 1), (0, 1, 1)), 4)
 
 
 DY, X, W, B = (np.ones(shape, np.float32) for shape in ((2, 4, 4, 3), (2, 3, 5, 4), (4, 3, 2, 2), 4))

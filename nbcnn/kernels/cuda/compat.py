@@ -101,7 +101,8 @@ def to_host(array):
 def copy_to(array, host):
     """Overwrite a device array in C order with a NumPy array of its shape and dtype."""
     if array.size:
-        array.copy_to_device(np.ascontiguousarray(host).reshape(array.shape))
+        # A copy: numba-cuda drops axes without a step, as those of size 1 of a broadcast array.
+        array.copy_to_device(np.array(host, order="C").reshape(array.shape))
 
 
 def transposed(array, axes):

@@ -77,6 +77,8 @@ def weight_tile(C, O, size, window, taps, reads, itemsize):
         if rows or channels == 1:
             break
         channels = -(-channels // 2)
+    if KW > 1024:
+        raise ValueError(f"w: expected kernels of at most 1024 columns, a thread of a block for each, got {KW}")
     if not rows:
         raise ValueError(f"x: expected pictures of which a few rows fit into a GPU's shared memory, got {columns} columns")
     return channels, Q, groups, OC, -(-PH // -(-PH // rows))
