@@ -175,7 +175,7 @@ class Graph:
         # Memory that nobody needs any more cannot be freed while calls are recorded.
         with _one_at_a_time, cuda.defer_cleanup():
             launches = [(call.kernel.configured(builder), call.arguments) for call in calls]
-            builder.begin_building("thread_local")
+            builder.begin_building()
             try:
                 for launch, arguments in launches:
                     launch(*arguments)
