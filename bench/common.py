@@ -14,6 +14,7 @@ import numpy as np
 
 import nbcnn
 from nbcnn.kernels.cpu import launch
+from nbcnn.kernels.operation import Call
 
 
 def pyramid(size, channels):
@@ -69,7 +70,7 @@ def recorded(function):
     calls = []
 
     def record(kernel, *arguments):
-        calls.append(launch.Call(kernel, arguments))
+        calls.append(Call(kernel, arguments))
         return kernel(*arguments)
 
     def record_all(several):

@@ -132,9 +132,7 @@ class Buffer:
 
     def set(self, samples):
         """Overwrite the first samples with an array in PyTorch's shape."""
-        view = self.view(len(samples))
-        if samples is not view and samples.__array_interface__ != view.__array_interface__:
-            view[...] = samples
+        self.view(len(samples))[...] = samples
 
     def view(self, n):
         """The first n samples in PyTorch's shape, (n, C, H, W) or (n, F): a writable view."""
