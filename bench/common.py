@@ -212,12 +212,17 @@ def thread_count(text):
     return whole(text, 1, numba.config.NUMBA_NUM_THREADS)
 
 
-def duration(text):
-    """Seconds from the command line."""
+def positive(text, of=""):
+    """A number above 0 from the command line."""
     try:
         value = float(text)
     except ValueError:
         value = 0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number{of} above 0, got {text!r}")
     return value
+
+
+def duration(text):
+    """Seconds from the command line."""
+    return positive(text, " of seconds")

@@ -37,7 +37,7 @@ from nbcnn.datasets import Dataset, Loader
 from nbcnn.layers import ConvPool
 from nbcnn.steps import GRAPH_STEPS, DeviceSteps, HostSteps
 
-from common import Parser, ratio, table, torch_model
+from common import Parser, positive, ratio, table, torch_model
 
 FLOPS, BYTES = 67e12, 4.3e12        # a second: an H200's float32 arithmetic by its data sheet, and a copy as measured on one
 LR = 1e-3                           # small: losses stay finite however many steps are timed
@@ -724,17 +724,6 @@ def find_torch(simulated):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     return torch
-
-
-def positive(text):
-    """A number above 0 from the command line."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
 
 
 def main(arguments=None):

@@ -247,8 +247,9 @@ class Run:
         few = datasets.Dataset(self.train_set.images[:size], self.train_set.labels[:size], self.train_set.classes, "few")
         model = Sequential.from_structure(self.model.structure(), input_shape=self.model.input_shape).to(self.device)
         optimizer = optim.SGD(model.parameters(), lr=0, momentum=self.optimizer.momentum)
-        # The first step is not like the others: it has no momentum yet.
-        fit(model, few, few, epochs=2, batch_size=size, loss=self.loss, optimizer=optimizer)
+        # On a GPU the first step is not like the others: it has no momentum yet.
+        epochs = 1 if self.device == "cpu" else 2
+        fit(model, few, few, epochs=epochs, batch_size=size, loss=self.loss, optimizer=optimizer)
         self._say(f"{time.perf_counter() - started:.1f} s")
 
     def _say(self, text, end="\n"):

@@ -7,7 +7,7 @@ from nbcnn.kernels.arguments import describe, floats, pair, pool_size, same_dtyp
 from nbcnn.kernels.backend import backend_of, on_device
 from nbcnn.kernels.conv2d import _check as check_conv
 from nbcnn.kernels.conv2d import run_backward
-from nbcnn.kernels.cpu.conv2d_maxpool2d import NOBODY
+from nbcnn.kernels.operation import NOBODY
 
 
 def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):

@@ -1,6 +1,8 @@
 """What a backend's operations have in common, and a call of a kernel."""
 from typing import NamedTuple
 
+NOBODY = 255    # the cell of a pooling window that nobody won, as a ReLU gave 0: the same byte on every device
+
 
 class Call(NamedTuple):
     """A kernel and what it is called with."""

@@ -31,9 +31,8 @@ from nbcnn.kernels.cpu.tile import (
     tile_shift,
     tile_store,
 )
-from nbcnn.kernels.operation import Call
+from nbcnn.kernels.operation import NOBODY, Call
 
-NOBODY = 255                                    # the cell of a window without a value above 0, where a ReLU follows
 SUMS = 25 if VECTOR_BYTES == 64 else 12         # vectors of a tile, of 32 or 16 registers
 MOST_PARTS = 4                                  # partial sums of a weight gradient: fixed, whatever the number of threads
 WORKSPACE = 26 * 1024                           # bytes of x that a task works on, to stay in a first cache of 32 KiB

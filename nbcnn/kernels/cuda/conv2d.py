@@ -11,11 +11,10 @@ import numpy as np
 from nbcnn.kernels.cuda.buffer import nothing
 from nbcnn.kernels.cuda.compat import ALIGNMENT, WARP, Launch, cuda, kernel
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_put, tile_taps, tile_winners, tile_zero
-from nbcnn.kernels.operation import Call, Operation
+from nbcnn.kernels.operation import NOBODY, Call, Operation
 from nbcnn.kernels.phases import phases
 
 MOST_THREADS = 256          # of a block of a gradient: then a thread can have 255 registers
-NOBODY = 255                # the cell of a window that nobody won, as a ReLU gave 0
 SHARED = 48 * 1024          # bytes of shared memory that a block may have
 MOST_PARTS, MOST_SUMS = 512, 2 ** 21    # of a weight gradient: partial sums, and numbers in them; enough blocks, few bytes
 
@@ -49,7 +48,7 @@ def correlate_tile(C, y_shape, cell, pooled, taps, reads, itemsize):
     OC = 8 if TY * TX > 16 and math.prod(cell) <= 4 else 4
     groups = max(1, min(128 // (TY * TX), -(-O // OC)))
     while True:
-        IY, IX = (extent(n * k, *read[1:2], tap, read[2]) for n, k, read, tap in zip((TY, TX), cell, reads, taps, strict=True))
+        IY, IX = (extent(n * k, read[1], tap, read[2]) for n, k, read, tap in zip((TY, TX), cell, reads, taps, strict=True))
         channel = (IY * IX + math.prod(taps) * (groups * OC + 4)) * itemsize
         if channel <= SHARED or (TY, TX, groups) == (1, 1, 1):
             break

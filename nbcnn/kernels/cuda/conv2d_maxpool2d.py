@@ -9,9 +9,9 @@ import numpy as np
 
 from nbcnn.kernels.cuda.buffer import allocate
 from nbcnn.kernels.cuda.compat import Launch, copy_to, cuda, kernel
-from nbcnn.kernels.cuda.conv2d import MOST_THREADS, NOBODY, SHARED, Conv2d, even, lanes, make_weight_part, weight_threads
+from nbcnn.kernels.cuda.conv2d import MOST_THREADS, SHARED, Conv2d, even, lanes, make_weight_part, weight_threads
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_add, tile_patch, tile_zero
-from nbcnn.kernels.operation import Call
+from nbcnn.kernels.operation import NOBODY, Call
 
 
 @functools.cache

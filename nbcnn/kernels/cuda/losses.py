@@ -39,12 +39,20 @@ def block_sum(sums, value):
 
 
 @cuda.jit(device=True)
-def advance_state(state, loss):
-    """On to the update and the next batch; no further update once a loss was not finite."""
-    if not math.isfinite(loss):
-        state[STOPPED] = 1
-    state[UPDATE] = state[STEP]
-    state[STEP] += 1
+def finish(loss, step, sums, value, divisor, state, advance):
+    """loss[step] = the sum of the threads' values over divisor, unless it is left out.
+
+    `advance` goes on to the update and the next batch; there is no further update once a loss was not finite.
+    """
+    total = block_sum(sums, value) / divisor
+    if cuda.threadIdx.x == 0:
+        if len(loss) > 0:
+            loss[step] = total
+        if advance:
+            if not math.isfinite(total):
+                state[STOPPED] = 1
+            state[UPDATE] = step
+            state[STEP] = step + 1
 
 
 # ---- elementwise losses
@@ -91,12 +99,7 @@ def make_elementwise_part(KIND, CLASSES):
             if len(dx) > 0:
                 dx[k] = dloss[k if len(dloss) > 1 else 0] / divisor * w * slope
             total += l * w
-        total = block_sum(sums, total) / divisor
-        if cuda.threadIdx.x == 0:
-            if len(loss) > 0:
-                loss[step] = total
-            if advance:
-                advance_state(state, total)
+        finish(loss, step, sums, total, divisor, state, advance)
 
     return elementwise_part
 
@@ -236,12 +239,7 @@ def make_cross_entropy_part(SOFT):
             if len(losses) > 0:
                 losses[i] = l
             total += l
-        total = block_sum(sums, total) / divisor
-        if cuda.threadIdx.x == 0:
-            if len(loss) > 0:
-                loss[step] = total
-            if advance:
-                advance_state(state, total)
+        finish(loss, step, sums, total, divisor, state, advance)
 
     return cross_entropy_part
 
