@@ -36,9 +36,9 @@ def last(a):
     return torch.from_numpy(np.ascontiguousarray(a)).contiguous(memory_format=torch.channels_last)
 
 
-def check(name, mine, theirs):
+def check(name, mine, theirs, tolerance=0):
     """Both sides computed the same."""
-    assert np.array_equal(mine, theirs.detach().numpy()), f"{name}: the two sides differ"
+    assert np.allclose(mine, theirs.detach().numpy(), rtol=tolerance, atol=tolerance), f"{name}: the two sides differ"
 
 
 def convolution(N, C, O, size, K, s, p, pooled=False):
@@ -90,25 +90,53 @@ def convolution(N, C, O, size, K, s, p, pooled=False):
 def pool(N, C, size):
     """The same for max-pooling 2x2; no arithmetic to speak of."""
     x, dy = numbers(N, C, size, size), numbers(N, C, size // 2, size // 2)
-    operation = cpu.MaxPool2d((C, size, size), (2, 2), (2, 2), (0, 0), (1, 1), (C, size // 2, size // 2), np.float32)
+    operation = cpu.MaxPool2d((C, size, size), (2, 2), (2, 2), (0, 0), (1, 1), dy.shape[1:], np.float32)
+    tx, tdy = last(x), last(dy)
+    window = [2, 2], [2, 2], [0, 0], [1, 1], False
+    _, indices = aten.max_pool2d_with_indices(tx, *window)
+    return both("maxpool", operation, x, dy, lambda: aten.max_pool2d_with_indices(tx, *window)[0],
+                   lambda: aten.max_pool2d_with_indices_backward(tdy, tx, *window, indices))
+
+
+def average(N, C, size, window):
+    """The same for the means of windows side by side, or of whole planes."""
+    x, dy = numbers(N, C, size, size), numbers(N, C, size // window, size // window)
+    operation = cpu.AvgPool2d((C, size, size), (window, window), (window, window), (0, 0), True, None, dy.shape[1:], np.float32)
+    tx, tdy = last(x), last(dy)
+    options = [window], [window], [0], False, True, None
+    if window == size:      # what AdaptiveAvgPool2d(1) runs, and autograd for it
+        theirs = lambda: aten.mean(tx, [2, 3], True), lambda: tdy.expand_as(tx) / size ** 2
+    else:
+        theirs = lambda: aten.avg_pool2d(tx, *options), lambda: aten.avg_pool2d_backward(tdy, tx, *options)
+    return both("avgpool", operation, x, dy, *theirs)
+
+
+def activations(N, C, size):
+    """(name, kernels) for each activation. PyTorch's e^x, tanh and erf round otherwise: a few units of the last place of 8."""
+    x, dy = np.random.default_rng(0).standard_normal((2, N, C, size, size), np.float32)
+    tx, tdy = last(x), last(dy)
+    t_tanh, t_sigmoid, shape, dtype = aten.tanh(tx), aten.sigmoid(tx), x.shape[1:], x.dtype
+    for name, operation, *theirs in (
+            ("relu", cpu.ReLU(shape, dtype), lambda: aten.relu(tx), lambda: aten.threshold_backward(tdy, tx, 0)),
+            ("leaky_relu", cpu.LeakyReLU(shape, 0.01, dtype), lambda: aten.leaky_relu(tx, 0.01),
+             lambda: aten.leaky_relu_backward(tdy, tx, 0.01, False)),
+            ("tanh", cpu.Tanh(shape, dtype), lambda: aten.tanh(tx), lambda: aten.tanh_backward(tdy, t_tanh)),
+            ("sigmoid", cpu.Sigmoid(shape, dtype), lambda: aten.sigmoid(tx), lambda: aten.sigmoid_backward(tdy, t_sigmoid)),
+            *((f"gelu {form}", cpu.GELU(shape, form, dtype), lambda form=form: aten.gelu(tx, approximate=form),
+               lambda form=form: aten.gelu_backward(tdy, tx, approximate=form)) for form in ("none", "tanh"))):
+        yield name, both(name, operation, x, dy, *theirs, tolerance=4e-6)
+
+
+def both(name, operation, x, dy, torch_forward, torch_backward, tolerance=0):
+    """(name, nbcnn's calls, PyTorch's function) for both passes of an operation without parameters."""
+    N = len(x)
     operation.reserve(N)
     xb, dyb = cpu.Buffer.holding(x), cpu.Buffer.holding(dy)
     yb, dxb = cpu.Buffer(N, dy.shape[1:], np.float32), cpu.Buffer(N, x.shape[1:], np.float32)
-    tx, tdy = last(x), last(dy)
-    window = [2, 2], [2, 2], [0, 0], [1, 1], False
-
-    def torch_forward():
-        return aten.max_pool2d_with_indices(tx, *window)
-
-    ty, indices = torch_forward()
-
-    def torch_backward():
-        return aten.max_pool2d_with_indices_backward(tdy, tx, *window, indices)
-
     forward, backward = operation.forward(N, yb, xb, ()), operation.backward(N, dxb, (), dyb, xb, yb, (), ())
     run([*forward, *backward])
-    check("maxpool", yb.view(N), ty)
-    check("maxpool dx", dxb.view(N), torch_backward())
+    check(name, yb.view(N), torch_forward(), tolerance)
+    check(f"{name} dx", dxb.view(N), torch_backward(), tolerance)
     return [("forward", forward, torch_forward), ("dx", backward, torch_backward)]
 
 
@@ -126,6 +154,9 @@ def main():
     cases += [(f"{name} {C}->{O} {K}x{K} at {size}x{size}, pooled", convolution(N, C, O, size, K, s, p, pooled=True))
               for name, C, O, size, K, s, p in CONVOLUTIONS if s == 1]
     cases += [(f"maxpool 2x2 {C} at {size}x{size}", pool(N, C, size)) for C, size in ((32, 32), (32, 16), (64, 8))]
+    cases += [(f"avgpool {window}x{window} {C} at {size}x{size}", average(N, C, size, window))
+              for C, size, window in ((32, 32, 2), (64, 8, 2), (64, 8, 8), (256, 4, 4))]
+    cases += [(f"{name} 32 at 16x16", kernels) for name, kernels in activations(N, 32, 16)]
     for case, kernels in cases:
         for name, calls, theirs in kernels:
             times = interleaved([lambda calls=calls: run(calls), theirs], 20, options.seconds)

@@ -1,7 +1,8 @@
 """nbcnn: convolutional networks whose every forward and backward pass is a Numba function that a person can read.
 
     kernels     the operations on NumPy arrays, forward and backward
-    layers      Conv2d, MaxPool2d, ReLU, Flatten, Linear, and the Sequential model that holds them
+    layers      Conv2d, MaxPool2d, AvgPool2d, GlobalAvgPool2d, ReLU, LeakyReLU, Tanh, Sigmoid, GELU, Flatten, Linear
+    model       Sequential, which holds them; models: ready-made ones
     losses      L1Loss, MSELoss, CrossEntropyLoss, BCELoss, BCEWithLogitsLoss
     optim       SGD and learning-rate schedules
     checkpoint  save and load, atomically
@@ -12,7 +13,7 @@
 """
 from nbcnn import checkpoint, datasets, kernels, models, optim
 from nbcnn.fit import NonFiniteLoss, Progress, State, fit
-from nbcnn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU
+from nbcnn.layers import GELU, AvgPool2d, Conv2d, Flatten, GlobalAvgPool2d, LeakyReLU, Linear, MaxPool2d, ReLU, Sigmoid, Tanh
 from nbcnn.losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
 from nbcnn.model import Sequential
 from nbcnn.optim import SGD

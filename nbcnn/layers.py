@@ -6,7 +6,8 @@ backward stand side by side in `kernels/cpu/`. Shapes here are those of one samp
 import inspect
 import math
 
-from nbcnn.kernels.arguments import conv_size, integer, pair, pool_size
+from nbcnn.kernels.activations import APPROXIMATIONS
+from nbcnn.kernels.arguments import conv_size, finite, integer, one_of, pair, pool_size
 from nbcnn.parameter import Parameter
 
 
@@ -152,6 +153,51 @@ class MaxPool2d(Layer):
         return backend.MaxPool2d(shape, self.kernel_size, self.stride, self.padding, self.dilation, self.output_shape(shape), dtype)
 
 
+class AvgPool2d(Layer):
+    """The mean of each window; see `nbcnn.kernels.avgpool2d_forward`.
+
+    Parameters
+    ----------
+    kernel_size, padding : int or pair of ints
+    stride : int or pair of ints, optional
+        The kernel size when not given.
+    ceil_mode : bool
+        Whether a last window that begins inside the input and ends outside counts.
+    count_include_pad : bool
+        Whether cells of the padding count in the divisor.
+    divisor_override : int, optional
+        The divisor of all windows.
+    """
+
+    def __init__(self, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
+        super().__init__(
+            kernel_size=pair(kernel_size, "kernel_size", 1),
+            stride=None if stride is None else pair(stride, "stride", 1),
+            padding=pair(padding, "padding", 0), ceil_mode=bool(ceil_mode), count_include_pad=bool(count_include_pad),
+            divisor_override=None if divisor_override is None else integer(divisor_override, "divisor_override", 1))
+        self.__dict__.update(self.arguments)
+        self.stride = self.stride or self.kernel_size
+
+    def output_shape(self, shape):
+        if len(shape) != 3:
+            raise ValueError(f"expected pictures (N, C, H, W), got {_batch(shape)}")
+        return shape[0], *pool_size(shape[1:], self.kernel_size, self.stride, self.padding, (1, 1), self.ceil_mode, "input")
+
+    def operation(self, backend, shape, dtype):
+        return backend.AvgPool2d(shape, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor_override,
+                                 self.output_shape(shape), dtype)
+
+
+class GlobalAvgPool2d(Layer):
+    """The mean of each plane: an `AvgPool2d` whose window is the picture; see `nbcnn.kernels.global_avgpool2d_forward`."""
+
+    def output_shape(self, shape):
+        return AvgPool2d(shape[1:] if len(shape) == 3 else 1).output_shape(shape)
+
+    def operation(self, backend, shape, dtype):
+        return AvgPool2d(shape[1:]).operation(backend, shape, dtype)
+
+
 class ReLU(Layer):
     """max(x, 0); see `nbcnn.kernels.relu_forward`."""
 
@@ -160,6 +206,54 @@ class ReLU(Layer):
 
     def operation(self, backend, shape, dtype):
         return backend.ReLU(shape, dtype)
+
+
+class LeakyReLU(Layer):
+    """x where that is positive, else negative_slope*x; see `nbcnn.kernels.leaky_relu_forward`."""
+
+    def __init__(self, negative_slope=0.01):
+        super().__init__(negative_slope=finite(negative_slope, "negative_slope"))
+        self.__dict__.update(self.arguments)
+
+    def output_shape(self, shape):
+        return shape
+
+    def operation(self, backend, shape, dtype):
+        return backend.LeakyReLU(shape, self.negative_slope, dtype)
+
+
+class Tanh(Layer):
+    """The hyperbolic tangent; see `nbcnn.kernels.tanh_forward`."""
+
+    def output_shape(self, shape):
+        return shape
+
+    def operation(self, backend, shape, dtype):
+        return backend.Tanh(shape, dtype)
+
+
+class Sigmoid(Layer):
+    """1/(1 + e^-x); see `nbcnn.kernels.sigmoid_forward`."""
+
+    def output_shape(self, shape):
+        return shape
+
+    def operation(self, backend, shape, dtype):
+        return backend.Sigmoid(shape, dtype)
+
+
+class GELU(Layer):
+    """x Phi(x), or with approximate="tanh" its form with tanh; see `nbcnn.kernels.gelu_forward`."""
+
+    def __init__(self, approximate="none"):
+        super().__init__(approximate=one_of(approximate, "approximate", APPROXIMATIONS))
+        self.__dict__.update(self.arguments)
+
+    def output_shape(self, shape):
+        return shape
+
+    def operation(self, backend, shape, dtype):
+        return backend.GELU(shape, self.approximate, dtype)
 
 
 class ConvPool(Layer):

@@ -1,4 +1,6 @@
 """Independent NumPy forms of the operations, one function each: whole-array arithmetic, no loop over pixels, no nbcnn."""
+import math
+
 import numpy as np
 
 
@@ -33,16 +35,21 @@ def conv2d_backward(dy, x, w, stride, padding, dilation):
     return dx[:, :, padding[0]:padding[0] + H, padding[1]:padding[1] + W], dw, dy.sum((0, 2, 3))
 
 
+def _starts(size, span, stride, padding, ceil_mode):
+    """The first cells of windows of `span` cells along an axis."""
+    end = size + padding
+    starts = list(range(-padding, end - span + 1, stride))
+    if ceil_mode and starts[-1] + span < end and starts[-1] + stride < size:
+        starts.append(starts[-1] + stride)
+    return starts
+
+
 def maxpool2d_forward(x, kernel_size, stride, padding, dilation, ceil_mode):
     """y and argmax, all cells of all windows side by side on a last axis. A window without a cell in the picture is an error."""
     N, C, H, W = x.shape
     cells, inside = [], []
     for size, k, s, p, d in zip((H, W), kernel_size, stride, padding, dilation, strict=True):
-        end, span = size + p, d * (k - 1) + 1
-        starts = list(range(-p, end - span + 1, s))
-        if ceil_mode and starts[-1] + span < end and starts[-1] + s < size:
-            starts.append(starts[-1] + s)
-        cells.append(np.add.outer(starts, d * np.arange(k)))
+        cells.append(np.add.outer(_starts(size, d * (k - 1) + 1, s, p, ceil_mode), d * np.arange(k)))
         inside.append((cells[-1] >= 0) & (cells[-1] < size))
     (rows, columns), (rows_inside, columns_inside) = cells, inside
     valid = (rows_inside[:, None, :, None] & columns_inside[None, :, None, :]).reshape(len(rows), len(columns), -1)
@@ -62,6 +69,34 @@ def maxpool2d_backward(dy, argmax, x_shape):
     n, c = np.ogrid[:N, :C]
     np.add.at(dx, (n[..., None, None], c[..., None, None], argmax), dy)
     return dx.reshape(x_shape)
+
+
+def _means(size, dtype, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
+    """For each tap in order, where the windows have that cell in a picture with `padding` and a kernel more; their divisors."""
+    cells, counts = [], []
+    for n, k, s, p in zip(size, kernel_size, stride, padding, strict=True):
+        cells.append(np.add.outer(_starts(n, k, s, p, ceil_mode), np.arange(k)))
+        counts.append(((cells[-1] < n + p) & (count_include_pad | (cells[-1] >= 0) & (cells[-1] < n))).sum(1))
+    (rows, columns), (PH, PW) = cells, padding
+    taps = [np.s_[:, :, rows[:, p, None] + PH, columns[:, q] + PW] for p in range(rows.shape[1]) for q in range(columns.shape[1])]
+    return taps, (np.outer(*counts) if divisor_override is None else np.array(divisor_override)).astype(dtype)
+
+
+def avgpool2d_forward(x, kernel_size, stride, padding, *options):
+    """y: for each tap, one sum of all windows' cells; zeros outside."""
+    taps, divisor = _means(x.shape[2:], x.dtype, kernel_size, stride, padding, *options)
+    x = np.pad(x, ((0, 0), (0, 0), *((p, p + k) for p, k in zip(padding, kernel_size, strict=True))))
+    return sum((x[tap] for tap in taps), np.zeros((), x.dtype)) / divisor
+
+
+def avgpool2d_backward(dy, x_shape, kernel_size, stride, padding, *options):
+    """dx: the last tap first, since the last windows reach a cell with their first one."""
+    taps, divisor = _means(x_shape[2:], dy.dtype, kernel_size, stride, padding, *options)
+    (N, C, H, W), (PH, PW), (KH, KW) = x_shape, padding, kernel_size
+    dx = np.zeros((N, C, H + 2 * PH + KH, W + 2 * PW + KW), dy.dtype)
+    for tap in reversed(taps):
+        dx[tap] += dy / divisor
+    return dx[:, :, PH:PH + H, PW:PW + W]
 
 
 def conv2d_maxpool2d_forward(x, w, b, padding, window, relu):
@@ -91,6 +126,37 @@ def relu(x, dy):
     """y and dx."""
     keep = ~(x <= 0)
     return np.where(keep, x, 0), np.where(keep, dy, 0)
+
+
+def leaky_relu(x, dy, negative_slope):
+    """y and dx."""
+    with np.errstate(invalid="ignore"):
+        return np.maximum(x, 0) + negative_slope * np.minimum(x, 0), dy * np.where(x > 0, 1, negative_slope)
+
+
+def tanh(x, dy):
+    """y and dx, dx without y."""
+    with np.errstate(over="ignore"):
+        return np.tanh(x), dy / np.cosh(x) ** 2
+
+
+def sigmoid(x, dy):
+    """y and dx, dx without y: 1 - sigmoid(x) = sigmoid(-x)."""
+    with np.errstate(invalid="ignore"):
+        log_y, log_rest = -np.logaddexp(0, -x), -np.logaddexp(0, x)
+    return np.exp(log_y), dy * np.exp(log_y + log_rest)
+
+
+def gelu(x, dy, approximate):
+    """y and dx: x times a share of the normal distribution, or of the logistic one at 2u that stands in for it."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        if approximate == "tanh":
+            c = np.sqrt(2 / np.pi)
+            share, slope = sigmoid(2 * c * (x + 0.044715 * x ** 3), 2 * c * (1 + 3 * 0.044715 * x ** 2))
+        else:
+            share = np.vectorize(math.erfc, otypes=[float])(-x / np.sqrt(2)) / 2
+            slope = np.exp(-x ** 2 / 2) / np.sqrt(2 * np.pi)
+        return x * share, dy * (share + x * slope)
 
 
 def sgd(param, grads, lr, momentum, dampening, weight_decay, nesterov, maximize):

@@ -7,7 +7,7 @@ import sys
 STEP = """
 import numpy as np
 import nbcnn.kernels
-from nbcnn.kernels.cpu.relu import relu_forward
+from nbcnn.kernels.cpu.activations import relu_forward
 y = nbcnn.kernels.relu_forward(np.random.default_rng(0).standard_normal((2, 3, 4, 5), dtype=np.float32))
 print(y.tobytes().hex(), sum(relu_forward.stats.cache_hits.values()))
 """

@@ -2,6 +2,24 @@
 
 Where the loops are: `nbcnn/kernels/cpu/<operation>.py`.
 """
+from nbcnn.kernels.activations import (
+    gelu_backward,
+    gelu_forward,
+    leaky_relu_backward,
+    leaky_relu_forward,
+    relu_backward,
+    relu_forward,
+    sigmoid_backward,
+    sigmoid_forward,
+    tanh_backward,
+    tanh_forward,
+)
+from nbcnn.kernels.avgpool2d import (
+    avgpool2d_backward,
+    avgpool2d_forward,
+    global_avgpool2d_backward,
+    global_avgpool2d_forward,
+)
 from nbcnn.kernels.conv2d import conv2d_backward, conv2d_forward
 from nbcnn.kernels.conv2d_maxpool2d import conv2d_maxpool2d_backward, conv2d_maxpool2d_forward
 from nbcnn.kernels.images import load_images, normalization_table, normalize_images
@@ -21,12 +39,14 @@ from nbcnn.kernels.losses import (
     softmax,
 )
 from nbcnn.kernels.maxpool2d import maxpool2d_backward, maxpool2d_forward
-from nbcnn.kernels.relu import relu_backward, relu_forward
 from nbcnn.kernels.sgd import sgd_step
 
 __all__ = [
     # layers
-    "conv2d_forward", "conv2d_backward", "maxpool2d_forward", "maxpool2d_backward", "relu_forward", "relu_backward",
+    "conv2d_forward", "conv2d_backward", "maxpool2d_forward", "maxpool2d_backward", "avgpool2d_forward",
+    "avgpool2d_backward", "global_avgpool2d_forward", "global_avgpool2d_backward",
+    "relu_forward", "relu_backward", "leaky_relu_forward", "leaky_relu_backward", "tanh_forward", "tanh_backward",
+    "sigmoid_forward", "sigmoid_backward", "gelu_forward", "gelu_backward",
     "conv2d_maxpool2d_forward", "conv2d_maxpool2d_backward", "linear_forward", "linear_backward",
     # outputs and losses
     "softmax", "log_softmax", "cross_entropy_forward", "cross_entropy_backward", "mse_loss_forward", "mse_loss_backward",

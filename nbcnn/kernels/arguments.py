@@ -2,6 +2,7 @@
 
 Nothing here touches the data: a public function checks first, and only then allocates and writes.
 """
+import math
 import numbers
 import operator
 
@@ -88,6 +89,17 @@ def integer(value, name, minimum):
     return number
 
 
+def four_sizes(value, name):
+    """The shape of pictures (N, C, H, W), as ints."""
+    try:
+        sizes = tuple(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected a tuple (N, C, H, W), got {value!r}") from None
+    if len(sizes) != 4:
+        raise ValueError(f"{name}: expected four sizes (N, C, H, W), got {sizes}")
+    return tuple(integer(size, name, 0) for size in sizes)
+
+
 def fraction(value, name):
     """A number in [0, 1]."""
     if not isinstance(value, numbers.Real):
@@ -95,6 +107,15 @@ def fraction(value, name):
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: expected a number in [0, 1], got {value!r}")
     return value
+
+
+def finite(value, name):
+    """A finite number, as a float."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a finite number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return float(value)
 
 
 def nesterov_fits(nesterov, momentum, dampening):

@@ -2,7 +2,7 @@
 import numpy as np
 
 from nbcnn.kernels import cpu
-from nbcnn.kernels.arguments import describe, floats, integer, pair, pool_size, same_shape
+from nbcnn.kernels.arguments import describe, floats, four_sizes, pair, pool_size, same_shape
 from nbcnn.kernels.backend import as_array, backend_of, on_device
 from nbcnn.kernels.cpu.launch import launch
 from nbcnn.kernels.cpu.maxpool2d import maxpool2d_scatter
@@ -122,7 +122,7 @@ def maxpool2d_backward(dy, argmax, x_shape):
     True
     """
     backend, dy = backend_of(dy=dy, argmax=argmax), floats(dy, "dy", "(N, C, OH, OW)")
-    N, C, H, W = _shape(x_shape)
+    N, C, H, W = four_sizes(x_shape, "x_shape")
     if dy.shape[:2] != (N, C):
         raise ValueError(f"dy: expected shape (N, C, OH, OW) with N, C = {N}, {C}, as x_shape says, got shape {dy.shape}")
     cells = as_array(argmax)
@@ -142,14 +142,3 @@ def maxpool2d_backward(dy, argmax, x_shape):
     flat.reshape(N, *dy.shape[2:], C)[...] = cells.transpose(0, 2, 3, 1)
     launch(maxpool2d_scatter, dx.array.reshape(N, H * W, C), cpu.Buffer.holding(dy).array.reshape(flat.shape), flat)
     return dx.view(N)
-
-
-def _shape(x_shape):
-    """The four ints of an input's shape."""
-    try:
-        x_shape = tuple(x_shape)
-    except TypeError:
-        raise TypeError(f"x_shape: expected a tuple (N, C, H, W), got {x_shape!r}") from None
-    if len(x_shape) != 4:
-        raise ValueError(f"x_shape: expected four sizes (N, C, H, W), got {x_shape}")
-    return tuple(integer(size, "x_shape", 0) for size in x_shape)

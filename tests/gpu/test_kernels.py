@@ -97,10 +97,41 @@ def test_maxpool2d(cuda, sizes, layer, options):
     assert_equal(run(cuda, lambda dy, argmax: kernels.maxpool2d_backward(dy, argmax, x.shape), dy, argmax))
 
 
-def test_relu(cuda, sizes):
+@pytest.mark.parametrize("options", [
+    dict(kernel_size=2), dict(kernel_size=3, stride=2, padding=1, ceil_mode=True),
+    dict(kernel_size=3, stride=1, padding=1, count_include_pad=False), dict(kernel_size=2, stride=3, divisor_override=8)])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_avgpool2d(cuda, sizes, layer, options):
+    """Any numbers: both sides add up in the same order."""
+    shape = sizes.convolutions[layer][0]
+    x, = normal(12, shape)
+    dy, = normal(13, kernels.avgpool2d_forward(x, **options).shape)
+    assert_equal(run(cuda, kernels.avgpool2d_forward, x, **options))
+    assert_equal(run(cuda, kernels.avgpool2d_backward, dy, x_shape=shape, **options))
+    dy, = normal(14, (*shape[:2], 1, 1))
+    assert_equal(run(cuda, kernels.global_avgpool2d_forward, x))
+    assert_equal(run(cuda, kernels.global_avgpool2d_backward, dy, x_shape=shape))
+
+
+@pytest.mark.parametrize("name, reads, options", [
+    ("relu", "y", {}), ("leaky_relu", "x", dict(negative_slope=0.25)), ("tanh", "y", {}), ("sigmoid", "y", {}),
+    ("gelu", "x", dict(approximate="none")), ("gelu", "x", dict(approximate="tanh"))])
+def test_activations(cuda, sizes, name, reads, options):
+    """Those without rounding are equal; the others near, also element by element where y is small."""
+    forward, backward = (getattr(kernels, f"{name}_{way}") for way in ("forward", "backward"))
     x, dy = integers(7, *[sizes.convolutions["conv2"][0]] * 2)
-    assert_equal(run(cuda, kernels.relu_forward, x))
-    assert_equal(run(cuda, kernels.relu_backward, dy, kernels.relu_forward(x)))
+    if "relu" in name:
+        assert_equal(run(cuda, forward, x, **options))
+        assert_equal(run(cuda, backward, dy, {"x": x, "y": forward(x, **options)}[reads], **options))
+        return
+    x, dy = normal(15, x.shape, x.shape)
+    assert_near(cuda, forward, x, tolerance=FEW, **options)
+    assert_near(cuda, backward, dy, {"x": x, "y": forward(x, **options)}[reads], tolerance=FEW, **options)
+    ends = np.array([0, -0.0, -1e-40, 1e-40, -6, -20, 20, -90, 90, -1e20, 1e20, np.inf, -np.inf, np.nan], np.float32)
+    (expected,), (got,) = run(cuda, forward, ends, **options)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-37)       # x^2/2 = 18, rounded; a GPU's erfc may flush denormals
+    (expected,), (got,) = run(cuda, backward, np.ones_like(ends), {"x": ends, "y": forward(ends, **options)}[reads], **options)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("layer", ["linear1", "linear2"])

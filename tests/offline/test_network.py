@@ -20,6 +20,21 @@ def networks(offline):
             yield from offline.training_calls(model(), BATCH, fuse=fuse)
 
 
+def averages(offline):
+    """The first convolution's pixels, averaged: in windows side by side, in windows that overlap and reach outside, and all."""
+    model = nbcnn.Sequential([
+        nbcnn.Conv2d(3, 32, 5, padding=2), nbcnn.AvgPool2d(2), nbcnn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False),
+        nbcnn.GlobalAvgPool2d(), nbcnn.Flatten(), nbcnn.Linear(32, 10)], input_shape=(3, 32, 32))
+    return offline.training_calls(model, BATCH)
+
+
+def activations(offline):
+    """Those that the networks do not have."""
+    model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(64, 10), nbcnn.LeakyReLU(), nbcnn.Tanh(), nbcnn.Sigmoid(), nbcnn.GELU(),
+                              nbcnn.GELU("tanh"), nbcnn.Linear(10, 10)], input_shape=(1, 8, 8))
+    return offline.training_calls(model, BATCH)
+
+
 def by_hand(launched):
     """A step whose forward, backward and update are called one by one, and predict."""
     model = nbcnn.models.cifar10_quick().to("cuda")
@@ -59,7 +74,7 @@ def drained(name, launched):
 def kernels(offline):
     """(call, what it compiles to) for every kernel, by architecture; the tables are printed."""
     with offline.pretended_gpu() as launched:
-        steps = [*networks(offline), *by_hand(launched), *losses(offline, launched)]
+        steps = [*networks(offline), *averages(offline), *activations(offline), *by_hand(launched), *losses(offline, launched)]
         names = {id(call): name for name, call in steps}
         calls = offline.distinct(call for _, call in steps)
         found = {arch: [(call, offline.compiled(call, arch, arch == "sm_90")) for call in calls] for arch in ARCHITECTURES}
@@ -97,8 +112,11 @@ BUDGETS = {
     "correlate": 128,                       # 4 blocks of 128 threads, so that some compute while others load
     "linear_backward": 128,                 # 2 blocks of 256 threads, for the same reason; the others have few blocks
     # A thread of these has one element and waits for memory most of the time: all 2,048 threads have to fit.
-    "gather": 32, "copy_elements": 32, "relu_forward": 32, "relu_backward": 32, "sum_parts": 32, "sgd": 32, "update_and_gather": 32,
-    "forward": 32,
+    "gather": 32, "copy_elements": 32, "sum_parts": 32, "sgd": 32, "update_and_gather": 32,
+    "forward": 32, "avgpool2d_forward": 32,
+    "avgpool2d_backward": 40,               # 6 blocks of 256 threads where windows overlap, or 8
+    **dict.fromkeys((f"{name}_{way}" for name in ("relu", "leaky_relu", "tanh", "sigmoid", "gelu", "gelu_tanh")
+                     for way in ("forward", "backward")), 32),
 }
 
 

@@ -1,0 +1,329 @@
+"""Activations on the CPU: one function of each element, a row of pixels at a time.
+
+In float64, which is for checks, the functions of the C library do. Calling one for each element takes ten times as long as
+computing a vector at a time, so float32 has polynomials of its own, without branches, which the compiler makes vector
+instructions of.
+"""
+import math
+
+import numba
+import numpy as np
+from numba import prange, types
+from numba.extending import overload
+
+from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
+from nbcnn.kernels.operation import Call, Operation
+
+# Division by zero gives inf, as in NumPy. A product and a sum may become one instruction that rounds once; nothing else is relaxed.
+OPTIONS = dict(cache=CACHE, error_model="numpy", fastmath={"contract"})
+kernel = numba.njit(parallel=PARALLEL, **OPTIONS)
+njit = numba.njit(**OPTIONS)
+
+
+# ---- float32 functions, for vectors: every constant is a float32, every choice a selection
+#
+# The coefficients of EXP, UPPER and LOWER are minimax fits: least squares with NumPy at Chebyshev points, repeated with the weights
+# multiplied by the errors until the largest are equal.
+
+def _singles(*values):
+    return tuple(map(np.float32, values))
+
+
+ZERO, ONE, HALF, PEAK = _singles(0, 1, 0.5, 1 / math.sqrt(2 * math.pi))
+LOG2_E, LN2_HIGH, LN2_LOW = _singles(math.log2(math.e), 0.693359375, -2.12194440e-4)    # the product of HIGH and 8 bits is exact
+LOWEST = np.float32(-104)                   # e^x is 0 below
+ROUND = np.float32(1.5 * 2**23)             # a sum with it is whole, and its last bits are those of the integer
+MANTISSA, BIAS, LIFT = np.int32(23), np.int32(127 + 64), np.float32(2**-64)
+EXP = _singles(0.00138427236, 0.00837495644, 0.0416680574, 0.166664213, 0.49999994, 1, 1)
+NEAR, TANH = np.float32(0.625), _singles(-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1,
+                                         -3.33332819422e-1, 1)
+FAR = np.float32(15)                        # float32 has nothing between 0 and the share below -15
+UPPER = _singles(0.0144776087, 0.108573541, 0.342752784, 0.49999997)
+LOWER = _singles(0.0363012441, 0.271773428, 0.900756299, 1.4833864, 1)
+
+
+@njit
+def polynomial(x, coefficients):
+    """The highest power's coefficient first."""
+    p = coefficients[0]
+    for c in coefficients[1:]:
+        p = p * x + c
+    return p
+
+
+@njit
+def exp32(x):
+    """e^x = 2^k e^r, |r| <= ln(2)/2, for x <= 0; within 1.4 ulp, denormal results included."""
+    x = LOWEST if x < LOWEST else x         # NaN stays
+    shifted = np.float32(x * LOG2_E + ROUND)
+    k = shifted - ROUND
+    power = polynomial(x - k * LN2_HIGH - k * LN2_LOW, EXP)
+    scale = np.int32((shifted.view(np.int32) + BIAS) << MANTISSA).view(np.float32)      # 2^(k + 64), as 2^-150 is no number
+    return power * scale * LIFT
+
+
+@njit
+def tanh32(x):
+    """tanh x = x P(x^2) near 0, P as in Cephes' tanhf, else (1 - e^-2|x|)/(1 + e^-2|x|), which would cancel there; within 2 ulp."""
+    size = abs(x)
+    power = exp32(-size - size)
+    far = (ONE - power) / (ONE + power)
+    return x * polynomial(x * x, TANH) if size < NEAR else far if x > ZERO else -far
+
+
+@njit
+def normal32(x):
+    """Phi(x), the share of a normal distribution below x, and its density phi(x).
+
+    Phi(x) = (1 + erf(x/sqrt 2))/2, without the cancellation of that for x < 0: Phi(-|x|) = e^(-x^2/2) U(|x|)/L(|x|), where U and L
+    have positive coefficients. Their relative error is at most 7e-8 (1 + x^2/2), to |x| = 14.5, as rounding x^2/2 costs as much.
+    Within 3 ulp for x >= 0, 4 + x^2 ulp below.
+    """
+    size = abs(x)
+    size = FAR if size > FAR else size
+    power = exp32(-HALF * x * x)
+    below = power * (polynomial(size, UPPER) / polynomial(size, LOWER))
+    return below if x < ZERO else ONE - below, PEAK * power
+
+
+# ---- of either dtype
+
+def exp(x):
+    """e^x for x <= 0, for jitted code, as the following."""
+
+
+def tanh(x):
+    """The hyperbolic tangent."""
+
+
+def normal(x):
+    """Phi(x) and phi(x), a normal distribution's share below x and its density there."""
+
+
+@overload(exp)
+def _exp(x):
+    return (lambda x: exp32(x)) if x == types.float32 else lambda x: math.exp(x)
+
+
+@overload(tanh)
+def _tanh(x):
+    return (lambda x: tanh32(x)) if x == types.float32 else lambda x: math.tanh(x)
+
+
+@overload(normal)
+def _normal(x):
+    def normal64(x):
+        return 0.5 * math.erfc(-math.sqrt(0.5) * x), math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return (lambda x: normal32(x)) if x == types.float32 else normal64
+
+
+@njit
+def sigmoid(x, zero, one):
+    """1/(1 + e^-x), of a power that cannot overflow."""
+    power = exp(-abs(x))
+    return (power if x < zero else one) / (one + power)
+
+
+# ---- kernels, each for the first n pictures of arrays (batch, rows, elements of a row), borders included, which are counted so too
+
+@njit
+def _rows(a, n, border):
+    """How many rows n pictures have without their borders."""
+    return n * (a.shape[1] - 2 * border[0])
+
+
+@njit
+def _row(a, row, border):
+    """Row number `row`, counted through all pictures without their borders: a view (elements,)."""
+    H, length = a.shape[1] - 2 * border[0], a.shape[2] - 2 * border[1]
+    return a[row // H, row % H + border[0], border[1]:border[1] + length]
+
+
+@kernel
+def relu_forward(y, x, n, y_border, x_border):
+    """y = max(x, 0); NaN stays NaN."""
+    zero = x.dtype.type(0)
+    for row in prange(_rows(x, n, x_border)):
+        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
+        for k in range(len(xs)):
+            ys[k] = zero if xs[k] <= zero else xs[k]
+
+
+@kernel
+def relu_backward(dx, dy, y, n, dx_border, dy_border, y_border):
+    """dx = dy where y > 0 or y is NaN, else 0."""
+    zero = y.dtype.type(0)
+    for row in prange(_rows(y, n, y_border)):
+        dxs, dys, ys = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(y, row, y_border)
+        for k in range(len(ys)):
+            dxs[k] = zero if ys[k] <= zero else dys[k]
+
+
+@kernel
+def leaky_relu_forward(y, x, slope, n, y_border, x_border):
+    """y = x where x > 0, else slope*x."""
+    zero = x.dtype.type(0)
+    for row in prange(_rows(x, n, x_border)):
+        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
+        for k in range(len(xs)):
+            ys[k] = xs[k] if xs[k] > zero else slope * xs[k]
+
+
+@kernel
+def leaky_relu_backward(dx, dy, x, slope, n, dx_border, dy_border, x_border):
+    """dx = dy where x > 0, else slope*dy."""
+    zero = x.dtype.type(0)
+    for row in prange(_rows(x, n, x_border)):
+        dxs, dys, xs = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(x, row, x_border)
+        for k in range(len(xs)):
+            dxs[k] = dys[k] if xs[k] > zero else slope * dys[k]
+
+
+@kernel
+def tanh_forward(y, x, n, y_border, x_border):
+    """y = tanh x"""
+    for row in prange(_rows(x, n, x_border)):
+        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
+        for k in range(len(xs)):
+            ys[k] = tanh(xs[k])
+
+
+@kernel
+def tanh_backward(dx, dy, y, n, dx_border, dy_border, y_border):
+    """dx = dy (1 - y^2)"""
+    one = y.dtype.type(1)
+    for row in prange(_rows(y, n, y_border)):
+        dxs, dys, ys = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(y, row, y_border)
+        for k in range(len(ys)):
+            dxs[k] = dys[k] * (one - ys[k] * ys[k])
+
+
+@kernel
+def sigmoid_forward(y, x, n, y_border, x_border):
+    """y = 1/(1 + e^-x)"""
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for row in prange(_rows(x, n, x_border)):
+        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
+        for k in range(len(xs)):
+            ys[k] = sigmoid(xs[k], zero, one)
+
+
+@kernel
+def sigmoid_backward(dx, dy, y, n, dx_border, dy_border, y_border):
+    """dx = dy y (1 - y)"""
+    one = y.dtype.type(1)
+    for row in prange(_rows(y, n, y_border)):
+        dxs, dys, ys = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(y, row, y_border)
+        for k in range(len(ys)):
+            dxs[k] = dys[k] * (ys[k] * (one - ys[k]))
+
+
+@kernel
+def gelu_forward(y, x, n, y_border, x_border):
+    """y = x Phi(x)"""
+    for row in prange(_rows(x, n, x_border)):
+        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
+        for k in range(len(xs)):
+            share, _ = normal(xs[k])
+            ys[k] = xs[k] * share
+
+
+@kernel
+def gelu_backward(dx, dy, x, n, dx_border, dy_border, x_border):
+    """dx = dy (Phi(x) + x phi(x))"""
+    for row in prange(_rows(x, n, x_border)):
+        dxs, dys, xs = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(x, row, x_border)
+        for k in range(len(xs)):
+            share, density = normal(xs[k])
+            dxs[k] = dys[k] * (share + xs[k] * density)
+
+
+# (1 + tanh u)/2 = sigmoid(2u), which does not cancel; 2u = x (LINEAR + CUBIC x^2)
+LINEAR, CUBIC = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+
+
+@kernel
+def gelu_tanh_forward(y, x, n, y_border, x_border):
+    """y = x (1 + tanh u)/2, u = sqrt(2/pi) (x + 0.044715 x^3)"""
+    zero, one, linear, cubic = x.dtype.type(0), x.dtype.type(1), x.dtype.type(LINEAR), x.dtype.type(CUBIC)
+    for row in prange(_rows(x, n, x_border)):
+        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
+        for k in range(len(xs)):
+            v = xs[k]
+            ys[k] = v * sigmoid(v * (linear + cubic * v * v), zero, one)
+
+
+@kernel
+def gelu_tanh_backward(dx, dy, x, n, dx_border, dy_border, x_border):
+    """dx = dy (s + x s (1 - s) 2u'), s = (1 + tanh u)/2"""
+    zero, one, linear, cubic = x.dtype.type(0), x.dtype.type(1), x.dtype.type(LINEAR), x.dtype.type(CUBIC)
+    three = x.dtype.type(3)
+    for row in prange(_rows(x, n, x_border)):
+        dxs, dys, xs = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(x, row, x_border)
+        for k in range(len(xs)):
+            v = xs[k]
+            s = sigmoid(v * (linear + cubic * v * v), zero, one)
+            slope = v * s * (one - s)       # 0 long before v^2 is inf
+            dxs[k] = dys[k] * (s + slope * linear + slope * v * v * (three * cubic))
+
+
+# ---- operations
+
+class _Activation(Operation):
+    """A function of each element of pictures (C, H, W) or vectors (F,).
+
+    Attributes
+    ----------
+    kernels : pair
+        Forward and backward.
+    reads_y : bool
+        Whether backward reads y; else it reads x.
+    options : tuple of numbers
+        What both kernels take between arrays and integers.
+    """
+    reads_y, options = True, ()
+
+    def __init__(self, x_shape, dtype):
+        """Nothing depends on the shape or the dtype."""
+
+    def forward(self, n, y, x, params):
+        return [self._call(self.kernels[0], n, y, x)]
+
+    def backward(self, n, dx, dparams, dy, x, y, params, add):
+        return [] if dx is None else [self._call(self.kernels[1], n, dx, dy, y if self.reads_y else x)]
+
+    def _call(self, kernel, n, *buffers):
+        """Of a kernel, which sees a row of pixels as one of numbers: one long loop is faster than two."""
+        arrays = [b.array.reshape(*b.array.shape[:2], b.array.shape[2] * b.array.shape[3]) for b in buffers]
+        return Call(kernel, (*arrays, *self.options, n, *((b.border[0], b.border[1] * b.array.shape[3]) for b in buffers)))
+
+
+class ReLU(_Activation):
+    """max(x, 0)."""
+    kernels = relu_forward, relu_backward
+
+
+class LeakyReLU(_Activation):
+    """x where that is positive, else negative_slope*x."""
+    kernels, reads_y = (leaky_relu_forward, leaky_relu_backward), False
+
+    def __init__(self, x_shape, negative_slope, dtype):
+        self.options = np.dtype(dtype).type(negative_slope),
+
+
+class Tanh(_Activation):
+    """The hyperbolic tangent."""
+    kernels = tanh_forward, tanh_backward
+
+
+class Sigmoid(_Activation):
+    """1/(1 + e^-x)."""
+    kernels = sigmoid_forward, sigmoid_backward
+
+
+class GELU(_Activation):
+    """x Phi(x), or its form with tanh."""
+    reads_y = False
+
+    def __init__(self, x_shape, approximate, dtype):
+        self.kernels = (gelu_tanh_forward, gelu_tanh_backward) if approximate == "tanh" else (gelu_forward, gelu_backward)
