@@ -5,13 +5,19 @@
     model       Sequential, which holds them; models: ready-made ones
     losses      L1Loss, MSELoss, CrossEntropyLoss, BCELoss, BCEWithLogitsLoss
     optim       SGD and learning-rate schedules
-    checkpoint  save and load, atomically
+    checkpoint  save and load, atomically; `nbcnn.load(file)` gives the model
     scheduler   BackpropScheduler: plan, forward, loss, backward
     profile     where the time of a training step goes, and the processor's peak
-    datasets    CIFAR-10, the built-in shapes, and the loader
-    fit         the training loop; `python -m nbcnn.train` is its command line
+    datasets    CIFAR-10, the built-in shapes, folders of pictures, and the loader
+    pictures    files of any kind and size as a network takes them
+    fit         the training loop, with callbacks
+    evaluation  accuracy, precision, recall, confusion matrix
+
+The command `nbcnn`, or `python -m nbcnn`, has train, predict and evaluate.
 """
-from nbcnn import checkpoint, datasets, kernels, models, optim
+from nbcnn import checkpoint, datasets, kernels, models, optim, pictures
+from nbcnn.checkpoint import load_model as load
+from nbcnn.evaluation import Evaluation
 from nbcnn.fit import NonFiniteLoss, Progress, State, fit
 from nbcnn.layers import GELU, AvgPool2d, Conv2d, Flatten, GlobalAvgPool2d, LeakyReLU, Linear, MaxPool2d, ReLU, Sigmoid, Tanh
 from nbcnn.losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss

@@ -102,6 +102,29 @@ def load(path):
         raise ValueError(f"{path}: not a readable checkpoint: {reason}") from None
 
 
+def load_model(path):
+    """Read the model of a checkpoint, ready to predict; `nbcnn.load`.
+
+    Nothing in the file is run. Raises what `load` raises.
+
+    Returns
+    -------
+    model : Sequential
+
+    Examples
+    --------
+    >>> import tempfile, nbcnn
+    >>> model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(12, 3)], classes=["a", "b", "c"])
+    >>> pictures = np.zeros((2, 3, 2, 2), np.uint8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/model.safetensors")
+    ...     again = nbcnn.load(f"{folder}/model.safetensors")
+    >>> again.classes, bool((again(pictures) == model(pictures)).all())
+    (['a', 'b', 'c'], True)
+    """
+    return load(path).model
+
+
 def write_atomically(path, data):
     """Replace a file by bytes such that at any moment, power cuts included, the old or the new file is there whole."""
     path = Path(path)
@@ -127,12 +150,12 @@ def write_atomically(path, data):
 
 
 def _build(about, tensors):
-    model = Sequential.from_structure(about["structure"], dtype=about["dtype"], **{name: about[name] for name in ABOUT_MODEL})
     for name, tensor in tensors.items():
-        if tensor.dtype != model.dtype:
-            raise ValueError(f"{name}: expected {model.dtype}, got {tensor.dtype}")
+        if tensor.dtype != about["dtype"]:
+            raise ValueError(f"{name}: expected {about['dtype']}, got {tensor.dtype}")
     momentum = {name: tensors.pop(name) for name in list(tensors) if name.startswith(MOMENTUM)}
-    model.load_state_dict(tensors)
+    model = Sequential.from_structure(about["structure"], tensors, dtype=about["dtype"],
+                                      **{name: about[name] for name in ABOUT_MODEL})
     optimizer = None
     if about["optimizer"] is not None:
         state, parameters = dict(about["optimizer"]), dict(model.named_parameters())

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from nbcnn.datasets import Loader
+from nbcnn.evaluation import evaluate, make_targets
 from nbcnn.kernels.arguments import integer
 from nbcnn.losses import CrossEntropyLoss
 from nbcnn.model import Sequential
 from nbcnn.optim import SGD
 from nbcnn.profile import Profile
 from nbcnn.scheduler import BackpropScheduler
-from nbcnn.steps import DeviceSteps, training_steps
+from nbcnn.steps import training_steps
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -159,7 +160,7 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     loader = Loader(train, batch_size, shuffle, seed, augment, mean=model.mean, std=model.std, dtype=model.dtype)
     scheduler = BackpropScheduler(model, loss)
     scheduler.plan(train.images.shape[1:])
-    steps = training_steps(scheduler, optimizer, loader, _targets(loss, train, model.dtype), schedule)
+    steps = training_steps(scheduler, optimizer, loader, make_targets(loss, len(train.classes), model.dtype), schedule)
     state = State(model, optimizer, scheduler, progress, integer(epochs, "epochs", 0), len(loader),
                   profile=Profile(model.dtype) if profile else None)
     while progress.epoch < epochs and not state.stop:
@@ -180,7 +181,10 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         _require_finite(state)
         if state.stop:
             break
-        test_loss, accuracy = (None, None) if test is None else evaluate(scheduler, test, max(batch_size, 64))
+        test_loss, accuracy = None, None
+        if test is not None:
+            evaluation = evaluate(scheduler, test, max(batch_size, 64))
+            test_loss, accuracy = evaluation.loss, evaluation.accuracy
         if test_loss is not None and not math.isfinite(test_loss):
             raise NonFiniteLoss(progress.epoch + 1, progress.step, test_loss, scheduler.first_nonfinite() or "loss")
         state.history.append({
@@ -193,36 +197,6 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         if on_epoch:
             on_epoch(state)
     return state
-
-
-def evaluate(scheduler, dataset, batch_size=256):
-    """Loss and accuracy on a data set: a mean and a fraction over its pictures.
-
-    The loss of each batch is weighted with its size; the batch size changes the rounding of the loss, nothing else.
-    """
-    if not len(dataset):
-        raise ValueError("dataset: expected at least one picture, got none")
-    model, loss = scheduler.model, scheduler.loss
-    scheduler.plan(dataset.images.shape[1:])
-    loader = Loader(dataset, batch_size, shuffle=False, mean=model.mean, std=model.std, dtype=model.dtype)
-    targets, loss_sum, correct = _targets(loss, dataset, model.dtype), 0.0, 0
-    if model.device == "cpu":
-        batches = ((scheduler.predict(images), labels) for images, labels in loader.epoch(0, scheduler.images))
-    else:
-        outputs, starts = DeviceSteps(scheduler, None, loader).outputs(), range(0, len(dataset), batch_size)
-        batches = ((outputs[start:start + batch_size], dataset.labels[start:start + batch_size]) for start in starts)
-    for logits, labels in batches:
-        loss_sum += float(loss(logits, targets(labels))) * len(labels)
-        correct += int((logits.argmax(1) == labels).sum())
-    return loss_sum / len(dataset), correct / len(dataset)
-
-
-def _targets(loss, dataset, dtype):
-    """What makes the loss's targets of labels."""
-    if isinstance(loss, CrossEntropyLoss):
-        return lambda labels: labels
-    one_hot = np.eye(len(dataset.classes), dtype=dtype)
-    return lambda labels: one_hot[labels]
 
 
 def _require_finite(state):

@@ -152,6 +152,9 @@ class BCEWithLogitsLoss(Loss):
         super().__init__(reduction, size_average, reduce, weight=weight, pos_weight=pos_weight)
 
 
+LOSSES = {"cross_entropy": CrossEntropyLoss, "mse": MSELoss, "l1": L1Loss, "bce": BCEWithLogitsLoss}     # by their names in --loss
+
+
 def _zeros(shape, dtype):
     """Outputs that take no memory, for the checks of targets."""
     return np.broadcast_to(np.zeros((), dtype), shape)

@@ -4,13 +4,17 @@ import keyword
 import numpy as np
 
 from nbcnn import layers as layer_types
+from nbcnn.evaluation import evaluate
 from nbcnn.kernels.arguments import FLOATS, integer
 from nbcnn.kernels.backend import as_array, load_backend, on_device
 from nbcnn.kernels.images import normalization_table
-from nbcnn.layers import Layer
+from nbcnn.layers import ConvPool, Layer
+from nbcnn.losses import CrossEntropyLoss
 from nbcnn.parameter import ParameterVector
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.table import format_table
+
+NO_LAYERS = Layer, ConvPool     # of a structure: what these are made of
 
 
 class Sequential:
@@ -25,7 +29,7 @@ class Sequential:
     mean, std : sequence of C floats, optional
         uint8 pictures become (byte / 255 - mean) / std. Pictures that are floats are taken as they are.
     classes : sequence of str, optional
-        The names of the outputs.
+        The names of the outputs, as many as there are.
     seed : int
         Of the initial values, which are drawn in float64 and cast: the same for either dtype.
     dtype : float32 or float64
@@ -61,12 +65,14 @@ class Sequential:
             bound = parameter.fan_in ** -0.5
             parameter.set(rng.uniform(-bound, bound, parameter.shape))
         if self.input_shape is not None:
-            self.shapes(self.input_shape)
+            outputs = list(self.shapes(self.input_shape).values())[-1]
+            if self.classes is not None and outputs != (len(self.classes),):
+                raise ValueError(f"classes: expected a name for each output, of shape {outputs}, got {len(self.classes)} names")
 
     def __reduce__(self):
         """Copies and pickles: the structure, the options and the parameters, in memory of their own."""
         options = {name: getattr(self, name) for name in ("input_shape", "mean", "std", "classes", "seed", "dtype")}
-        return _rebuilt, (self.structure(), options, self.state_dict())
+        return _rebuilt, (self.structure(), self.state_dict(), options)
 
     def _add(self, name, layer):
         if not isinstance(layer, Layer):
@@ -151,8 +157,7 @@ class Sequential:
 
     def named_parameters(self):
         """A list of (name, Parameter): "conv1.weight", "conv1.bias", ..."""
-        return [(f"{layer_name}.{name}", parameter) for layer_name, layer in self.layers.items()
-                for name, parameter in layer.parameters.items()]
+        return list(_named_parameters(self.layers.items()).items())
 
     def parameters(self):
         """All Parameters, in the order of the layers."""
@@ -177,14 +182,41 @@ class Sequential:
         """
         own = dict(self.named_parameters())
         arrays = {name: np.asarray(value, self.dtype) for name, value in state.items()}
-        faults = [f"missing {name} {own[name].shape}" for name in own if name not in arrays]
-        faults += [f"unexpected {name} {arrays[name].shape}" for name in arrays if name not in own]
-        faults += [f"{name} expected shape {own[name].shape}, got {arrays[name].shape}"
-                   for name in own if name in arrays and arrays[name].shape != own[name].shape]
-        if faults:
-            raise ValueError(f"state: {'; '.join(faults)}")
+        _require_same_shapes(own, arrays)
         for name, parameter in own.items():
             parameter.set(arrays[name])
+
+    def save(self, path):
+        """Write structure, parameters and all else that `nbcnn.load` needs to a file; see `nbcnn.checkpoint`.
+
+        The file that was there stays until the new one is whole.
+
+        Raises
+        ------
+        OSError
+            When the file cannot be written.
+        ValueError
+            When a layer is not one of nbcnn's, which alone can be loaded.
+        """
+        from nbcnn import checkpoint  # which imports this module
+        checkpoint.save(path, self)
+
+    def evaluate(self, dataset, loss=None, batch_size=256):
+        """Measure the network on labelled pictures.
+
+        Parameters
+        ----------
+        dataset : Dataset
+        loss : loss of `nbcnn.losses`, optional
+            CrossEntropyLoss() by default.
+        batch_size : int
+
+        Returns
+        -------
+        evaluation : nbcnn.evaluation.Evaluation
+            loss, accuracy, precision and recall of each class, confusion matrix; print(evaluation) shows them.
+        """
+        return evaluate(BackpropScheduler(self, loss or CrossEntropyLoss()), dataset, batch_size)
 
     def table(self, channels):
         """What uint8 pictures of so many channels are normalised with, (channels, 256)."""
@@ -221,23 +253,56 @@ class Sequential:
         return format_table(["layer", "", "output", "parameters", "MFLOP"], rows)
 
     def structure(self):
-        """The layers as plain data: [name, type, arguments] each, enough to build the model again."""
+        """The layers as plain data: [name, type, arguments] each, enough to build the model again.
+
+        Raises
+        ------
+        ValueError
+            When a layer is not one of nbcnn's.
+        """
+        for name, layer in self.layers.items():
+            if getattr(layer_types, type(layer).__name__, None) is not type(layer):
+                raise ValueError(f"layers: {name} is a {type(layer).__name__}, none of nbcnn's: it could not be loaded again")
         return [[name, type(layer).__name__, layer.arguments] for name, layer in self.layers.items()]
 
     @classmethod
-    def from_structure(cls, structure, **options):
-        """The model that `structure` describes; the options are those of the constructor."""
+    def from_structure(cls, structure, state=None, **options):
+        """The model that `structure` describes, with the parameters in `state`; the options are those of the constructor.
+
+        Raises
+        ------
+        ValueError
+            When a layer is none of nbcnn's, or `state` does not fit; what it says of sizes is checked before they are allocated.
+        """
         layers = []
         for name, kind, arguments in structure:
             layer = getattr(layer_types, kind, None) if isinstance(kind, str) else None
-            if not (isinstance(layer, type) and issubclass(layer, Layer)) or layer in (Layer, layer_types.ConvPool):
+            if not (isinstance(layer, type) and issubclass(layer, Layer)) or layer in NO_LAYERS:
                 raise ValueError(f"structure: unknown layer type {kind!r} for {name!r}")
             layers.append((name, layer(**arguments)))
-        return cls(layers, **options)
+        if state is not None:
+            _require_same_shapes(_named_parameters(layers), state)
+        model = cls(layers, **options)
+        if state is not None:
+            model.load_state_dict(state)
+        return model
 
 
-def _rebuilt(structure, options, state):
+def _named_parameters(layers):
+    """The Parameters of (name, layer) pairs by their full names."""
+    return {f"{layer_name}.{name}": parameter for layer_name, layer in layers for name, parameter in layer.parameters.items()}
+
+
+def _require_same_shapes(own, arrays):
+    """Raise ValueError unless the arrays have the names and the shapes of the parameters."""
+    faults = [f"missing {name} {own[name].shape}" for name in own if name not in arrays]
+    faults += [f"unexpected {name} {arrays[name].shape}" for name in arrays if name not in own]
+    faults += [f"{name} expected shape {own[name].shape}, got {arrays[name].shape}"
+               for name in own if name in arrays and arrays[name].shape != own[name].shape]
+    if faults:
+        raise ValueError(f"state: {'; '.join(faults)}")
+
+
+def _rebuilt(structure, state, options):
     """The model that Sequential.__reduce__ took apart."""
-    model = Sequential.from_structure(structure, **options)
-    model.load_state_dict(state)
-    return model
+    return Sequential.from_structure(structure, state, **options)

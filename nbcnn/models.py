@@ -1,4 +1,12 @@
-"""Ready-made networks."""
+"""Ready-made networks, and those of one's own by the name of the function that makes them."""
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+
 import numpy as np
 
 from nbcnn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU
@@ -8,17 +16,18 @@ from nbcnn.model import Sequential
 def cifar10_quick(*, mean=None, std=None, classes=None, seed=0, dtype=np.float32):
     """The small CIFAR-10 network of the tutorials: three 5x5 convolutions with max-pooling, two linear layers, no activation.
 
-    145,578 parameters, 24.7 MFLOP forward per 32x32 picture. The options are those of `nbcnn.Sequential`.
+    For 32x32 pictures: 145,578 parameters with ten classes, which is the number without `classes`; 24.7 MFLOP forward. The options
+    are those of `nbcnn.Sequential`.
 
     Source: the CIFAR-10 quick model of Caffe, in the form that the PyTorch tutorials use.
     """
-    return Sequential(_layers(), input_shape=(3, 32, 32), mean=mean, std=std, classes=classes, seed=seed, dtype=dtype)
+    return Sequential(_layers(classes), input_shape=(3, 32, 32), mean=mean, std=std, classes=classes, seed=seed, dtype=dtype)
 
 
 def cifar10_quick_relu(*, mean=None, std=None, classes=None, seed=0, dtype=np.float32):
     """`cifar10_quick` with a ReLU after each pool and after linear1."""
     layers = []
-    for name, layer in _layers():
+    for name, layer in _layers(classes):
         layers.append((name, layer))
         if isinstance(layer, MaxPool2d):
             layers.append((f"relu{name[-1]}", ReLU()))
@@ -27,10 +36,89 @@ def cifar10_quick_relu(*, mean=None, std=None, classes=None, seed=0, dtype=np.fl
     return Sequential(layers, input_shape=(3, 32, 32), mean=mean, std=std, classes=classes, seed=seed, dtype=dtype)
 
 
-def _layers():
+def _layers(classes):
     return [
         ("conv1", Conv2d(3, 32, 5, padding=2)), ("maxpool1", MaxPool2d(2)),
         ("conv2", Conv2d(32, 32, 5, padding=2)), ("maxpool2", MaxPool2d(2)),
         ("conv3", Conv2d(32, 64, 5, padding=2)), ("maxpool3", MaxPool2d(2)),
-        ("flatten", Flatten()), ("linear1", Linear(1024, 64)), ("linear2", Linear(64, 10)),
+        ("flatten", Flatten()), ("linear1", Linear(1024, 64)), ("linear2", Linear(64, 10 if classes is None else len(classes))),
     ]
+
+
+MODELS = {"cifar10_quick": cifar10_quick, "cifar10_quick_relu": cifar10_quick_relu}
+
+
+def make(name, **options):
+    """The network of a name.
+
+    Parameters
+    ----------
+    name : str
+        One of MODELS, or "module:function" or "FILE.py:function", a function that returns a Sequential.
+    **options
+        What the function is called with, as far as it has parameters of these names.
+
+    Returns
+    -------
+    model : Sequential
+
+    Raises
+    ------
+    ValueError
+        When there is no such network, the function fails, or it returns something else: a line that says where.
+    """
+    if name in MODELS:
+        return _call(MODELS[name], options)
+    place, colon, function = name.rpartition(":")
+    if not colon or not place or not function:
+        raise ValueError(f"expected {', '.join(MODELS)}, module:function or FILE.py:function, got {name!r}")
+    with _explained(name):
+        module = _module(place)
+    maker = getattr(module, function, None)
+    if not callable(maker):
+        own = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+        raise ValueError(f"{name}: no function {function!r} in {place}, which defines {', '.join(own) or 'none'}")
+    with _explained(name):
+        model = _call(maker, options)
+    if not isinstance(model, Sequential):
+        raise ValueError(f"{name}: expected a function that returns a nbcnn.Sequential, got {type(model).__name__}")
+    return model
+
+
+def _call(function, options):
+    """Call a function with those of the options that it takes."""
+    parameters = inspect.signature(function).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
+        options = {name: value for name, value in options.items() if name in names}
+    return function(**options)
+
+
+def _module(place):
+    """A module by its name or its file. What lies beside it, or in the working folder, can be imported as from a script."""
+    if not place.endswith(".py"):
+        sys.path[:0] = [os.getcwd()] if os.getcwd() not in sys.path else []
+        return importlib.import_module(place)
+    if not os.path.isfile(place):
+        raise FileNotFoundError(f"no file {place}")
+    folder = os.path.dirname(os.path.abspath(place))
+    sys.path[:0] = [folder] if folder not in sys.path else []
+    spec = importlib.util.spec_from_file_location(place, place)
+    module = sys.modules[place] = importlib.util.module_from_spec(spec)     # registered, as dataclasses ask for it
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _explained(name):
+    """Whatever somebody else's code raises becomes a ValueError of one line, with the place in that code."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        ours = os.path.dirname(__file__)
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+                  if not frame.filename.startswith((ours, "<")) and "importlib" not in frame.filename]
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        if isinstance(error, SyntaxError):      # its message has the place
+            where = ""
+        raise ValueError(f"{name}: {type(error).__name__}: {error}{where}") from None

@@ -1,17 +1,17 @@
-"""The command line: `python -m nbcnn.train` trains a network and keeps what it learned; --help lists the flags.
+"""`nbcnn train`, or `python -m nbcnn.train`: train a network and keep what it learned; --help lists the options.
 
 Here are arguments, messages and files; the training loop is `nbcnn.fit`. The exit status is 0 when all epochs are done, 2 when
 something asked for cannot be done, 3 when the loss is no longer finite, 130 after Ctrl-C, 143 after SIGTERM, and 141 when nobody
 reads the output any more.
 """
 import argparse
+import copy
 import csv
-import importlib.util
 import io
 import json
 import math
-import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -24,24 +24,25 @@ import numpy as np
 from tqdm import tqdm
 
 import nbcnn
-from nbcnn import checkpoint, datasets, losses, models, optim
+from nbcnn import checkpoint, cli, datasets, models, optim
+from nbcnn.cli import flag, number, paint, whole
 from nbcnn.fit import NonFiniteLoss, Progress, fit
-from nbcnn.kernels.backend import load_backend
+from nbcnn.losses import LOSSES
 from nbcnn.model import Sequential
+from nbcnn.table import format_table
 
+NAME = "nbcnn train"
 RECIPES = {
     "default": dict(epochs=None, batch_size=64, lr=0.02, schedule="one_cycle", momentum=0.9, nesterov=True, weight_decay=5e-4,
                     augment=True, normalize=True, shuffle=True),
     "tutorial": dict(epochs=20, batch_size=64, lr=0.01, schedule="constant", momentum=0.0, nesterov=False, weight_decay=0.0,
                      augment=False, normalize=False, shuffle=True),
 }
-EPOCHS = {"cifar10": 16, "shapes": 6}       # of the default recipe
-OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", model="cifar10_quick", loss="cross_entropy",
-              label_smoothing=0.0, seed=0, threads=None, save_every=None)
+EPOCHS = {"cifar10": 16, "shapes": 6, "folder": 16}     # of the default recipe
+OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", size=32, model="cifar10_quick",
+              loss="cross_entropy", label_smoothing=0.0, seed=0, threads=None, save_every=None)
 FREE = {"resume", "out", "quiet", "profile", "data_dir", "threads", "save_every"}      # change no bit of the result
 MEAN_STD = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "shapes": ((0.5,) * 3, (0.29,) * 3)}
-MODELS = {"cifar10_quick": models.cifar10_quick, "cifar10_quick_relu": models.cifar10_quick_relu}
-LOSSES = {"cross_entropy": losses.CrossEntropyLoss, "mse": losses.MSELoss, "l1": losses.L1Loss, "bce": losses.BCEWithLogitsLoss}
 SCHEDULES = {
     "constant": lambda lr, total: optim.constant(lr),
     "step": lambda lr, total: optim.step(lr, -(-total // 3)),
@@ -52,22 +53,17 @@ COLUMNS = ["epoch", "lr", "train_loss", "test_loss", "test_accuracy", "images_pe
 
 
 def main(argv=None):
-    """Parse, train, and return the exit status."""
+    """Train, and return the exit status."""
+    return cli.run(NAME, _main, argv)
+
+
+def _main(argv):
+    run = Run(_parser().options(argv))
     try:
-        run = Run(vars(_parser().parse_args(argv)))
         return run.train()
-    except ValueError as error:
-        return _fail(error)
     except NonFiniteLoss as error:
         kept = f"{run.last} is the last good checkpoint" if run.last.exists() else "there was no checkpoint yet"
-        return _fail(f"{error}. Training has stopped; {kept}. A smaller --lr usually helps.", 3)
-    except KeyboardInterrupt:       # before training, or a second Ctrl-C
-        return 128 + signal.SIGINT
-    except BrokenPipeError:         # only ever from a print, and what was learned is saved before it is printed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
+        return cli.fail(NAME, f"{error}. Training has stopped; {kept}. A smaller --lr usually helps.", 3)
 
 
 class Run:
@@ -75,13 +71,15 @@ class Run:
 
     def __init__(self, given):
         self.quiet, self.profile = given.pop("quiet", False), given.pop("profile", False)
-        self.device, self.device_why = _device(given.pop("device", "cpu"))
+        self.device, self.device_why = cli.choose_device(given.pop("device", "cpu"))
         if self.profile and self.device != "cpu":
             raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
         self.interrupted = self.bar = None
+        classes = None
         if "resume" in given:
             self.source = Path(given["resume"])
             saved = checkpoint.load(self.source)
+            classes = saved.model.classes
             self.options, self.progress = _resumed_options(given, saved, self.source), saved.progress
         else:
             self.source, self.progress = None, Progress()
@@ -94,14 +92,17 @@ class Run:
             raise ValueError(f"--label-smoothing: expected 0 with --loss {o['loss']}, got {o['label_smoothing']}")
         if "threads" not in given and (o["threads"] or 0) > numba.config.NUMBA_NUM_THREADS:
             o["threads"] = None         # resumed from a larger machine: it changes no bit
-        if o["threads"] is not None:
-            if o["threads"] > numba.config.NUMBA_NUM_THREADS:
-                raise ValueError(f"--threads: expected at most {numba.config.NUMBA_NUM_THREADS}, got {o['threads']}")
-            numba.set_num_threads(o["threads"])
-        self.train_set, self.test_set, self.why = _data(o)
+        cli.set_threads(o["threads"])
+        (self.train_set, self.test_set), self.why = datasets.choose(o["dataset"], o["data_dir"], shape=(3, o["size"], o["size"]),
+                                                                    classes=classes)
+        if classes not in (None, self.train_set.classes):
+            raise ValueError(f"--resume: {self.source} knows the classes {', '.join(classes)}, the pictures have "
+                             f"{', '.join(self.train_set.classes)}")
+        if o["split"] == "test":
+            self.train_set = self.test_set
         o["dataset"] = self.train_set.name
         o["epochs"] = o["epochs"] or EPOCHS[o["dataset"]]
-        self.loss = LOSSES[o["loss"]](**({"label_smoothing": o["label_smoothing"]} if o["loss"] == "cross_entropy" else {}))
+        self.loss = cli.make_loss(o)
         self.batches = -(-len(self.train_set) // o["batch_size"])
         if self.progress.step > self.batches:
             raise ValueError(f"--resume: {self.source} is {self.progress.step} batches into an epoch, but these pictures make "
@@ -110,8 +111,7 @@ class Run:
         if self.source:
             self.model, self.optimizer = saved.model, saved.optimizer
         else:
-            mean, std = MEAN_STD[o["dataset"]] if o["normalize"] else (None, None)
-            self.model = MODELS[o["model"]](mean=mean, std=std, classes=self.train_set.classes, seed=o["seed"])
+            self.model = _network(o, self.train_set)
             self.optimizer = optim.SGD(self.model.parameters(), o["lr"], momentum=o["momentum"], nesterov=o["nesterov"],
                                        weight_decay=o["weight_decay"])
         self.model.to(self.device)
@@ -126,7 +126,8 @@ class Run:
         """The run's folder, and the rows of metrics.csv up to where it goes on. No file of another run is ever overwritten."""
         home = self.source and self.source.parent
         if out is None and home is None:
-            name = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{self.options['dataset']}-{self.options['model']}"
+            model = re.sub(r"[^\w.-]+", "-", self.options["model"])
+            name = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{self.options['dataset']}-{model}"
             return _new_folder(Path("runs") / name), []
         folder = home if out is None else Path(out)
         if home is not None and folder.resolve() == home.resolve():
@@ -157,8 +158,9 @@ class Run:
         """Train to the end or until a signal; the exit status."""
         o = self.options
         if o["split"] == "test":
-            print("WARNING: --split test trains on the TEST pictures, as some tutorials do. The test accuracy below is measured on "
-                  "the very pictures trained on: it does not say how well the network does on others.", file=sys.stderr, flush=True)
+            print(paint("WARNING:", "yellow", sys.stderr),
+                  "--split test trains on the TEST pictures, as some tutorials do. The test accuracy below is measured on the very "
+                  "pictures trained on: it does not say how well the network does on others.", file=sys.stderr, flush=True)
         self._say(f"data     {self.train_set.name}: {len(self.train_set):,} pictures to train, {len(self.test_set):,} to test; "
                   f"{self.why}")
         if self.device_why:
@@ -223,12 +225,16 @@ class Run:
         if self.options["save_every"] and epoch % self.options["save_every"] == 0:
             self._save(self.folder / f"epoch-{epoch}.safetensors")
         self._save(self.last)       # last: whatever it says is done has been written
+        accuracy = f"accuracy {metrics['test_accuracy']:6.2%}"
+        if self.progress.best_epoch == epoch:
+            accuracy = paint(accuracy, "bold", sys.stdout)
         print(f"epoch {epoch:{len(str(state.epochs))}}/{state.epochs}  train loss {metrics['train_loss']:.4f}  "
-              f"test loss {metrics['test_loss']:.4f}  accuracy {metrics['test_accuracy']:6.2%}  lr {metrics['lr']:.2e}  "
+              f"test loss {metrics['test_loss']:.4f}  {accuracy}  lr {metrics['lr']:.2e}  "
               f"{metrics['images_per_second']:6,.0f} images/s  {metrics['seconds']:5.1f} s", flush=True)
         guessing = math.log(len(self.train_set.classes))
         if self.options["loss"] == "cross_entropy" and -0.005 < metrics["train_loss"] - guessing < 0.02:
-            print(f"hint: the loss stays at {guessing:.4f} = ln({len(self.train_set.classes)}), which is what guessing gives. "
+            print(paint("hint:", "yellow", sys.stdout),
+                  f"the loss stays at {guessing:.4f} = ln({len(self.train_set.classes)}), which is what guessing gives. "
                   "Another --lr (ten times smaller, or larger) or --normalize may get it going.", flush=True)
         state.stop = self.interrupted is not None
 
@@ -245,7 +251,7 @@ class Run:
         self._say("compiling kernels ...", end=" ")
         started, size = time.perf_counter(), min(self.options["batch_size"], 64)
         few = datasets.Dataset(self.train_set.images[:size], self.train_set.labels[:size], self.train_set.classes, "few")
-        model = Sequential.from_structure(self.model.structure(), input_shape=self.model.input_shape).to(self.device)
+        model = copy.deepcopy(self.model).to(self.device)
         optimizer = optim.SGD(model.parameters(), lr=0, momentum=self.optimizer.momentum)
         # On a GPU the first step is not like the others: it has no momentum yet.
         epochs = 1 if self.device == "cpu" else 2
@@ -265,6 +271,7 @@ class Run:
 def _resumed_options(given, saved, source):
     """The options a checkpoint was trained with, and of the flags given those that may differ from them."""
     options = dict(saved.options)
+    options.setdefault("size", OTHERS["size"])      # checkpoints of before --size
     if saved.optimizer is None or set(options) != {*OTHERS, *RECIPES["default"]}:
         raise ValueError(f"--resume: {source} was not written by this command and does not say how it was trained")
     for name, value in given.items():
@@ -272,41 +279,40 @@ def _resumed_options(given, saved, source):
         same = (name, value) == ("dataset", "auto") or (name in options and value == options[name])
         if not (same or longer or name in FREE):
             reason = f", which its {options['schedule']} schedule is laid out for" if name == "epochs" else ""
-            raise ValueError(f"{_flag(name)} {value} contradicts {source}, trained with {options[name]}{reason}")
+            raise ValueError(f"{flag(name)} {value} contradicts {source}, trained with {options[name]}{reason}")
         if name in options and value != "auto":
             options[name] = value
     return options
 
 
-def _device(wanted):
-    """The device to train on, and in words what it is or why it was chosen; "" for the CPU where that was asked for."""
-    if wanted == "cpu":
-        return "cpu", ""
-    if importlib.util.find_spec("numba_cuda") is None and wanted == "auto":     # before a second is spent on numba.cuda
-        return "cpu", "numba-cuda, which a GPU needs, is not installed"
+def _network(options, train_set):
+    """The network that was asked for, with what the pictures say of it."""
+    shape, mean, std = train_set.images.shape[1:], None, None
+    if options["normalize"]:
+        mean, std = MEAN_STD.get(train_set.name) or _mean_std(train_set.images)
+    classes = train_set.classes
     try:
-        backend = load_backend("cuda")
-        reason = backend.unavailable()
-    except ImportError as error:
-        reason = str(error)
-    if not reason:
-        return "cuda", backend.describe()
-    if wanted == "auto":
-        return "cpu", f"no GPU can be used: {reason}"
-    raise ValueError(f"--device cuda: no GPU can be used: {reason}")
+        model = models.make(options["model"], input_shape=shape, mean=mean, std=std, classes=classes, seed=options["seed"])
+        # What its function has left open; and it is known that a checkpoint can be loaded again before there is one.
+        model = Sequential.from_structure(
+            model.structure(), model.state_dict(), input_shape=model.input_shape or shape, mean=model.mean or mean,
+            std=model.std or std, classes=model.classes or classes, seed=model.seed, dtype=model.dtype)
+        if model.input_shape != shape:
+            hint = " (see --size)" if train_set.name == "folder" else ""
+            raise ValueError(f"expected a network for the pictures' {shape}{hint}, got one for {model.input_shape}")
+        if model.classes != classes:
+            raise ValueError(f"expected the classes of the pictures, {', '.join(classes)}, got {', '.join(model.classes)}")
+    except ValueError as error:
+        raise ValueError(f"--model {options['model']}: {error}") from None
+    return model
 
 
-def _data(options):
-    """(pictures to train with, pictures to test with, why these)."""
-    folder = options["data_dir"]
-    found = datasets.find_cifar10(folder) if options["dataset"] == "auto" else None
-    if found or options["dataset"] == "cifar10":
-        (train, test), why = datasets.cifar10(folder), f"found in {found[0]}" if found else f"from {folder}"
-    else:
-        (train, test), why = datasets.shapes(), "built in"
-        if options["dataset"] == "auto":
-            why += f", as there is no CIFAR-10 in {folder} (see --data-dir)"
-    return (test if options["split"] == "test" else train), test, why
+def _mean_std(images):
+    """Mean and standard deviation of each channel, in units of the pixel range [0, 1]."""
+    share = np.stack([np.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])]) / images[:, 0].size
+    mean = share @ np.arange(256)
+    variance = share @ np.arange(256)**2 - mean**2
+    return (mean / 255).tolist(), np.sqrt(variance.clip(1) / 255**2).tolist()
 
 
 def _new_folder(path):
@@ -345,23 +351,24 @@ def _csv(rows):
     return text.getvalue().encode()
 
 
-def _fail(message, status=2):
-    """Say in one line what is wrong."""
-    print(f"nbcnn.train: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
-    return status
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):       # instead of three lines of usage and sys.exit
-        raise ValueError(f"{message} (--help lists the flags)")
+def list_models():
+    """A table of the networks that --model knows by name."""
+    rows = [[name, f"{sum(parameter.size for parameter in make().parameters()):,}", make.__doc__.splitlines()[0].replace("`", "")]
+            for name, make in models.MODELS.items()]
+    return format_table(["model", "parameters", ""], rows) + "\n\nOr yours: module:function or FILE.py:function"
 
 
 def _parser():
-    parser = _Parser(
-        prog="python -m nbcnn.train", argument_default=argparse.SUPPRESS, allow_abbrev=False,
-        description="Train a convolutional network: on CIFAR-10 where its files are at hand, else on built-in pictures.",
-        epilog="exit status: 0 done, 2 cannot be done, 3 loss not finite, 130 Ctrl-C, 143 SIGTERM; after either of these --resume "
-               "goes on with the same bits")
+    parser = cli.Parser(
+        NAME, "Train a convolutional network: on CIFAR-10 where its files are at hand, else on built-in pictures.",
+        """\
+  nbcnn train                                                  the small network of the tutorials, about half a minute
+  nbcnn train --recipe tutorial --data-dir ~/cifar10           SGD lr 0.01, batch 64, 20 epochs
+  nbcnn train --model net.py:make --epochs 10                  the Sequential that make() in net.py returns
+  nbcnn train --dataset folder --data-dir pets --size 32       pictures in pets/train/cat/..., pets/test/cat/...
+  nbcnn train --config run.toml --lr 0.01                      options from a file, and one that wins over it
+  nbcnn train --resume runs/.../last.safetensors               go on after Ctrl-C, with the same bits""",
+        "0 done, 2 cannot be done, 3 loss not finite, 130 Ctrl-C, 143 SIGTERM; after either of these --resume goes on")
 
     def add(name, text, **arguments):
         dest = name[2:].replace("-", "_")
@@ -373,70 +380,46 @@ def _parser():
             if dest == "epochs":
                 values["default"] = ", ".join(f"{count} for {dataset}" for dataset, count in EPOCHS.items())
             text += f" (recipe {'; '.join(f'{recipe}: {_text(value)}' for recipe, value in values.items())})"
-        parser.add_argument(name, help=text.replace("%", "%%"), **arguments)
+        parser.add(name, text, **arguments)
 
     add("--recipe", "values for all flags below that name a recipe; a flag given wins", choices=list(RECIPES))
-    add("--dataset", "auto: CIFAR-10 where --data-dir holds it, else shapes", choices=["auto", *EPOCHS])
-    add("--data-dir", "folder with the CIFAR-10 batches, or its parent", metavar="DIR")
+    add("--dataset", "auto: CIFAR-10 where --data-dir holds it, else shapes", choices=["auto", *datasets.DATASETS])
+    add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and test",
+        metavar="DIR")
+    add("--size", "pictures of --dataset folder are scaled to N x N", type=whole(1), metavar="N")
     add("--split", "pictures to train on; test is for comparison with tutorials that do so", choices=["train", "test"])
-    add("--model", "network", choices=list(MODELS))
-    add("--epochs", "passes over the training pictures", type=_whole(1), metavar="N")
-    add("--batch-size", "pictures per step", type=_whole(1), metavar="N")
-    add("--lr", "learning rate, with a schedule the largest", type=_number(), metavar="RATE")
+    add("--model", "network: a name of --list-models, or module:function or FILE.py:function that returns a nbcnn.Sequential; it "
+                   "is called with those of input_shape, mean, std, classes and seed that it has parameters for", metavar="NAME")
+    add("--epochs", "passes over the training pictures", type=whole(1), metavar="N")
+    add("--batch-size", "pictures per step", type=whole(1), metavar="N")
+    add("--lr", "learning rate, with a schedule the largest", type=number(), metavar="RATE")
     add("--schedule", "how it changes from step to step; step: a tenth after each third of the run", choices=list(SCHEDULES))
-    add("--momentum", "momentum", type=_number(), metavar="M")
+    add("--momentum", "momentum", type=number(), metavar="M")
     add("--nesterov", "Nesterov's momentum", action=argparse.BooleanOptionalAction)
-    add("--weight-decay", "weight decay", type=_number(), metavar="D")
+    add("--weight-decay", "weight decay", type=number(), metavar="D")
     add("--loss", "mse and l1 compare with one-hot rows, so does bce after a sigmoid", choices=list(LOSSES))
-    add("--label-smoothing", "for cross_entropy", type=_number(1), metavar="E")
+    add("--label-smoothing", "for cross_entropy", type=number(1), metavar="E")
     add("--augment", "mirror pictures and shift batches at random", action=argparse.BooleanOptionalAction)
     add("--normalize", "subtract a mean and divide by a standard deviation; else pixels are in [0, 1]",
         action=argparse.BooleanOptionalAction)
     add("--shuffle", "a new order every epoch", action=argparse.BooleanOptionalAction)
-    add("--seed", "of initial values, order and augmentation", type=_whole(0), metavar="N")
-    add("--device", "where to train; auto: a GPU that CUDA can use, else the CPU. A run may go on on another device (default: cpu)",
-        choices=["cpu", "cuda", "auto"])
-    add("--threads", "threads of the CPU (default: all cores)", type=_whole(1), metavar="N")
+    add("--seed", "of initial values, order and augmentation", type=whole(0), metavar="N")
+    parser.add_device("where to train; a run may go on on another device")
     add("--out", "folder for config.json, metrics.csv, last.safetensors and best.safetensors; it must not hold a run yet "
                  "(default: a new runs/DATE-TIME-DATASET-MODEL, with --resume the checkpoint's folder)", metavar="DIR")
-    add("--save-every", "also keep epoch-N.safetensors every so many epochs", type=_whole(1), metavar="N")
+    add("--save-every", "also keep epoch-N.safetensors every so many epochs", type=whole(1), metavar="N")
     add("--resume", "go on from a checkpoint, with its options; others may be given only where they do not contradict them",
         metavar="FILE")
     add("--quiet", "only a line per epoch", action="store_true")
     add("--profile", "at the end print what each kernel of the training steps took, tests left out: milliseconds, share, GFLOP/s "
                      "and share of the measured peak; changes no result", action="store_true")
+    parser.add_config()
+    parser.add_lists(models=list_models)
     return parser
-
-
-def _flag(name):
-    return "--" + name.replace("_", "-")
 
 
 def _text(value):
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
-
-
-def _whole(minimum):
-    def parse(text):
-        try:
-            if (value := int(text)) >= minimum:
-                return value
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
-    return parse
-
-
-def _number(maximum=math.inf):
-    def parse(text):
-        try:
-            if 0 <= (value := float(text)) <= maximum and value < math.inf:
-                return value
-        except ValueError:
-            pass
-        expected = "of at least 0" if maximum == math.inf else f"in [0, {maximum}]"
-        raise argparse.ArgumentTypeError(f"expected a number {expected}, got {text!r}")
-    return parse
 
 
 if __name__ == "__main__":

@@ -145,6 +145,30 @@ def test_what_json_cannot_hold_leaves_the_old_file(file):
     assert file.read_bytes() == before and os.listdir(file.parent) == [file.name]
 
 
+def test_a_layer_of_ones_own_is_refused_before_anything_is_written(tmp_path):
+    for name in ("Mine", "ReLU"):
+        kind = type(name, (nbcnn.ReLU,), {})
+        model = nbcnn.Sequential([("flatten", nbcnn.Flatten()), ("mine", kind())])
+        with pytest.raises(ValueError, match=f"layers: mine is a {name}, none of nbcnn's: it could not be loaded again"):
+            model.save(tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
+def test_save_and_load_of_a_model(tmp_path):
+    model = small_model(seed=3)
+    model.save(tmp_path / "model")
+    again = nbcnn.load(tmp_path / "model")
+    assert isinstance(again, nbcnn.Sequential) and again.structure() == model.structure()
+    assert all((again.state_dict()[name] == value).all() for name, value in model.state_dict().items())
+    assert (again.mean, again.classes, again.input_shape) == (model.mean, model.classes, model.input_shape)
+    trained_model, optimizer = trained()
+    checkpoint.save(tmp_path / "run", trained_model, optimizer=optimizer)
+    assert (nbcnn.load(tmp_path / "run").vector.data == trained_model.vector.data).all()
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        (tmp_path / "text").write_text("hello")
+        nbcnn.load(tmp_path / "text")
+
+
 # ---- reading ----
 
 def refuse(path, message=None):
@@ -212,6 +236,11 @@ def forge(file, change):
     (lambda about, _: about["structure"][0].__setitem__(1, "Layer"), "unknown layer type"),
     (lambda about, _: about["structure"][0].__setitem__(1, "math"), "unknown layer type"),
     (lambda about, _: about["structure"][0][2].update(padding=-1), "padding"),
+    (lambda about, _: about["structure"][0].__setitem__(1, "ConvPool"), "unknown layer type"),
+    (lambda about, _: about["structure"][0].__setitem__(1, "inspect.getsource"), "unknown layer type"),
+    (lambda about, _: about["structure"][0].__setitem__(1, ["Conv2d"]), "unknown layer type"),
+    (lambda about, _: about["structure"][0][2].update(out_channels=10**12), "conv1.weight expected shape"),    # of terabytes
+    (lambda about, _: about["classes"].pop(), "classes: expected a name for each output, of shape .4,., got 3 names"),
     (lambda about, _: about.pop("structure"), "it has no entry 'structure'"),
     (lambda about, _: about.update(dtype="float16"), "float16"),
     (lambda about, _: about["progress"].update(step=-1), "step"),

@@ -12,9 +12,10 @@ import textwrap
 import numba
 import numpy as np
 import pytest
+from PIL import Image
 
-from nbcnn import checkpoint, datasets, models, optim, train
-from nbcnn.datasets import Dataset
+from nbcnn import checkpoint, cli, evaluate, models, optim, predict, train
+from nbcnn.datasets import Dataset, choice
 from nbcnn.fit import fit
 from nbcnn.losses import CrossEntropyLoss
 
@@ -35,7 +36,7 @@ SMALL = pictures(40, 0), pictures(20, 1)
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """Small pictures instead of the built-in ones, in a folder of the test's own; one thread is faster for so little."""
-    monkeypatch.setattr(datasets, "shapes", lambda: SMALL)
+    monkeypatch.setattr(choice, "shapes", lambda: SMALL)
     monkeypatch.chdir(tmp_path)
     threads = numba.get_num_threads()
     numba.set_num_threads(1)
@@ -61,7 +62,7 @@ def fails(capsys, *arguments, status=2):
     capsys.readouterr()
     assert train.main([str(argument) for argument in arguments]) == status
     error = capsys.readouterr().err
-    assert error.startswith("nbcnn.train: ") and error.count("\n") == 1 and error.endswith("\n")
+    assert error.startswith("nbcnn train: ") and error.count("\n") == 1 and error.endswith("\n")
     return error
 
 
@@ -163,8 +164,8 @@ def test_split_test_says_what_it_means(small, capsys):
 
 def test_cifar10_is_taken_where_it_is_found(capsys, monkeypatch):
     train_set, test_set = (Dataset(part.images, part.labels, CLASSES, "cifar10") for part in SMALL)
-    monkeypatch.setattr(datasets, "cifar10", lambda folder: (train_set, test_set))
-    monkeypatch.setattr(datasets, "find_cifar10", lambda folder: ("mine/cifar-10-batches-bin", "binary"))
+    monkeypatch.setattr(choice, "cifar10", lambda folder: (train_set, test_set))
+    monkeypatch.setattr(choice, "find_cifar10", lambda folder: ("mine/cifar-10-batches-bin", "binary"))
     assert run("--epochs", 1, "--out", "run", "--data-dir", "mine") == 0
     assert "cifar10: 40 pictures to train, 20 to test; found in mine/cifar-10-batches-bin" in capsys.readouterr().out
     found = checkpoint.load("run/last.safetensors")
@@ -352,7 +353,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeyp
     (["--momentum", 0, "--nesterov"], "nesterov: expected a momentum > 0"),
     (["--threads", 4096], "--threads: expected at most"), (["--threads", 0], "--threads"),
     (["--seed", -1], "--seed"), (["--save-every", 0], "--save-every"),
-    (["--model", "resnet"], "invalid choice: 'resnet'"), (["--dataset", "mnist"], "invalid choice: 'mnist'"),
+    (["--model", "resnet"], "--model resnet: expected cifar10_quick, cifar10_quick_relu, module:function or FILE.py:function"),
+    (["--dataset", "mnist"], "invalid choice: 'mnist'"),
     (["--learning-rate", 1], "unrecognized arguments: --learning-rate"), (["--epoch", 1], "unrecognized arguments"),
     (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere: no CIFAR-10 there"),
     (["--out", "file/run"], "file/run: Not a directory"), (["--out", "file"], "file: File exists"),
@@ -399,9 +401,164 @@ def test_help_shows_the_defaults(capsys):
         train.main(["--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for default in ("(recipe default: 0.02; tutorial: 0.01)", "(recipe default: 16 for cifar10, 6 for shapes; tutorial: 20)",
+    for default in ("(recipe default: 0.02; tutorial: 0.01)",
+                    "(recipe default: 16 for cifar10, 6 for shapes, 16 for folder; tutorial: 20)",
                     "(default: data)", "(default: cross_entropy)", "--profile at the end print what each kernel"):
         assert default in text
+
+
+# ---- a network and pictures of one's own ----
+
+NET = """
+import nbcnn
+
+def make(classes, seed):
+    return nbcnn.Sequential([
+        ("conv1", nbcnn.Conv2d(3, 8, 3, padding=1)), ("gelu1", nbcnn.GELU("tanh")), ("avgpool1", nbcnn.AvgPool2d(4)),
+        ("conv2", nbcnn.Conv2d(8, 16, 3, padding=1)), ("leaky2", nbcnn.LeakyReLU(0.1)), ("globalavgpool", nbcnn.GlobalAvgPool2d()),
+        ("flatten", nbcnn.Flatten()), ("linear1", nbcnn.Linear(16, 16)), ("tanh", nbcnn.Tanh()),
+        ("linear2", nbcnn.Linear(16, len(classes))), ("sigmoid", nbcnn.Sigmoid())], seed=seed)
+
+def ten_outputs():
+    return nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3 * 32 * 32, 7)])
+
+def other_size():
+    return nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3 * 8 * 8, 10)], input_shape=(3, 8, 8))
+
+def does_not_fit():
+    return nbcnn.Sequential([("a", nbcnn.Flatten()), ("b", nbcnn.Linear(99, 10))])
+
+def other_classes():
+    return nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3 * 32 * 32, 10)], classes=list("abcdefghij"))
+
+def float64():
+    return nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3 * 32 * 32, 10)], mean=[0.1] * 3, std=[0.2] * 3, seed=7,
+                            dtype="float64")
+
+def preset():
+    model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3 * 32 * 32, 10)])
+    model[1].weight.set([[0.25] * 3072] * 10)
+    return model
+
+class Mine(nbcnn.ReLU):
+    pass
+
+def own_layer():
+    return nbcnn.Sequential([("mine", Mine()), ("flatten", nbcnn.Flatten()), ("linear", nbcnn.Linear(3 * 32 * 32, 10))])
+
+def nothing():
+    pass
+"""
+
+
+def test_a_network_of_ones_own_needs_no_code_afterwards(small, monkeypatch, capsys):
+    (small / "net.py").write_text(NET)
+    arguments = ("--model", "net.py:make", "--epochs", 3, "--seed", 5, "--quiet", "--loss", "mse")
+    assert run(*arguments, "--out", "whole") == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert run(*arguments, "--out", "run") == 130
+    os.remove("net.py")
+    assert train.main(["--resume", "run/last.safetensors", "--quiet", "--model", "net.py:make"]) == 0
+    assert (small / "run" / "last.safetensors").read_bytes() == (small / "whole" / "last.safetensors").read_bytes()
+    found = checkpoint.load("run/last.safetensors")
+    assert found.options["model"] == "net.py:make"
+    assert [kind for _, kind, _ in found.model.structure()] == ["Conv2d", "GELU", "AvgPool2d", "Conv2d", "LeakyReLU",
+                                                                "GlobalAvgPool2d", "Flatten", "Linear", "Tanh", "Linear", "Sigmoid"]
+    assert (found.model.classes, found.model.input_shape, found.model.mean) == (CLASSES, (3, 32, 32), [0.5] * 3)
+    assert found.model.seed == 5
+    capsys.readouterr()
+    assert evaluate.main(["--checkpoint", "run/last.safetensors", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == float(rows(small / "run")[-1]["test_loss"])
+    Image.fromarray(SMALL[1].images[3].transpose(1, 2, 0)).save("a.png")
+    assert predict.main(["--checkpoint", "run/last.safetensors", "a.png", "--top", "1"]) == 0
+    logits = found.model(SMALL[1].images[3:4])[0]
+    assert capsys.readouterr().out == f"a.png\t{CLASSES[logits.argmax()]} {logits.max():.3f}\n"
+
+
+def test_what_a_network_of_ones_own_says_itself_stays(small):
+    (small / "net.py").write_text(NET)
+    assert run("--model", "net.py:float64", "--epochs", 1, "--out", "run", "--quiet", "--seed", 1) == 0
+    model = checkpoint.load("run/last.safetensors").model
+    assert (model.mean, model.std, model.seed, model.dtype) == ([0.1] * 3, [0.2] * 3, 7, np.float64)
+    assert run("--model", "net.py:float64", "--epochs", 1, "--quiet") == 0
+    assert os.listdir("runs")[0].endswith("-shapes-net.py-float64")
+    assert run("--model", "net.py:preset", "--epochs", 1, "--lr", 0, "--out", "preset", "--quiet") == 0
+    assert (checkpoint.load("preset/last.safetensors").model[1].weight.data == 0.25).all()
+
+
+@pytest.mark.parametrize("function, message", [
+    ("ten_outputs", "classes: expected a name for each output, of shape (7,), got 10 names"),
+    ("other_size", "expected a network for the pictures' (3, 32, 32), got one for (3, 8, 8)"),
+    ("does_not_fit", "b: expected vectors (N, 99), got (N, 3072)"),
+    ("other_classes", "expected the classes of the pictures, class0, "),
+    ("own_layer", "layers: mine is a Mine, none of nbcnn's"),
+    ("nothing", "expected a function that returns a nbcnn.Sequential, got NoneType"),
+    ("nowhere", "no function 'nowhere' in net.py"),
+])
+def test_networks_that_cannot_be_trained_are_one_line(small, capsys, function, message):
+    (small / "net.py").write_text(NET)
+    error = fails(capsys, "--model", f"net.py:{function}", "--out", "run")
+    assert f"--model net.py:{function}: " in error and message in error
+    assert [name for name in os.listdir() if name != "__pycache__"] == ["net.py"]
+
+
+def test_pictures_of_ones_own(small, capsys):
+    """Folders of pictures of any size; mean and standard deviation are those of the training pictures."""
+    for split, dataset in zip(("train", "test"), SMALL, strict=True):
+        for k, (image, label) in enumerate(zip(dataset.images, dataset.labels, strict=True)):
+            folder = small / "pets" / split / ("cat" if label % 2 else "dog")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).resize((64, 48), Image.Resampling.NEAREST).save(folder / f"{k}.png")
+    assert run("--dataset", "folder", "--data-dir", "pets", "--epochs", 8, "--out", "run") == 0
+    assert "data     folder: 40 pictures to train, 20 to test; from pets" in capsys.readouterr().out
+    found = checkpoint.load("run/last.safetensors")
+    assert found.model.classes == ["cat", "dog"] and found.options["dataset"] == "folder"
+    images = choice.folder("pets/train").images / 255
+    assert found.model.mean == pytest.approx(images.mean((0, 2, 3)).tolist())
+    assert found.model.std == pytest.approx(images.std((0, 2, 3)).tolist())
+    assert float(rows(small / "run")[-1]["test_accuracy"]) > 0.8
+    assert evaluate.main(["--checkpoint", "run/last.safetensors", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == float(rows(small / "run")[-1]["test_accuracy"])
+    (small / "pets" / "train" / "cat").rename(small / "pets" / "train" / "ant")
+    assert "expected folders named after the classes cat, dog, got ant" in fails(capsys, "--resume", "run/last.safetensors")
+    (small / "pets" / "train" / "ant").rename(small / "pets" / "train" / "cat")
+    assert "(see --size)" in fails(capsys, "--dataset", "folder", "--data-dir", "pets", "--size", 48)
+    assert "cifar10_quick: expected a network for the pictures' (3, 48, 48)" in fails(
+        capsys, "--dataset", "folder", "--data-dir", "pets", "--size", 48)
+
+
+def test_a_checkpoint_of_before_size_goes_on(small):
+    run("--epochs", 2, "--out", "run", "--quiet", "--save-every", 1)
+    found = checkpoint.load("run/epoch-1.safetensors")
+    found.options.pop("size")
+    checkpoint.save("old.safetensors", found.model, optimizer=found.optimizer, progress=found.progress, options=found.options)
+    assert train.main(["--resume", "old.safetensors", "--out", "again", "--quiet"]) == 0
+    again, whole = (checkpoint.load(f"{folder}/last.safetensors") for folder in ("again", "run"))
+    assert again.options["size"] == 32 and (again.model.vector.data == whole.model.vector.data).all()
+
+
+def test_options_from_a_file(small, capsys):
+    (small / "run.toml").write_text('recipe = "tutorial"\nepochs = 3\nlr = 0.5\nbatch-size = 8\naugment = true\nquiet = true\n')
+    assert train.main(["--config", "run.toml", "--epochs", "1", "--out", "run"]) == 0
+    options = checkpoint.load("run/last.safetensors").options
+    expected = dict(recipe="tutorial", epochs=1, lr=0.5, batch_size=8, augment=True, normalize=False)
+    assert {name: options[name] for name in expected} == expected and "data " not in capsys.readouterr().out
+    (small / "run.toml").write_text("bach-size = 8\n")
+    assert "run.toml: unknown key 'bach-size'; did you mean batch-size?" in fails(capsys, "--config", "run.toml")
+
+
+def test_no_colour_where_there_is_no_terminal(small, monkeypatch, capsys):
+    run("--epochs", 1, "--out", "one")
+    assert "\033" not in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    run("--epochs", 1, "--out", "two")
+    assert "\033[1maccuracy" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    run("--epochs", 1, "--out", "three")
+    assert "\033" not in capsys.readouterr().out
 
 
 # ---- as a process ----
@@ -412,8 +569,9 @@ def process(*arguments):
     code = textwrap.dedent("""
         import sys
         from test_train import SMALL
-        from nbcnn import datasets, train
-        datasets.shapes = lambda: SMALL
+        from nbcnn import train
+        from nbcnn.datasets import choice
+        choice.shapes = lambda: SMALL
         sys.exit(train.main(sys.argv[1:]))
     """)
     return subprocess.Popen([sys.executable, "-c", code, "--batch-size", "16", *map(str, arguments)], text=True,
@@ -447,7 +605,7 @@ def test_a_reader_that_goes_away():
 def test_the_module_runs():
     done = subprocess.run([sys.executable, "-m", "nbcnn.train", "--epochs", "0"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("nbcnn.train: argument --epochs") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("nbcnn train: argument --epochs") and done.stderr.count("\n") == 1
 
 
 # ---- devices ----
@@ -466,8 +624,8 @@ class Gpu:
 
 
 def test_device_cuda_without_a_gpu_is_one_line_and_auto_says_why_not(small, monkeypatch, capsys):
-    monkeypatch.setattr(train, "load_backend", lambda name: Gpu("none was found"))
-    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(cli, "load_backend", lambda name: Gpu("none was found"))
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name)
     assert "--device cuda: no GPU can be used: none was found" in fails(capsys, "--device", "cuda", "--out", "run")
     assert not (small / "run").exists()
     assert run("--device", "auto", "--epochs", 1, "--out", "run") == 0
@@ -478,18 +636,18 @@ def test_device_cuda_without_a_gpu_is_one_line_and_auto_says_why_not(small, monk
 def test_device_without_numba_cuda_says_what_to_install(small, monkeypatch, capsys):
     def missing(name):
         raise ImportError("GPU kernels need numba-cuda: python -m pip install 'numba-cuda[cu13]'")
-    monkeypatch.setattr(train, "load_backend", missing)
-    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli, "load_backend", missing)
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     assert "python -m pip install 'numba-cuda[cu13]'" in fails(capsys, "--device", "cuda", "--out", "run")
-    assert train._device("auto") == ("cpu", "numba-cuda, which a GPU needs, is not installed")
+    assert cli.choose_device("auto") == ("cpu", "numba-cuda, which a GPU needs, is not installed")
 
 
 def test_device_auto_takes_a_gpu_and_the_model_goes_there(small, monkeypatch, capsys):
-    monkeypatch.setattr(train, "load_backend", lambda name: Gpu(""))
-    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(cli, "load_backend", lambda name: Gpu(""))
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name)
     moved = []
     monkeypatch.setattr("nbcnn.model.Sequential.to", lambda model, device: moved.append(device) or model)
-    assert train._device("auto") == ("cuda", "a very fast one")
+    assert cli.choose_device("auto") == ("cuda", "a very fast one")
     assert run("--device", "auto", "--epochs", 1, "--out", "run") == 0
     assert set(moved) == {"cuda"} and "device   cuda: a very fast one\n" in capsys.readouterr().out
     assert "--profile: expected --device cpu" in fails(capsys, "--device", "auto", "--profile", "--out", "other")

@@ -1,7 +1,9 @@
 """Data sets, and the loader that cuts them into batches."""
+from nbcnn.datasets.choice import DATASETS, choose
 from nbcnn.datasets.cifar10 import cifar10, find_cifar10
 from nbcnn.datasets.dataset import Dataset
+from nbcnn.datasets.folder import folder
 from nbcnn.datasets.loader import Loader
 from nbcnn.datasets.shapes import shapes
 
-__all__ = ["Dataset", "Loader", "cifar10", "find_cifar10", "shapes"]
+__all__ = ["Dataset", "Loader", "DATASETS", "choose", "cifar10", "find_cifar10", "folder", "shapes"]

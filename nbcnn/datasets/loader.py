@@ -55,7 +55,7 @@ class Loader:
         self.flip, self.shift = flip, integer(shift, "shift", 0)
         if not 0 <= flip <= 1:
             raise ValueError(f"flip: expected a probability, got {flip!r}")
-        if self.shift > min(height, width):
+        if augment and self.shift > min(height, width):
             raise ValueError(f"shift: expected at most the pictures' {min(height, width)} pixels, got {shift}")
         self.dtype = np.dtype(dtype)
         self.table = normalization_table(mean, std, channels, dtype)

@@ -1,0 +1,53 @@
+"""The command `nbcnn`, which is `python -m nbcnn` too: picks the sub-command."""
+import importlib
+import sys
+
+import nbcnn
+from nbcnn import cli
+
+COMMANDS = {
+    "train": "train a network, and keep what it learned",
+    "predict": "say what is in pictures, with a trained network",
+    "evaluate": "measure a trained network on labelled pictures",
+}
+
+
+def main(argv=None):
+    """Run a sub-command, and return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        return _module(argv[0]).main(argv[1:])
+    return cli.run("nbcnn", _main, argv)
+
+
+def _main(argv):
+    parser = _parser()
+    if argv and argv[0][:1] != "-":
+        parser.error(f"unknown command {argv[0]!r}, expected one of {', '.join(COMMANDS)}{cli.nearest(argv[0], COMMANDS)}")
+    parser.options(argv)
+    parser.error(f"expected a command: {', '.join(COMMANDS)}")
+
+
+def _parser():
+    width = max(map(len, COMMANDS)) + 2
+    parser = cli.Parser(
+        "nbcnn", "Convolutional networks whose every forward and backward pass a person can read.\n\n"
+            "commands, each with a --help of its own:\n" + "\n".join(f"  {name:{width}}{text}" for name, text in COMMANDS.items()),
+        """\
+  nbcnn train
+  nbcnn predict cat.jpg --checkpoint runs/.../best.safetensors
+  nbcnn evaluate --checkpoint runs/.../best.safetensors""",
+        "0 done, 2 cannot be done; more in each command's --help", usage="nbcnn COMMAND ...")
+    version = f"nbcnn {nbcnn.__version__}"
+    parser.add_argument("--version", action=cli.Listing, const=lambda: version, help="print the version, and end")
+    parser.add_lists(models=lambda: _module("train").list_models())
+    return parser
+
+
+def _module(name):
+    """The module of a command, imported when it is asked for."""
+    return importlib.import_module(f"nbcnn.{name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

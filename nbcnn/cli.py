@@ -1,0 +1,253 @@
+"""What the commands share: options, configuration files, devices, messages and exit statuses."""
+import argparse
+import difflib
+import importlib
+import importlib.util
+import math
+import os
+import signal
+import sys
+
+import numba
+
+from nbcnn import checkpoint
+from nbcnn.datasets import DATASETS
+from nbcnn.kernels.backend import load_backend
+from nbcnn.losses import LOSSES
+from nbcnn.table import format_table
+
+COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
+DEVICES = ["cpu", "cuda", "auto"]
+
+
+def run(name, command, argv):
+    """Run a command and return its exit status: what it returns itself, or 2 where it raised for something it was given.
+
+    Parameters
+    ----------
+    name : str
+        "nbcnn train", for instance: begins every message.
+    command : callable
+        Of the arguments; returns its exit status.
+    argv : list of str or None
+        None stands for the process's own.
+    """
+    try:
+        return command(sys.argv[1:] if argv is None else argv)
+    except (ValueError, ImportError, MemoryError) as error:
+        return fail(name, error if str(error) else "out of memory")
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:         # only ever from a print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        return fail(name, said(error))
+
+
+def fail(name, message, status=2):
+    """Say in one line what is wrong; the exit status."""
+    print(f"{paint(f'{name}:', 'red', sys.stderr)} {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    return status
+
+
+def said(error):
+    """What an exception says, for who does not know Python."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def paint(text, colour, stream):
+    """The text in a colour where the stream is a terminal that wants colours: https://no-color.org."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\033[{COLOURS[colour]}m{text}\033[0m"
+
+
+def nearest(name, names):
+    """A hint at the name that was probably meant; "" where none comes close."""
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that leaves out what is not given, and raises ValueError instead of leaving the process.
+
+    Parameters
+    ----------
+    name : str
+        "nbcnn train", for instance.
+    description, examples : str
+    status : str
+        What the exit status means.
+    """
+
+    def __init__(self, name, description, examples, status, usage=None):
+        self.names = {}         # of the options that a configuration file may hold: their actions
+        super().__init__(prog=name, usage=usage, argument_default=argparse.SUPPRESS, allow_abbrev=False,
+                         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         epilog=f"examples:\n{examples}\n\nexit status: {status}\n")
+
+    def add(self, name, text, **arguments):
+        """Add an option or an argument and its help."""
+        action = self.add_argument(name, help=text.replace("%", "%%"), **arguments)
+        if name[:2] == "--":
+            self.names[name[2:]] = action
+
+    def add_checkpoint(self):
+        self.add("--checkpoint", "what training or model.save wrote; it holds the network, its classes and all else that is needed",
+                 metavar="FILE")
+
+    def add_config(self):
+        self.add_argument("--config", metavar="FILE", help="TOML file with options by their names, as batch-size = 32; those given "
+                                                           "on the command line win")
+
+    def add_lists(self, **lists):
+        """Add --list-models and others: functions that give the text."""
+        for name, text in {**lists, "datasets": list_datasets}.items():
+            self.add_argument(f"--list-{name}", action=Listing, const=text, help=f"print the {name} known by name, and end")
+
+    def add_device(self, text, default="cpu"):
+        self.add("--device", f"{text}; auto: a GPU that CUDA can use, else the CPU (default: {default})", choices=DEVICES)
+        self.add("--threads", "threads of the CPU (default: all cores)", type=whole(1), metavar="N")
+
+    def error(self, message):       # instead of three lines of usage and sys.exit
+        raise ValueError(f"{message} (--help lists the options)")
+
+    def options(self, argv):
+        """The options given, by name: those on the command line, and those of the --config file that are not there."""
+        given, unknown = self.parse_known_intermixed_args(argv)     # arguments may stand between options
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            known = [string for action in self._actions for string in action.option_strings]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(flag, known) if flag[:1] == '-' else ''}")
+        given = vars(given)
+        path = given.pop("config", None)
+        return {**self._configured(path), **given} if path is not None else given
+
+    def _configured(self, path):
+        """The options in a TOML file."""
+        toml = _toml()
+        with open(path, "rb") as file:
+            try:
+                table = toml.load(file)
+            except ValueError as error:
+                raise ValueError(f"{path}: not a TOML file: {error}") from None
+        arguments = []
+        for key, value in table.items():
+            if key not in self.names:
+                raise ValueError(f"{path}: unknown key {key!r}{nearest(key, self.names)}")
+            if self.names[key].nargs == 0:
+                if not isinstance(value, bool):
+                    raise ValueError(f"{path}: {key}: expected true or false, got {value!r}")
+                off = [string for string in self.names[key].option_strings if string == f"--no-{key}"]
+                arguments += [f"--{key}"] if value else off
+            elif isinstance(value, str | int | float) and not isinstance(value, bool):
+                arguments.append(f"--{key}={value}")
+            else:
+                raise ValueError(f"{path}: {key}: expected a string or a number, got {value!r}")
+        try:
+            return vars(self.parse_args(arguments))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def list_datasets():
+    """A table of the data sets that --dataset knows."""
+    return format_table(["dataset", ""], [[name, text] for name, text in DATASETS.items()])
+
+
+class Listing(argparse.Action):
+    """An option that prints what the function `const` gives, and ends the process."""
+
+    def __init__(self, option_strings, dest, const, help, default=None):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, const=const, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser, *rest):
+        print(self.const(), flush=True)
+        parser.exit()
+
+
+def _toml():
+    """The library that reads TOML: Python's own, from 3.11 on."""
+    for name in ("tomllib", "tomli"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            pass
+    raise ImportError("--config needs Python 3.11 or newer, or the extra config: python -m pip install tomli")
+
+
+def flag(name):
+    """The option whose value has this name."""
+    return "--" + name.replace("_", "-")
+
+
+def whole(minimum):
+    """The type of options that are whole numbers."""
+    def parse(text):
+        try:
+            if (value := int(text)) >= minimum:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
+    return parse
+
+
+def number(maximum=math.inf):
+    """The type of options that are numbers of at least 0."""
+    def parse(text):
+        try:
+            if 0 <= (value := float(text)) <= maximum and value < math.inf:
+                return value
+        except ValueError:
+            pass
+        expected = "of at least 0" if maximum == math.inf else f"in [0, {maximum}]"
+        raise argparse.ArgumentTypeError(f"expected a number {expected}, got {text!r}")
+    return parse
+
+
+def load_checkpoint(options):
+    """The checkpoint that was asked for."""
+    if "checkpoint" not in options:
+        raise ValueError("--checkpoint: expected a file that training or model.save wrote, got none")
+    return checkpoint.load(options["checkpoint"])
+
+
+def loss_name(options):
+    """The loss a network was trained with, by its checkpoint's options; without any, cross-entropy."""
+    return options.get("loss", "cross_entropy")
+
+
+def make_loss(options):
+    """That loss."""
+    name, smoothing = loss_name(options), options.get("label_smoothing", 0.0)
+    return LOSSES[name](**({"label_smoothing": smoothing} if name == "cross_entropy" else {}))
+
+
+def choose_device(wanted):
+    """The device to compute on, and in words what it is or why it was chosen; "" for the CPU where that was asked for."""
+    if wanted == "cpu":
+        return "cpu", ""
+    if importlib.util.find_spec("numba_cuda") is None and wanted == "auto":     # before a second is spent on numba.cuda
+        return "cpu", "numba-cuda, which a GPU needs, is not installed"
+    try:
+        backend = load_backend("cuda")
+        reason = backend.unavailable()
+    except ImportError as error:
+        reason = str(error)
+    if not reason:
+        return "cuda", backend.describe()
+    if wanted == "auto":
+        return "cpu", f"no GPU can be used: {reason}"
+    raise ValueError(f"--device cuda: no GPU can be used: {reason}")
+
+
+def set_threads(count):
+    """Compute with so many threads; None stands for all cores."""
+    if count is not None:
+        if count > numba.config.NUMBA_NUM_THREADS:
+            raise ValueError(f"--threads: expected at most {numba.config.NUMBA_NUM_THREADS}, got {count}")
+        numba.set_num_threads(count)

@@ -1,0 +1,54 @@
+"""Pictures of one's own: a folder with a folder of pictures for each class."""
+import os
+from pathlib import Path
+
+import numpy as np
+
+from nbcnn.datasets.dataset import Dataset
+from nbcnn.pictures import find_pictures, picture_shape, read_pictures
+
+AT_ONCE = 1000      # pictures that are read before they are put in their place
+
+
+def folder(path, shape=(3, 32, 32), classes=None):
+    """Read the pictures of a folder whose own folders are the classes, as torchvision's ImageFolder.
+
+    Parameters
+    ----------
+    path : path
+        Holds `cat/...`, `dog/...`; the pictures may lie in folders of their own inside these.
+    shape : tuple (C, H, W)
+        What every picture is brought to; see `nbcnn.pictures.read_picture`.
+    classes : sequence of str, optional
+        The names of all classes in the order of their labels; by default those of the folders, sorted.
+
+    Returns
+    -------
+    dataset : Dataset
+        The pictures sorted by class and then by path.
+
+    Raises
+    ------
+    OSError
+        When a folder or a file cannot be read.
+    ValueError
+        When there are no classes or no pictures, a folder is none of `classes`, or a picture cannot be read; it names the file.
+    """
+    shape = picture_shape(shape)
+    names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != ".")
+    if not names:
+        raise ValueError(f"{path}: expected a folder for each class, with its pictures, got none")
+    classes = names if classes is None else list(classes)
+    strangers = [name for name in names if name not in classes]
+    if strangers:
+        raise ValueError(f"{path}: expected folders named after the classes {', '.join(classes)}, got {strangers[0]}")
+    files = [(file, classes.index(name)) for name in names for file in find_pictures(Path(path) / name)]
+    if not files:
+        raise ValueError(f"{path}: expected pictures in its folders {', '.join(names)}, got none that Pillow knows by their names")
+    images = np.empty((len(files), *shape), np.uint8)
+    for start in range(0, len(files), AT_ONCE):
+        for k, picture in enumerate(read_pictures([file for file, _ in files[start:start + AT_ONCE]], shape), start):
+            if isinstance(picture, Exception):
+                raise picture
+            images[k] = picture
+    return Dataset(images, np.array([label for _, label in files]), classes, "folder")

@@ -1,0 +1,66 @@
+"""`nbcnn evaluate`, or `python -m nbcnn.evaluate`: measure a network from a checkpoint; --help lists the options."""
+import json
+import sys
+
+from tqdm import tqdm
+
+from nbcnn import cli, datasets
+from nbcnn.evaluation import evaluate
+from nbcnn.scheduler import BackpropScheduler
+
+NAME = "nbcnn evaluate"
+
+
+def main(argv=None):
+    """Evaluate, and return the exit status."""
+    return cli.run(NAME, _main, argv)
+
+
+def _main(argv):
+    options = {"split": "test", "batch_size": 256, "json": False, "device": "cpu", "threads": None, **_parser().options(argv)}
+    device, _ = cli.choose_device(options["device"])
+    cli.set_threads(options["threads"])
+    saved = cli.load_checkpoint(options)
+    known = {"dataset": "auto", "data_dir": "data", **saved.options, **options}
+    name, place, model = known["dataset"], known["data_dir"], saved.model.to(device)
+    (dataset,), why = datasets.choose(name, place, [options["split"]], shape=model.input_shape, classes=model.classes)
+    if model.classes is not None and dataset.classes != model.classes:
+        raise ValueError(f"--dataset {dataset.name}: its classes are {', '.join(dataset.classes)}, those of "
+                         f"{options['checkpoint']} are {', '.join(model.classes)}")
+    bar = tqdm(total=len(dataset), unit=" pictures", leave=False, disable=not sys.stderr.isatty())
+    with bar:
+        found = evaluate(BackpropScheduler(model, cli.make_loss(saved.options)), dataset, options["batch_size"],
+                         lambda done: bar.update(done - bar.n))
+    if options["json"]:
+        print(json.dumps({"checkpoint": options["checkpoint"], "dataset": dataset.name, "split": options["split"],
+                          **found.as_dict()}))
+    else:
+        print(f"{options['checkpoint']} on the {options['split']} pictures of {dataset.name}, {why}\n\n{found}")
+    sys.stdout.flush()
+    return 0
+
+
+def _parser():
+    parser = cli.Parser(
+        NAME, "Measure a network from a checkpoint: loss, accuracy, precision and recall of each class, and the confusion matrix.",
+        """\
+  nbcnn evaluate --checkpoint runs/.../best.safetensors
+  nbcnn evaluate --checkpoint best.safetensors --dataset cifar10 --data-dir ~/cifar10 --json
+  nbcnn evaluate --checkpoint best.safetensors --dataset folder --data-dir pets/test""",
+        "0 done, 2 cannot be done, 130 Ctrl-C")
+    parser.add_checkpoint()
+    parser.add("--dataset", "the labelled pictures (default: what the network was trained with, else auto)",
+               choices=["auto", *datasets.DATASETS])
+    parser.add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and "
+                             "test, or the classes themselves (default: where training found them, else data)", metavar="DIR")
+    parser.add("--split", "which of them (default: test)", choices=["train", "test"])
+    parser.add("--batch-size", "pictures at a time (default: 256)", type=cli.whole(1), metavar="N")
+    parser.add("--json", "one JSON object instead of tables", action="store_true")
+    parser.add_device("where to compute")
+    parser.add_config()
+    parser.add_lists()
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

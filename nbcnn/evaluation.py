@@ -1,0 +1,136 @@
+"""How good a network is on labelled pictures: loss, accuracy, precision and recall, and what was taken for what."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbcnn.datasets import Loader
+from nbcnn.kernels.arguments import integer
+from nbcnn.losses import CrossEntropyLoss
+from nbcnn.steps import DeviceSteps
+from nbcnn.table import format_table
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """What `evaluate` finds.
+
+    Parameters
+    ----------
+    loss : float
+        The mean over the pictures.
+    confusion : int64 array (K, K)
+        How many pictures of each class (row) were taken for each class (column).
+    classes : list of str
+
+    Attributes
+    ----------
+    accuracy : float
+        The share of pictures whose class was found.
+    class_accuracy, precision, recall : float arrays (K,)
+        For each class c, with the pictures of c that were found (TP), those of others taken for c (FP), those of c taken for
+        others (FN), and all the rest (TN): (TP + TN) / all, the share of right answers to "is it c?"; TP / (TP + FP); and
+        TP / (TP + FN), which tutorials call the accuracy of a class. NaN where nothing was taken for c, or is c.
+    """
+    loss: float
+    confusion: np.ndarray
+    classes: list
+
+    @property
+    def accuracy(self):
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+    @property
+    def class_accuracy(self):
+        wrong = self.confusion.sum(0) + self.confusion.sum(1) - 2 * np.diag(self.confusion)
+        return 1 - wrong / self.confusion.sum()
+
+    @property
+    def precision(self):
+        return _share(np.diag(self.confusion), self.confusion.sum(0))
+
+    @property
+    def recall(self):
+        return _share(np.diag(self.confusion), self.confusion.sum(1))
+
+    def as_dict(self):
+        """The same as numbers, lists and dicts that JSON can hold; None stands for NaN."""
+        return {
+            "pictures": int(self.confusion.sum()), "loss": _number(self.loss), "accuracy": self.accuracy,
+            "classes": [{"class": name, "pictures": int(count), "accuracy": float(accuracy), "precision": _number(precision),
+                         "recall": _number(recall)} for name, count, accuracy, precision, recall in self._rows()],
+            "confusion": self.confusion.tolist()}
+
+    def _rows(self):
+        return zip(self.classes, self.confusion.sum(1), self.class_accuracy, self.precision, self.recall, strict=True)
+
+    def __str__(self):
+        classes = format_table(["class", "pictures", "accuracy", "precision", "recall"], [
+            [name, f"{count:,}", *("-" if np.isnan(share) else f"{share:.2%}" for share in shares)]
+            for name, count, *shares in self._rows()])
+        confusion = format_table(["is \\ taken for", *self.classes], [
+            [name, *(str(count) for count in row)] for name, row in zip(self.classes, self.confusion, strict=True)])
+        return (f"loss {self.loss:.4f}  accuracy {self.accuracy:.2%} of {self.confusion.sum():,} pictures\n\n"
+                f"{classes}\n\n{confusion}")
+
+
+def evaluate(scheduler, dataset, batch_size=256, on_batch=None):
+    """Measure the scheduler's network on a data set.
+
+    Parameters
+    ----------
+    scheduler : BackpropScheduler
+        With a loss. Any but CrossEntropyLoss gets one-hot rows as targets.
+    dataset : Dataset
+    batch_size : int
+        Changes the rounding of the loss, to which each batch contributes with its size; nothing else.
+    on_batch : callable, optional
+        Called with the number of pictures done after each batch; on a GPU when all are.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ValueError
+        When there are no pictures, they do not fit the network, or they have more classes than it.
+    """
+    if not len(dataset):
+        raise ValueError("dataset: expected at least one picture, got none")
+    model, loss = scheduler.model, scheduler.loss
+    scheduler.plan(dataset.images.shape[1:])
+    outputs = scheduler.steps[-1].y_shape
+    if len(outputs) != 1 or outputs[0] < len(dataset.classes):
+        raise ValueError(f"dataset: expected as many classes as the network has outputs, {outputs}, got {len(dataset.classes)}")
+    batch_size, (K,) = integer(batch_size, "batch_size", 1), outputs
+    loader = Loader(dataset, batch_size, shuffle=False, mean=model.mean, std=model.std, dtype=model.dtype)
+    targets, loss_sum, confusion, done = make_targets(loss, K, model.dtype), 0.0, np.zeros((K, K), np.int64), 0
+    if model.device == "cpu":
+        batches = ((scheduler.predict(images), labels) for images, labels in loader.epoch(0, scheduler.images))
+    else:
+        outputs, starts = DeviceSteps(scheduler, None, loader).outputs(), range(0, len(dataset), batch_size)
+        batches = ((outputs[start:start + batch_size], dataset.labels[start:start + batch_size]) for start in starts)
+    for logits, labels in batches:
+        loss_sum += float(loss(logits, targets(labels))) * len(labels)
+        confusion += np.bincount(labels * K + logits.argmax(1), minlength=K * K).reshape(K, K)
+        done += len(labels)
+        if on_batch:
+            on_batch(done)
+    names = dataset.classes + [str(k) for k in range(len(dataset.classes), K)]
+    return Evaluation(loss_sum / len(dataset), confusion, names)
+
+
+def make_targets(loss, classes, dtype):
+    """What makes the loss's targets of labels: one-hot rows for all but cross-entropy."""
+    if isinstance(loss, CrossEntropyLoss):
+        return lambda labels: labels
+    one_hot = np.eye(classes, dtype=dtype)
+    return lambda labels: one_hot[labels]
+
+
+def _share(part, whole):
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+
+
+def _number(value):
+    return float(value) if np.isfinite(value) else None

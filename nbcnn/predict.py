@@ -1,0 +1,124 @@
+"""`nbcnn predict`, or `python -m nbcnn.predict`: what is in pictures, by a network from a checkpoint; --help lists the options.
+
+The exit status is 0 when all pictures were read, 1 when some were not, 2 when none was or something asked for cannot be done.
+"""
+import io
+import json
+import sys
+import warnings
+
+import numpy as np
+from tqdm import tqdm
+
+from nbcnn import cli
+from nbcnn.kernels import sigmoid_forward, softmax
+from nbcnn.pictures import find_pictures, picture_shape, read_pictures
+
+NAME = "nbcnn predict"
+BATCH = 256
+ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})       # a path is one column of one line
+# What outputs mean, by the loss they were trained with: what makes them shares, and what these are called.
+MEANINGS = {"cross_entropy": (softmax, "probability"), "bce": (sigmoid_forward, "probability"),
+            "mse": (np.asarray, "output"), "l1": (np.asarray, "output")}
+
+
+def main(argv=None):
+    """Predict, and return the exit status."""
+    return cli.run(NAME, _main, argv)
+
+
+def _main(argv):
+    options = {"top": 3, "json": False, "device": "cpu", "threads": None, "picture": [], **_parser().options(argv)}
+    if not options["picture"]:
+        raise ValueError("PICTURE: expected pictures, folders, or - for standard input, got none")
+    device, _ = cli.choose_device(options["device"])
+    cli.set_threads(options["threads"])
+    saved = cli.load_checkpoint(options)
+    network, shape = saved.model.to(device), saved.model.input_shape
+    try:
+        picture_shape(shape)
+    except ValueError as error:
+        raise ValueError(f"--checkpoint {options['checkpoint']}: {error} as the network's input_shape") from None
+    meaning, noun = MEANINGS[cli.loss_name(saved.options)]
+    (files, bad), done = _files(options["picture"]), 0
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")        # names that are no text come out as the bytes they are
+    bar = tqdm(total=len(files), unit=" pictures", leave=False, disable=len(files) <= BATCH or not sys.stderr.isatty())
+    with bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")      # of what it could read nevertheless; the rest are errors
+        for start in range(0, len(files), BATCH):
+            batch = files[start:start + BATCH]
+            results = read_pictures([_opened(file) for file in batch], shape)
+            read = [(file, result) for file, result in zip(batch, results, strict=True) if not isinstance(result, Exception)]
+            if read:
+                values = meaning(network.predict(np.stack([picture for _, picture in read]), BATCH))
+                names = network.classes or [str(k) for k in range(values.shape[1])]
+                best = np.argsort(-values, axis=1, kind="stable")[:, :options["top"]]
+                lines = [_line(file, [(names[k], float(row[k])) for k in order], noun, options["json"])
+                         for (file, _), row, order in zip(read, values, best, strict=True)]
+                tqdm.write("\n".join(lines), file=sys.stdout)
+                sys.stdout.flush()
+                done += len(read)
+            bad += [error for error in results if isinstance(error, Exception)]
+            bar.update(len(batch))
+    for error in bad:
+        cli.fail(NAME, cli.said(error))
+    return 0 if not bad else 1 if done else 2
+
+
+def _files(arguments):
+    """(the files that the arguments name, errors of folders)."""
+    files, bad = [], []
+    for argument in arguments:
+        if argument == "-":
+            files.append(argument)
+            continue
+        try:
+            found = find_pictures(argument)
+            if not found:
+                bad.append(ValueError(f"{argument}: no pictures in this folder, by the ends of their names"))
+            files += found
+        except NotADirectoryError:
+            files.append(argument)
+        except OSError as error:
+            bad.append(error)
+    return files, bad
+
+
+def _opened(file):
+    """What Pillow opens: the path, or what - stands for."""
+    if file != "-":
+        return file
+    stream = io.BytesIO(sys.stdin.buffer.read())
+    stream.name = file
+    return stream
+
+
+def _line(file, found, noun, as_json):
+    """What is in a picture, as a line: of (class, share) pairs, the best first."""
+    if as_json:
+        return json.dumps({"picture": file, "classes": [{"class": name, noun: round(share, 6)} for name, share in found]})
+    return f"{file.translate(ESCAPES)}\t{', '.join(f'{name} {share:.3f}' for name, share in found)}"
+
+
+def _parser():
+    parser = cli.Parser(
+        NAME, "Say what is in pictures, with a network from a checkpoint: a line for each, PATH<tab>CLASS 0.873, CLASS 0.081, ...",
+        """\
+  nbcnn predict cat.jpg --checkpoint runs/.../best.safetensors
+  nbcnn predict holidays/ more/*.png --top 1 --checkpoint best.safetensors
+  curl -s https://example.org/cat.png | nbcnn predict - --json --checkpoint best.safetensors""",
+        "0 done, 1 some pictures could not be read, 2 none could, or something else is wrong, 130 Ctrl-C")
+    parser.add("picture", "files of any kind that Pillow opens, of any size; folders, with all in them whose names say that they "
+                          "are pictures; - for one on standard input", nargs="*", metavar="PICTURE")
+    parser.add_checkpoint()
+    parser.add("--top", "how many classes to name (default: 3)", type=cli.whole(1), metavar="N")
+    parser.add("--json", 'a JSON object a line: {"picture": ..., "classes": [{"class": ..., "probability": ...}, ...]}',
+               action="store_true")
+    parser.add_device("where to compute")
+    parser.add_config()
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Networks by name: the ready-made ones, and functions of one's own, with all that can be wrong with them."""
+import sys
+
+import pytest
+
+import nbcnn
+from nbcnn import models
+
+NET = """
+import nbcnn
+
+def make(classes, seed=3):
+    return nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(12, len(classes))], seed=seed)
+
+def fixed():
+    return nbcnn.Sequential([nbcnn.Linear(4, 3)])
+
+def everything(**options):
+    everything.options = options
+    return fixed()
+
+def other():
+    return [nbcnn.Flatten()]
+
+def fails():
+    return nbcnn.Conv2d(1, 0, 3)
+
+def leaves():
+    raise SystemExit(3)
+
+number = 7
+"""
+OPTIONS = dict(input_shape=(3, 2, 2), mean=[0.5] * 3, std=[0.2] * 3, classes=["a", "b", "c"], seed=5)
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    for name in set(sys.modules):
+        if name.split(".")[0] in ("own", "helper"):
+            monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "own.py").write_text(NET)
+    return tmp_path
+
+
+def test_ready_made_networks_take_what_they_need():
+    model = models.make("cifar10_quick", **OPTIONS)
+    assert model.classes == ["a", "b", "c"] and model.mean == [0.5] * 3 and model.seed == 5
+    assert model.shapes((3, 32, 32))["linear2"] == (3,)
+    assert models.make("cifar10_quick_relu").shapes((3, 32, 32))["linear2"] == (10,)
+
+
+@pytest.mark.parametrize("place", ["own", "own.py", "./own.py"])
+def test_a_function_gets_what_it_has_parameters_for(place, folder):
+    model = models.make(f"{place}:make", **OPTIONS)
+    assert model.seed == 5 and model.shapes((3, 2, 2))["1"] == (3,)
+    assert len(models.make(f"{place}:fixed", **OPTIONS)) == 1
+    models.make(f"{place}:everything", **OPTIONS)
+    assert sys.modules[place].everything.options == OPTIONS
+
+
+def test_what_lies_beside_a_file_can_be_imported(folder):
+    (folder / "deep").mkdir()
+    (folder / "deep" / "helper.py").write_text("WIDTH = 9\n")
+    (folder / "deep" / "net.py").write_text("import nbcnn\nfrom helper import WIDTH\n\n\ndef make():\n"
+                                            "    return nbcnn.Sequential([nbcnn.Linear(WIDTH, 2)])\n")
+    assert models.make("deep/net.py:make")[0].in_features == 9
+    (folder / "own").mkdir()
+    (folder / "own" / "__init__.py").touch()
+    (folder / "own" / "nets.py").write_text(NET)
+    assert isinstance(models.make("own.nets:fixed"), nbcnn.Sequential)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("resnet", "expected cifar10_quick, cifar10_quick_relu, module:function or FILE.py:function, got 'resnet'"),
+    (":make", "got ':make'"), ("own.py:", "got 'own.py:'"), ("", "got ''"),
+    ("nowhere.py:make", r"^nowhere.py:make: FileNotFoundError: no file nowhere.py$"),
+    ("nowhere:make", "^nowhere:make: ModuleNotFoundError: No module named 'nowhere'$"),
+    ("own.py:mkae", "^own.py:mkae: no function 'mkae' in own.py, which defines make, fixed, everything, other, fails, leaves"),
+    ("own.py:number", "own.py:number: no function 'number'"),
+    ("own.py:other", "^own.py:other: expected a function that returns a nbcnn.Sequential, got list$"),
+    ("own.py:fails", r"^own.py:fails: ValueError: out_channels: expected an int >= 1, got 0 \(.*own.py, line 18\)$"),
+    ("own.py:leaves", r"^own.py:leaves: SystemExit: 3 \(.*own.py, line 21\)$"),
+    ("own.py:make", r"^own.py:make: TypeError: .*'classes'"),
+])
+def test_what_can_be_wrong_is_one_line(name, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        models.make(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("def make(:\n", "own.py:make: SyntaxError: .*own.py, line 1"),
+    ("x = 1\n1 / 0\n", r"ZeroDivisionError: division by zero \(.*own.py, line 2\)"),
+    ("import nothing_of_that_name\n", r"ModuleNotFoundError: .*nothing_of_that_name' \(.*own.py, line 1\)"),
+    ("import sys\nsys.exit(0)\n", r"SystemExit: 0 \(.*own.py, line 2\)"),
+])
+def test_a_module_that_cannot_be_imported(folder, text, message):
+    (folder / "own.py").write_text(text)
+    for name in ("own.py:make", "own:make"):
+        with pytest.raises(ValueError, match=message.replace("own.py:make", name)):
+            models.make(name)

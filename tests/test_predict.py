@@ -1,0 +1,200 @@
+"""The command that says what is in pictures: its lines, its JSON, bad pictures among good ones, and exit statuses."""
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import nbcnn
+from nbcnn import checkpoint, predict
+
+CLASSES = ["red", "green", "blue"]
+
+
+def network(classes=CLASSES, **options):
+    """The mean of each colour, times 12, is a logit."""
+    model = nbcnn.Sequential([("flatten", nbcnn.Flatten()), ("linear", nbcnn.Linear(3 * 8 * 8, 3, bias=False))],
+                             **{"input_shape": (3, 8, 8), "classes": classes, **options})
+    model.linear.weight.set(np.repeat(np.eye(3), 64, axis=1) * 12 / 64)
+    return model
+
+
+def picture(name, red, green, blue):
+    Image.new("RGB", (16, 8), (red, green, blue)).save(name)
+    return name
+
+
+def shares(*bytes):
+    """What the network says of a picture, by the definition of softmax."""
+    e = np.exp(np.array(bytes) / 255 * 12)
+    return (e / e.sum()).tolist()
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    network().save("net.safetensors")
+    return tmp_path
+
+
+def run(*argv):
+    return predict.main(["--checkpoint", "net.safetensors", *argv])
+
+
+# ---- what it prints ----
+
+def test_a_line_per_picture(capsys):
+    a, b = picture("a.png", 255, 204, 0), picture("b c.bmp", 0, 0, 51)
+    assert run(a, b) == 0
+    red, green, blue = shares(255, 204, 0)
+    first, second = f"a.png\tred {red:.3f}, green {green:.3f}, blue {blue:.3f}\n", shares(0, 0, 51)
+    second = f"b c.bmp\tblue {second[2]:.3f}, red {second[0]:.3f}, green {second[1]:.3f}\n"    # equal ones in the classes' order
+    assert capsys.readouterr() == (first + second, "")
+    assert run(b, "--top", "1", a) == 0
+    assert capsys.readouterr().out == f"{second.split(',')[0]}\na.png\tred {red:.3f}\n"
+    assert run(a, "--top", "100") == 0
+    assert capsys.readouterr().out == first
+
+
+def test_json(capsys):
+    assert run(picture("\u00fc\t.png", 0, 255, 0), picture("b.png", 9, 9, 9), "--json", "--top", "2") == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == {"picture": "\u00fc\t.png", "classes": [
+        {"class": "green", "probability": pytest.approx(shares(0, 255, 0)[1], abs=1e-6)},
+        {"class": "red", "probability": pytest.approx(shares(0, 255, 0)[0], abs=1e-6)}]}
+    assert [entry["class"] for entry in second["classes"]] == ["red", "green"]
+
+
+def test_the_checkpoint_is_enough_mean_std_and_names(capsys):
+    network(None, mean=[0.5] * 3, std=[0.25] * 3).save("net.safetensors")
+    assert run(picture("a.png", 255, 127, 0), "--top", "1") == 0
+    e = np.exp([24, 12 * (127 / 255 - 0.5) / 0.25, -24])
+    assert capsys.readouterr().out == f"a.png\t0 {e[0] / e.sum():.3f}\n"
+
+
+@pytest.mark.parametrize("loss, noun, expected", [
+    ("cross_entropy", "probability", shares(51, 0, 0)[0]), ("bce", "probability", 1 / (1 + np.exp(-2.4))),
+    ("mse", "output", 2.4), ("l1", "output", 2.4),
+])
+def test_outputs_are_shown_as_what_the_training_made_them(capsys, loss, noun, expected):
+    checkpoint.save("net.safetensors", network(), options={"loss": loss})
+    assert run(picture("a.png", 51, 0, 0), "--json", "--top", "1") == 0
+    (found,) = json.loads(capsys.readouterr().out)["classes"]
+    assert found == {"class": "red", noun: pytest.approx(expected, rel=1e-5)}
+
+
+def test_folders_and_many_pictures_in_batches(folder, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "BATCH", 4)
+    (folder / "in" / "deep").mkdir(parents=True)
+    names = [picture(f"in/{k:02}.png", 3 * k, 200, 0) for k in range(11)] + [picture("in/deep/a.png", 255, 0, 0)]
+    (folder / "in" / "notes.txt").write_text("no picture, and not looked at")
+    assert run("in", picture("last.png", 0, 0, 255), "--top", "1") == 0
+    out, err = capsys.readouterr()
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert [name for name, _ in lines] == [*sorted(names), "last.png"] and err == ""
+    for name, found in lines[:11]:
+        assert found == f"green {shares(3 * int(name[3:5]), 200, 0)[1]:.3f}"
+    assert lines[-1][1].startswith("blue") and lines[-2][1].startswith("red")
+
+
+def test_grey_networks(capsys):
+    model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(16, 2)], input_shape=(1, 4, 4), classes=["dark", "bright"])
+    model[1].weight.set(np.repeat([[-1.0], [1.0]], 16, axis=1))
+    model.save("net.safetensors")
+    assert run(picture("a.png", 255, 255, 255), "--top", "1") == 0 and capsys.readouterr().out == "a.png\tbright 1.000\n"
+
+
+def test_standard_input(monkeypatch, capsys):
+    with open(picture("a.png", 255, 0, 0), "rb") as file:
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(file.read())))
+    assert run("-", "--top", "1") == 0
+    assert capsys.readouterr().out == f"-\tred {shares(255, 0, 0)[0]:.3f}\n"
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"no picture")))
+    assert run("-") == 2
+    assert capsys.readouterr() == ("", "nbcnn predict: -: not a picture that can be read: no format that Pillow knows\n")
+
+
+def test_a_progress_bar_on_a_terminal_for_many(monkeypatch, capsys):
+    monkeypatch.setattr(predict, "BATCH", 2)
+    names = [picture(f"{k}.png", 255, 0, 0) for k in range(5)]
+    assert run(*names) == 0 and capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert run(*names) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 5 and "/5" in err
+    assert run(*names[:2]) == 0 and capsys.readouterr().err == ""
+
+
+# ---- bad pictures ----
+
+def test_one_bad_picture_is_reported_and_the_rest_go_on(folder, capsys):
+    (folder / "bad.png").write_bytes(b"?")
+    (folder / "empty").mkdir()
+    a = picture("a.png", 255, 0, 0)
+    assert run("bad.png", a, "nowhere.png", "empty", a, "--top", "1") == 1
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["a.png", "a.png"]
+    assert sorted(err.splitlines()) == [
+        "nbcnn predict: bad.png: not a picture that can be read: no format that Pillow knows",
+        "nbcnn predict: empty: no pictures in this folder, by the ends of their names",
+        "nbcnn predict: nowhere.png: No such file or directory"]
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: path.write_bytes(b""), lambda path: path.write_text("hello"), lambda path: None, lambda path: path.mkdir(),
+    lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))])
+def test_nothing_but_bad_pictures_is_2(folder, capsys, make):
+    make(folder / "x.png")
+    assert run("x.png") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("nbcnn predict: x.png: ") and err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs a file system that takes any bytes as names")
+def test_names_that_are_no_text():
+    name = b"\xff\n.png"
+    Image.new("RGB", (8, 8)).save(os.fsdecode("a.png"))
+    os.rename("a.png", name)
+    done = subprocess.run([sys.executable, "-m", "nbcnn.predict", "--checkpoint", "net.safetensors", name, "--top", "1"],
+                          capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"\xff\\n.png\tred 0.333\n")
+
+
+# ---- bad arguments ----
+
+@pytest.mark.parametrize("argv, message", [
+    ([], "PICTURE: expected pictures, folders, or - for standard input, got none"),
+    (["a.png", "--top", "0"], "--top: expected a whole number of at least 1, got '0'"),
+    (["a.png", "--topp", "1"], "did you mean --top?"), (["a.png", "--threads", "4096"], "--threads: expected at most"),
+    (["a.png", "--checkpoint", "nowhere"], "nowhere: No such file or directory"),
+    (["a.png", "--checkpoint", "a.png"], "a.png: not a safetensors file"),
+    (["a.png", "--checkpoint", "vectors.safetensors"],
+     "--checkpoint vectors.safetensors: shape: expected (C, H, W) of a picture with 1 or 3 channels, got (4,) as the network's"),
+    (["a.png", "--checkpoint", "open.safetensors"], "got None as the network's input_shape"),
+])
+def test_errors_are_one_line(folder, capsys, argv, message):
+    picture("a.png", 1, 2, 3)
+    nbcnn.Sequential([nbcnn.Linear(4, 2)], input_shape=(4,)).save("vectors.safetensors")
+    nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(12, 2)]).save("open.safetensors")
+    before = sorted(folder.iterdir())
+    assert run(*argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.startswith("nbcnn predict: ") and err.count("\n") == 1
+    assert sorted(folder.iterdir()) == before
+
+
+def test_without_a_checkpoint(capsys):
+    assert predict.main(["a.png"]) == 2
+    assert "--checkpoint: expected a file that training or model.save wrote, got none" in capsys.readouterr().err
+
+
+def test_a_configuration_file(folder, capsys):
+    (folder / "run.toml").write_text('checkpoint = "net.safetensors"\ntop = 1\njson = true\n')
+    assert predict.main([picture("a.png", 255, 0, 0), "--config", "run.toml", "--top", "2"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["classes"]) == 2
