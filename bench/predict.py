@@ -85,12 +85,12 @@ def main():
         [name, f"{np.median(taken):.2f}", "" if "a picture" in name else f"{len(dataset) / np.median(taken):,.0f}"]
         for name, taken in seconds.items()]))
     _, _, evaluation, forward = seconds.values()
-    print(f"\nevaluate / PyTorch, whole processes: {ratio(evaluation, forward)}\n")
+    print(f"\nPyTorch's / nbcnn's evaluation, whole processes: {ratio(forward, evaluation)}\n")
     names = "model.evaluate(dataset)", "PyTorch's forward pass"
     print(table(["in a process that runs", "s"],
                 [[name, f"{np.median(taken):.3f}"] for name, taken in zip(names, times, strict=True)]))
-    print(f"\nmodel.evaluate / PyTorch's forward pass: {ratio(*times)}")
-    print(f"evaluate as a whole process / PyTorch's forward pass alone: {np.median(evaluation) / np.median(times[1]):.2f}")
+    print(f"\nPyTorch's forward pass / model.evaluate: {ratio(times[1], times[0])}")
+    print(f"PyTorch's forward pass alone / nbcnn evaluate as a whole process: {np.median(times[1]) / np.median(evaluation):.2f}")
 
 
 if __name__ == "__main__":
