@@ -5,6 +5,7 @@ holds one entry, "nbcnn", JSON: the structure of the model, what it knows of its
 far the training is, and the options it was started with. Floats are written so that they read back with the same bits.
 """
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -54,6 +55,15 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
     progress : Progress, optional
     options : dict, optional
         Anything that JSON can hold.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be written.
+    TypeError
+        When JSON cannot hold the options.
+    ValueError
+        When a layer is not one of nbcnn's.
     """
     tensors = model.state_dict()
     about = {"format": FORMAT, "structure": model.structure(), **{name: getattr(model, name) for name in ABOUT_MODEL},
@@ -71,6 +81,14 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
 
 def load(path):
     """Read a checkpoint and build what it describes. Nothing in the file is run.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Checkpoint
 
     Raises
     ------
@@ -105,11 +123,20 @@ def load(path):
 def load_model(path):
     """Read the model of a checkpoint, ready to predict; `nbcnn.load`.
 
-    Nothing in the file is run. Raises what `load` raises.
+    Nothing in the file is run.
+
+    Parameters
+    ----------
+    path : path
 
     Returns
     -------
     model : Sequential
+
+    Raises
+    ------
+    OSError, ValueError
+        As `load`.
 
     Examples
     --------
@@ -126,12 +153,19 @@ def load_model(path):
 
 
 def write_atomically(path, data):
-    """Replace a file by bytes such that at any moment, power cuts included, the old or the new file is there whole."""
-    path = Path(path)
+    """Replace a file by bytes such that at any moment, power cuts included, the old or the new file is there whole.
+
+    Written is where a link leads to, with the old file's mode; what is no file, such as a device, stays what it is.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "not a regular file", os.fspath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
+            if path.exists():
+                os.chmod(temporary, path.stat().st_mode)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -17,7 +17,14 @@ from nbcnn.losses import LOSSES
 from nbcnn.table import format_table
 
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
+ESCAPES = {**{k: f"\\x{k:02x}" for k in (*range(32), 127)}, 9: "\\t", 10: "\\n", 13: "\\r"}
 DEVICES = ["cpu", "cuda", "auto"]
+USED = {        # of the options in a checkpoint, which anybody may have written: what they can be
+    "loss": lambda value: value in list(LOSSES),
+    "label_smoothing": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
+    "dataset": lambda value: value in list(DATASETS),
+    "data_dir": lambda value: isinstance(value, str),
+}
 
 
 def run(name, command, argv):
@@ -32,6 +39,8 @@ def run(name, command, argv):
     argv : list of str or None
         None stands for the process's own.
     """
+    if sys.stdout is None:          # closed by who started the process
+        sys.stdout = open(os.devnull, "w")
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except (ValueError, ImportError, MemoryError) as error:
@@ -39,16 +48,21 @@ def run(name, command, argv):
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:         # only ever from a print
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 141          # 128 + SIGPIPE, which not every system has
     except OSError as error:
         return fail(name, said(error))
 
 
 def fail(name, message, status=2):
     """Say in one line what is wrong; the exit status."""
-    print(f"{paint(f'{name}:', 'red', sys.stderr)} {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        print(paint(f"{name}:", "red", sys.stderr), printable(" ".join(str(message).split())), file=sys.stderr, flush=True)
     return status
+
+
+def printable(text):
+    """The text as one line that leaves a terminal as it is: control characters, which names of files may hold, escaped."""
+    return text.translate(ESCAPES)
 
 
 def said(error):
@@ -84,7 +98,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, name, description, examples, status, usage=None):
-        self.names = {}         # of the options that a configuration file may hold: their actions
+        self.names = {}             # of the options that a configuration file may hold: their actions
+        self.positional = None      # the name of the arguments that are no options
         super().__init__(prog=name, usage=usage, argument_default=argparse.SUPPRESS, allow_abbrev=False,
                          description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                          epilog=f"examples:\n{examples}\n\nexit status: {status}\n")
@@ -94,6 +109,8 @@ class Parser(argparse.ArgumentParser):
         action = self.add_argument(name, help=text.replace("%", "%%"), **arguments)
         if name[:2] == "--":
             self.names[name[2:]] = action
+        else:
+            self.positional = name
 
     def add_checkpoint(self):
         self.add("--checkpoint", "what training or model.save wrote; it holds the network, its classes and all else that is needed",
@@ -117,12 +134,15 @@ class Parser(argparse.ArgumentParser):
 
     def options(self, argv):
         """The options given, by name: those on the command line, and those of the --config file that are not there."""
-        given, unknown = self.parse_known_intermixed_args(argv)     # arguments may stand between options
+        end = argv.index("--") if "--" in argv and self.positional else len(argv)
+        given, unknown = self.parse_known_intermixed_args(argv[:end])       # arguments may stand between options
         if unknown:
             flag = unknown[0].partition("=")[0]
             known = [string for action in self._actions for string in action.option_strings]
             self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(flag, known) if flag[:1] == '-' else ''}")
         given = vars(given)
+        if argv[end + 1:]:          # after -- nothing is an option
+            given[self.positional] = given.get(self.positional, []) + argv[end + 1:]
         path = given.pop("config", None)
         return {**self._configured(path), **given} if path is not None else given
 
@@ -213,7 +233,11 @@ def load_checkpoint(options):
     """The checkpoint that was asked for."""
     if "checkpoint" not in options:
         raise ValueError("--checkpoint: expected a file that training or model.save wrote, got none")
-    return checkpoint.load(options["checkpoint"])
+    saved = checkpoint.load(options["checkpoint"])
+    for name, fits in USED.items():
+        if name in saved.options and not fits(saved.options[name]):
+            raise ValueError(f"{options['checkpoint']}: written with an option that does not exist, {name} {saved.options[name]!r}")
+    return saved
 
 
 def loss_name(options):

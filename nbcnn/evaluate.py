@@ -1,4 +1,7 @@
-"""`nbcnn evaluate`, or `python -m nbcnn.evaluate`: measure a network from a checkpoint; --help lists the options."""
+"""`nbcnn evaluate`, or `python -m nbcnn.evaluate`: measure a network from a checkpoint; --help lists the options.
+
+The exit status is 0 when it is measured, 2 when something asked for cannot be done, 130 after Ctrl-C.
+"""
 import json
 import sys
 
@@ -23,10 +26,9 @@ def _main(argv):
     saved = cli.load_checkpoint(options)
     known = {"dataset": "auto", "data_dir": "data", **saved.options, **options}
     name, place, model = known["dataset"], known["data_dir"], saved.model.to(device)
+    if name == "shapes" and "data_dir" in options:
+        raise ValueError(f"--data-dir {place}: the shapes are built in; give --dataset cifar10 or --dataset folder as well")
     (dataset,), why = datasets.choose(name, place, [options["split"]], shape=model.input_shape, classes=model.classes)
-    if model.classes is not None and dataset.classes != model.classes:
-        raise ValueError(f"--dataset {dataset.name}: its classes are {', '.join(dataset.classes)}, those of "
-                         f"{options['checkpoint']} are {', '.join(model.classes)}")
     bar = tqdm(total=len(dataset), unit=" pictures", leave=False, disable=not sys.stderr.isatty())
     with bar:
         found = evaluate(BackpropScheduler(model, cli.make_loss(saved.options)), dataset, options["batch_size"],
@@ -35,7 +37,8 @@ def _main(argv):
         print(json.dumps({"checkpoint": options["checkpoint"], "dataset": dataset.name, "split": options["split"],
                           **found.as_dict()}))
     else:
-        print(f"{options['checkpoint']} on the {options['split']} pictures of {dataset.name}, {why}\n\n{found}")
+        pictures = "the pictures" if name == "folder" else f"the {options['split']} pictures of {dataset.name},"
+        print(f"{options['checkpoint']} on {pictures} {why}\n\n{found}")
     sys.stdout.flush()
     return 0
 

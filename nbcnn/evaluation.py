@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nbcnn.datasets import Loader
+from nbcnn.datasets import Dataset, Loader
 from nbcnn.kernels.arguments import integer
 from nbcnn.losses import CrossEntropyLoss
 from nbcnn.steps import DeviceSteps
@@ -55,9 +55,9 @@ class Evaluation:
     def as_dict(self):
         """The same as numbers, lists and dicts that JSON can hold; None stands for NaN."""
         return {
-            "pictures": int(self.confusion.sum()), "loss": _number(self.loss), "accuracy": self.accuracy,
-            "classes": [{"class": name, "pictures": int(count), "accuracy": float(accuracy), "precision": _number(precision),
-                         "recall": _number(recall)} for name, count, accuracy, precision, recall in self._rows()],
+            "pictures": int(self.confusion.sum()), "loss": number_or_none(self.loss), "accuracy": self.accuracy,
+            "classes": [{"class": name, "pictures": int(count), "accuracy": float(accuracy), "precision": number_or_none(precision),
+                         "recall": number_or_none(recall)} for name, count, accuracy, precision, recall in self._rows()],
             "confusion": self.confusion.tolist()}
 
     def _rows(self):
@@ -82,7 +82,8 @@ def evaluate(scheduler, dataset, batch_size=256, on_batch=None):
         With a loss. Any but CrossEntropyLoss gets one-hot rows as targets.
     dataset : Dataset
     batch_size : int
-        Changes the rounding of the loss, to which each batch contributes with its size; nothing else.
+        Each batch contributes to the loss with its size: another one changes the rounding, and nothing else but for weighted
+        classes.
     on_batch : callable, optional
         Called with the number of pictures done after each batch; on a GPU when all are.
 
@@ -92,12 +93,14 @@ def evaluate(scheduler, dataset, batch_size=256, on_batch=None):
 
     Raises
     ------
+    TypeError
+        When it is no Dataset.
     ValueError
-        When there are no pictures, they do not fit the network, or they have more classes than it.
+        When there are no pictures, or they or their classes do not fit the network; when the loss's reduction is not "mean".
     """
-    if not len(dataset):
-        raise ValueError("dataset: expected at least one picture, got none")
     model, loss = scheduler.model, scheduler.loss
+    require_mean(loss)
+    require_dataset(model, dataset, "dataset")
     scheduler.plan(dataset.images.shape[1:])
     outputs = scheduler.steps[-1].y_shape
     if len(outputs) != 1 or outputs[0] < len(dataset.classes):
@@ -112,12 +115,28 @@ def evaluate(scheduler, dataset, batch_size=256, on_batch=None):
         batches = ((outputs[start:start + batch_size], dataset.labels[start:start + batch_size]) for start in starts)
     for logits, labels in batches:
         loss_sum += float(loss(logits, targets(labels))) * len(labels)
-        confusion += np.bincount(labels * K + logits.argmax(1), minlength=K * K).reshape(K, K)
+        np.add.at(confusion, (labels, logits.argmax(1)), 1)
         done += len(labels)
         if on_batch:
             on_batch(done)
     names = dataset.classes + [str(k) for k in range(len(dataset.classes), K)]
     return Evaluation(loss_sum / len(dataset), confusion, names)
+
+
+def require_mean(loss):
+    """Raise ValueError unless the loss is a mean, which batches are put together from."""
+    if loss.reduction != "mean":
+        raise ValueError(f"loss: expected reduction 'mean', got {loss.reduction!r}")
+
+
+def require_dataset(model, dataset, name):
+    """Raise TypeError or ValueError unless it is a Dataset with pictures, and with the model's classes, as labels count these."""
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"{name}: expected a nbcnn.datasets.Dataset, got {type(dataset).__name__}")
+    if not len(dataset):
+        raise ValueError(f"{name}: expected at least one picture, got none")
+    if model.classes is not None and dataset.classes != model.classes:
+        raise ValueError(f"{name}: expected the network's classes, {', '.join(model.classes)}, got {', '.join(dataset.classes)}")
 
 
 def make_targets(loss, classes, dtype):
@@ -132,5 +151,6 @@ def _share(part, whole):
     return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
 
 
-def _number(value):
+def number_or_none(value):
+    """A number as JSON can hold it."""
     return float(value) if np.isfinite(value) else None

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from nbcnn.datasets import Loader
-from nbcnn.evaluation import evaluate, make_targets
-from nbcnn.kernels.arguments import integer
+from nbcnn.evaluation import evaluate, make_targets, require_dataset, require_mean
+from nbcnn.kernels.arguments import fraction, integer
 from nbcnn.losses import CrossEntropyLoss
 from nbcnn.model import Sequential
 from nbcnn.optim import SGD
@@ -63,6 +63,10 @@ class Progress:
     def __post_init__(self):
         for name in ("epoch", "step", "samples", "best_epoch"):
             integer(getattr(self, name), name, 0)
+        if self.best_accuracy is not None:
+            fraction(self.best_accuracy, "best_accuracy")
+        elif self.best_epoch:
+            raise ValueError(f"best_accuracy: expected that of epoch {self.best_epoch}, got None")
 
 
 @dataclass
@@ -136,6 +140,11 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
 
     Raises
     ------
+    TypeError
+        When train or test is no Dataset.
+    ValueError
+        When there are no pictures, they do not fit the network, or train, test and the network have other classes; when the
+        loss's reduction is not "mean"; when the optimizer has none of the model's parameters.
     NonFiniteLoss
         As soon as the loss of a batch, or of a test, is not finite; that batch changes nothing.
 
@@ -150,12 +159,15 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     1.0
     """
     loss = loss or CrossEntropyLoss()
-    if loss.reduction != "mean":
-        raise ValueError(f"loss: expected reduction 'mean', got {loss.reduction!r}")
-    for name, dataset in (("train", train), ("test", test)):
-        if dataset is not None and not len(dataset):
-            raise ValueError(f"{name}: expected at least one picture, got none")
+    require_mean(loss)
+    require_dataset(model, train, "train")
+    if test is not None:
+        require_dataset(model, test, "test")
+        if test.classes != train.classes:
+            raise ValueError(f"test: expected the classes of train, {', '.join(train.classes)}, got {', '.join(test.classes)}")
     optimizer = optimizer or SGD(model.parameters(), lr=0.01)
+    if not set(optimizer.params) & set(model.parameters()):
+        raise ValueError("optimizer: expected one with parameters of the model, got one with none of them")
     progress = replace(progress) if progress else Progress()
     loader = Loader(train, batch_size, shuffle, seed, augment, mean=model.mean, std=model.std, dtype=model.dtype)
     scheduler = BackpropScheduler(model, loss)

@@ -5,6 +5,7 @@ backward stand side by side in `kernels/cpu/`. Shapes here are those of one samp
 """
 import inspect
 import math
+from types import MappingProxyType
 
 from nbcnn.kernels.activations import APPROXIMATIONS
 from nbcnn.kernels.arguments import conv_size, finite, integer, one_of, pair, pool_size
@@ -16,14 +17,12 @@ class Layer:
 
     Attributes
     ----------
-    arguments : dict
+    arguments : mapping
         The constructor's arguments, as a checkpoint stores them.
     weight, bias : Parameter or None
     """
     weight = bias = None
-
-    def __init__(self, **arguments):
-        self.arguments = arguments
+    arguments = MappingProxyType({})
 
     @property
     def parameters(self):
@@ -84,7 +83,7 @@ class Conv2d(Layer):
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, bias=True):
-        super().__init__(
+        self.arguments = dict(
             in_channels=integer(in_channels, "in_channels", 1), out_channels=integer(out_channels, "out_channels", 1),
             kernel_size=pair(kernel_size, "kernel_size", 1), stride=pair(stride, "stride", 1),
             padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), bias=bool(bias))
@@ -136,7 +135,7 @@ class MaxPool2d(Layer):
     """
 
     def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
-        super().__init__(
+        self.arguments = dict(
             kernel_size=pair(kernel_size, "kernel_size", 1),
             stride=None if stride is None else pair(stride, "stride", 1),
             padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), ceil_mode=bool(ceil_mode))
@@ -170,7 +169,7 @@ class AvgPool2d(Layer):
     """
 
     def __init__(self, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
-        super().__init__(
+        self.arguments = dict(
             kernel_size=pair(kernel_size, "kernel_size", 1),
             stride=None if stride is None else pair(stride, "stride", 1),
             padding=pair(padding, "padding", 0), ceil_mode=bool(ceil_mode), count_include_pad=bool(count_include_pad),
@@ -198,59 +197,62 @@ class GlobalAvgPool2d(Layer):
         return AvgPool2d(shape[1:]).operation(backend, shape, dtype)
 
 
-class ReLU(Layer):
-    """max(x, 0); see `nbcnn.kernels.relu_forward`."""
+class _Activation(Layer):
+    """A function of each element."""
 
     def output_shape(self, shape):
         return shape
+
+
+class ReLU(_Activation):
+    """max(x, 0); see `nbcnn.kernels.relu_forward`."""
 
     def operation(self, backend, shape, dtype):
         return backend.ReLU(shape, dtype)
 
 
-class LeakyReLU(Layer):
-    """x where that is positive, else negative_slope*x; see `nbcnn.kernels.leaky_relu_forward`."""
+class LeakyReLU(_Activation):
+    """x where that is positive, else negative_slope*x; see `nbcnn.kernels.leaky_relu_forward`.
+
+    Parameters
+    ----------
+    negative_slope : float
+    """
 
     def __init__(self, negative_slope=0.01):
-        super().__init__(negative_slope=finite(negative_slope, "negative_slope"))
+        self.arguments = dict(negative_slope=finite(negative_slope, "negative_slope"))
         self.__dict__.update(self.arguments)
-
-    def output_shape(self, shape):
-        return shape
 
     def operation(self, backend, shape, dtype):
         return backend.LeakyReLU(shape, self.negative_slope, dtype)
 
 
-class Tanh(Layer):
+class Tanh(_Activation):
     """The hyperbolic tangent; see `nbcnn.kernels.tanh_forward`."""
-
-    def output_shape(self, shape):
-        return shape
 
     def operation(self, backend, shape, dtype):
         return backend.Tanh(shape, dtype)
 
 
-class Sigmoid(Layer):
+class Sigmoid(_Activation):
     """1/(1 + e^-x); see `nbcnn.kernels.sigmoid_forward`."""
-
-    def output_shape(self, shape):
-        return shape
 
     def operation(self, backend, shape, dtype):
         return backend.Sigmoid(shape, dtype)
 
 
-class GELU(Layer):
-    """x Phi(x), or with approximate="tanh" its form with tanh; see `nbcnn.kernels.gelu_forward`."""
+class GELU(_Activation):
+    """x Phi(x), Phi the normal distribution; see `nbcnn.kernels.gelu_forward`.
+
+    Parameters
+    ----------
+    approximate : {"none", "tanh"}
+        "tanh" for the form with that.
+    """
 
     def __init__(self, approximate="none"):
-        super().__init__(approximate=one_of(approximate, "approximate", APPROXIMATIONS))
+        self.arguments = dict(approximate=one_of(approximate, "approximate", APPROXIMATIONS))
         self.__dict__.update(self.arguments)
-
-    def output_shape(self, shape):
-        return shape
 
     def operation(self, backend, shape, dtype):
         return backend.GELU(shape, self.approximate, dtype)
@@ -298,7 +300,7 @@ class Linear(Layer):
     """
 
     def __init__(self, in_features, out_features, bias=True):
-        super().__init__(in_features=integer(in_features, "in_features", 1),
+        self.arguments = dict(in_features=integer(in_features, "in_features", 1),
                          out_features=integer(out_features, "out_features", 1), bias=bool(bias))
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter((out_features, in_features), in_features)

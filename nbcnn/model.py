@@ -1,5 +1,6 @@
 """Sequential: layers in a row, their parameters, and what is known about the pictures they take."""
 import keyword
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -8,13 +9,13 @@ from nbcnn.evaluation import evaluate
 from nbcnn.kernels.arguments import FLOATS, integer
 from nbcnn.kernels.backend import as_array, load_backend, on_device
 from nbcnn.kernels.images import normalization_table
-from nbcnn.layers import ConvPool, Layer
+from nbcnn.layers import ConvPool, Layer, _Activation
 from nbcnn.losses import CrossEntropyLoss
 from nbcnn.parameter import ParameterVector
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.table import format_table
 
-NO_LAYERS = Layer, ConvPool     # of a structure: what these are made of
+NO_LAYERS = Layer, _Activation, ConvPool        # of a structure: what these are made of
 
 
 class Sequential:
@@ -22,7 +23,7 @@ class Sequential:
 
     Parameters
     ----------
-    layers : sequence of layers or of (name, layer) pairs
+    layers : sequence of layers or of (name, layer) pairs, or mapping of names to layers
         A layer without a name is called by its position, "0", "1", ..., as in PyTorch.
     input_shape : tuple, optional
         (C, H, W) of a picture, or (F,); only `summary()` and `BackpropScheduler.images` before the first batch need it.
@@ -45,7 +46,9 @@ class Sequential:
     ((8, 3, 3, 3), None)
     """
 
-    def __init__(self, layers, *, input_shape=None, mean=None, std=None, classes=None, seed=0, dtype=np.float32):
+    def __init__(self, layers, *more, input_shape=None, mean=None, std=None, classes=None, seed=0, dtype=np.float32):
+        if more or isinstance(layers, Layer):
+            raise TypeError("layers: expected one list of layers or of (name, layer) pairs, got the layers themselves")
         self.dtype = np.dtype(dtype)
         if self.dtype not in FLOATS:
             raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
@@ -54,7 +57,7 @@ class Sequential:
         self.classes = None if classes is None else [str(name) for name in classes]
         self.seed = integer(seed, "seed", 0)
         self.layers, self.vector, self._forward = {}, None, BackpropScheduler(self, None)
-        for position, item in enumerate(layers):
+        for position, item in enumerate(layers.items() if isinstance(layers, Mapping) else layers):
             name, layer = item if isinstance(item, tuple | list) else (str(position), item)
             self._add(name, layer)
         if not self.layers:
@@ -191,6 +194,10 @@ class Sequential:
 
         The file that was there stays until the new one is whole.
 
+        Parameters
+        ----------
+        path : path
+
         Raises
         ------
         OSError
@@ -215,6 +222,11 @@ class Sequential:
         -------
         evaluation : nbcnn.evaluation.Evaluation
             loss, accuracy, precision and recall of each class, confusion matrix; print(evaluation) shows them.
+
+        Raises
+        ------
+        ValueError
+            When there are no pictures, or they or their classes do not fit; when the loss's reduction is not "mean".
         """
         return evaluate(BackpropScheduler(self, loss or CrossEntropyLoss()), dataset, batch_size)
 
@@ -263,7 +275,7 @@ class Sequential:
         for name, layer in self.layers.items():
             if getattr(layer_types, type(layer).__name__, None) is not type(layer):
                 raise ValueError(f"layers: {name} is a {type(layer).__name__}, none of nbcnn's: it could not be loaded again")
-        return [[name, type(layer).__name__, layer.arguments] for name, layer in self.layers.items()]
+        return [[name, type(layer).__name__, dict(layer.arguments)] for name, layer in self.layers.items()]
 
     @classmethod
     def from_structure(cls, structure, state=None, **options):

@@ -48,13 +48,40 @@ def _layers(classes):
 MODELS = {"cifar10_quick": cifar10_quick, "cifar10_quick_relu": cifar10_quick_relu}
 
 
-def make(name, **options):
-    """The network of a name.
+def find(name):
+    """The function that makes the network of a name.
 
     Parameters
     ----------
     name : str
-        One of MODELS, or "module:function" or "FILE.py:function", a function that returns a Sequential.
+        One of MODELS, or "module:function" or "FILE.py:function", whose function returns a Sequential.
+
+    Raises
+    ------
+    ValueError
+        When there is none, or what it lies in cannot be imported: a line that says where.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    place, colon, function = name.rpartition(":")
+    if not colon or not place or not function:
+        raise ValueError(f"expected {', '.join(MODELS)}, module:function or FILE.py:function, got {name!r}")
+    with _explained():
+        module = _module(place)
+    maker = getattr(module, function, None)
+    if not callable(maker):
+        own = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+        raise ValueError(f"no function {function!r} in {place}, which defines {', '.join(own) or 'none'}")
+    return maker
+
+
+def make(network, **options):
+    """The network of a name, or that a function makes.
+
+    Parameters
+    ----------
+    network : str or callable
+        What `find` takes, or what it returns.
     **options
         What the function is called with, as far as it has parameters of these names.
 
@@ -65,33 +92,18 @@ def make(name, **options):
     Raises
     ------
     ValueError
-        When there is no such network, the function fails, or it returns something else: a line that says where.
+        When there is no such function, it fails, or it returns something else: a line that says where.
     """
-    if name in MODELS:
-        return _call(MODELS[name], options)
-    place, colon, function = name.rpartition(":")
-    if not colon or not place or not function:
-        raise ValueError(f"expected {', '.join(MODELS)}, module:function or FILE.py:function, got {name!r}")
-    with _explained(name):
-        module = _module(place)
-    maker = getattr(module, function, None)
-    if not callable(maker):
-        own = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
-        raise ValueError(f"{name}: no function {function!r} in {place}, which defines {', '.join(own) or 'none'}")
-    with _explained(name):
-        model = _call(maker, options)
+    maker = network if callable(network) else find(network)
+    with _explained():
+        parameters = inspect.signature(maker).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
+            options = {name: value for name, value in options.items() if name in names}
+        model = maker(**options)
     if not isinstance(model, Sequential):
-        raise ValueError(f"{name}: expected a function that returns a nbcnn.Sequential, got {type(model).__name__}")
+        raise ValueError(f"expected a function that returns a nbcnn.Sequential, got {type(model).__name__}")
     return model
-
-
-def _call(function, options):
-    """Call a function with those of the options that it takes."""
-    parameters = inspect.signature(function).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
-        options = {name: value for name, value in options.items() if name in names}
-    return function(**options)
 
 
 def _module(place):
@@ -110,15 +122,15 @@ def _module(place):
 
 
 @contextlib.contextmanager
-def _explained(name):
+def _explained():
     """Whatever somebody else's code raises becomes a ValueError of one line, with the place in that code."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        ours = os.path.dirname(__file__)
+        ours = os.path.dirname(__file__) + os.sep
         frames = [frame for frame in traceback.extract_tb(error.__traceback__)
                   if not frame.filename.startswith((ours, "<")) and "importlib" not in frame.filename]
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
         if isinstance(error, SyntaxError):      # its message has the place
             where = ""
-        raise ValueError(f"{name}: {type(error).__name__}: {error}{where}") from None
+        raise ValueError(f"{type(error).__name__}: {error}{where}") from None

@@ -5,7 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from nbcnn.kernels.arguments import integer
+
 LARGE = 1 << 12         # bytes of a file that takes longer to decode than to hand to another thread
+NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}    # formats that Pillow knows, but draws with help or not at all
 ORIENTATION = 0x0112    # of EXIF; 1 is upright
 MODES = {1: "L", 3: "RGB"}      # by the number of channels
 
@@ -56,9 +59,10 @@ def read_picture(file, shape):
                 image = ImageOps.fit(image, (width, height))
             picture = np.asarray(image)
     except Exception as error:      # what a damaged file makes Pillow raise
-        if isinstance(error, OSError) and error.errno:
-            raise
         name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", "the stream")
+        if isinstance(error, OSError) and error.errno:
+            error.filename = os.fspath(name)
+            raise
         reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         raise ValueError(f"{name}: not a picture that can be read: {reason}") from None
     return picture.reshape(height, width, channels).transpose(2, 0, 1)
@@ -66,18 +70,20 @@ def read_picture(file, shape):
 
 def picture_shape(shape):
     """`shape`, which must be that of a picture: (C, H, W) with C 1 or 3."""
-    if shape is None or len(shape) != 3 or shape[0] not in MODES or min(shape) < 1:
-        raise ValueError(f"shape: expected (C, H, W) of a picture with 1 or 3 channels, got {shape}")
-    return tuple(shape)
+    if not isinstance(shape, tuple | list) or len(shape) != 3 or shape[0] not in MODES:
+        raise ValueError(f"shape: expected (C, H, W) of a picture with 1 or 3 channels, got {shape!r}")
+    return tuple(integer(size, "shape", 1) for size in shape)
 
 
-def read_pictures(files, shape):
-    """Read pictures as `read_picture` does, large ones on all cores.
+def read_pictures(files, shape, threads=None):
+    """Read pictures as `read_picture` does, large ones in several threads.
 
     Parameters
     ----------
     files : sequence of paths or binary streams
     shape : tuple (C, H, W)
+    threads : int, optional
+        As many as there are cores by default.
 
     Returns
     -------
@@ -91,7 +97,7 @@ def read_pictures(files, shape):
             return error
     if sum(map(_size, files)) < LARGE * len(files):
         return [attempt(file) for file in files]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         return list(pool.map(attempt, files))
 
 
@@ -104,7 +110,16 @@ def _size(file):
 
 
 def find_pictures(path):
-    """The files of a folder, and of the folders in it, that Pillow knows by the ends of their names: a sorted list of paths.
+    """The pictures in a folder, and in the folders in it, by the ends of their names; hidden ones and links to folders left out.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    files : list of str
+        Sorted.
 
     Raises
     ------
@@ -112,25 +127,27 @@ def find_pictures(path):
         When a folder cannot be read.
     """
     Image.preinit()     # the common formats first: otherwise each file would be tried as rarer ones before
-    kinds = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    kinds = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in NO_PICTURES}
     found = []
 
     def fail(error):
         raise error
-    for folder, _, names in os.walk(path, onerror=fail):
+    for folder, folders, names in os.walk(path, onerror=fail):
+        folders[:] = [name for name in folders if name[0] != "."]
         found += [os.path.join(folder, name) for name in names
                   if os.path.splitext(name)[1].lower() in kinds and name[0] != "."]
-    return sorted(found)
+    return sorted(file for file in found if os.path.isfile(file) or os.path.islink(file))       # no pipes, which may wait forever
 
 
 def _plain(image, mode):
     """The picture in the mode "RGB" or "L", without transparency and with 8 bits a channel."""
     if image.mode[0] in "IF":
-        values = np.nan_to_num(np.asarray(image, np.float64))
+        values = np.nan_to_num(np.array(image, np.float32), copy=False)
         peak = values.max()
         # Integers have 16 bits, whatever mode Pillow chose. Floats have no scale: taken is the smallest usual one that holds them.
         full = next((scale for scale in ((1, 255, 65535) if image.mode == "F" else (65535,)) if peak <= scale), peak)
-        image = Image.fromarray(np.rint(values.clip(0) * (255 / full)).astype(np.uint8))
+        values *= np.float32(255 / full)
+        image = Image.fromarray(np.rint(values, out=values).clip(0).astype(np.uint8))
     elif image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

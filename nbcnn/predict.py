@@ -1,6 +1,7 @@
 """`nbcnn predict`, or `python -m nbcnn.predict`: what is in pictures, by a network from a checkpoint; --help lists the options.
 
-The exit status is 0 when all pictures were read, 1 when some were not, 2 when none was or something asked for cannot be done.
+The exit status is 0 when all pictures were read, 1 when some were not, 2 when none was or something asked for cannot be done,
+130 after Ctrl-C, 141 when nobody reads the output any more.
 """
 import io
 import json
@@ -11,12 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from nbcnn import cli
+from nbcnn.evaluation import number_or_none
 from nbcnn.kernels import sigmoid_forward, softmax
 from nbcnn.pictures import find_pictures, picture_shape, read_pictures
 
 NAME = "nbcnn predict"
 BATCH = 256
-ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})       # a path is one column of one line
 # What outputs mean, by the loss they were trained with: what makes them shares, and what these are called.
 MEANINGS = {"cross_entropy": (softmax, "probability"), "bce": (sigmoid_forward, "probability"),
             "mse": (np.asarray, "output"), "l1": (np.asarray, "output")}
@@ -39,16 +40,21 @@ def _main(argv):
         picture_shape(shape)
     except ValueError as error:
         raise ValueError(f"--checkpoint {options['checkpoint']}: {error} as the network's input_shape") from None
+    outputs = list(network.shapes(shape).values())[-1]
+    if len(outputs) != 1:
+        raise ValueError(f"--checkpoint {options['checkpoint']}: expected a network with a number for each class, got outputs of "
+                         f"shape {outputs}")
     meaning, noun = MEANINGS[cli.loss_name(saved.options)]
     (files, bad), done = _files(options["picture"]), 0
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="surrogateescape")        # names that are no text come out as the bytes they are
+    if hasattr(sys.stdout, "reconfigure"):      # names that are no text come out as the bytes they are, or in other words
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     bar = tqdm(total=len(files), unit=" pictures", leave=False, disable=len(files) <= BATCH or not sys.stderr.isatty())
     with bar, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")      # of what it could read nevertheless; the rest are errors
         for start in range(0, len(files), BATCH):
             batch = files[start:start + BATCH]
-            results = read_pictures([_opened(file) for file in batch], shape)
+            results = read_pictures([_opened(file) for file in batch], shape, options["threads"])
             read = [(file, result) for file, result in zip(batch, results, strict=True) if not isinstance(result, Exception)]
             if read:
                 values = meaning(network.predict(np.stack([picture for _, picture in read]), BATCH))
@@ -89,7 +95,7 @@ def _opened(file):
     """What Pillow opens: the path, or what - stands for."""
     if file != "-":
         return file
-    stream = io.BytesIO(sys.stdin.buffer.read())
+    stream = io.BytesIO(sys.stdin.buffer.read() if sys.stdin else b"")
     stream.name = file
     return stream
 
@@ -97,8 +103,9 @@ def _opened(file):
 def _line(file, found, noun, as_json):
     """What is in a picture, as a line: of (class, share) pairs, the best first."""
     if as_json:
-        return json.dumps({"picture": file, "classes": [{"class": name, noun: round(share, 6)} for name, share in found]})
-    return f"{file.translate(ESCAPES)}\t{', '.join(f'{name} {share:.3f}' for name, share in found)}"
+        classes = [{"class": name, noun: number_or_none(round(share, 6))} for name, share in found]
+        return json.dumps({"picture": file, "classes": classes})
+    return f"{cli.printable(file)}\t{cli.printable(', '.join(f'{name} {share:.3f}' for name, share in found))}"
 
 
 def _parser():

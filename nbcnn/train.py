@@ -1,10 +1,11 @@
 """`nbcnn train`, or `python -m nbcnn.train`: train a network and keep what it learned; --help lists the options.
 
 Here are arguments, messages and files; the training loop is `nbcnn.fit`. The exit status is 0 when all epochs are done, 2 when
-something asked for cannot be done, 3 when the loss is no longer finite, 130 after Ctrl-C, 143 after SIGTERM, and 141 when nobody
-reads the output any more.
+something asked for cannot be done, 3 when the loss is no longer finite, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, and
+141 when nobody reads the output any more.
 """
 import argparse
+import contextlib
 import copy
 import csv
 import io
@@ -17,6 +18,7 @@ import shutil
 import signal
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numba
@@ -40,7 +42,7 @@ RECIPES = {
 }
 EPOCHS = {"cifar10": 16, "shapes": 6, "folder": 16}     # of the default recipe
 OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", size=32, model="cifar10_quick",
-              loss="cross_entropy", label_smoothing=0.0, seed=0, threads=None, save_every=None)
+              loss="cross_entropy", label_smoothing=0.0, seed=0, threads=None, save_every=None, fingerprint=None)
 FREE = {"resume", "out", "quiet", "profile", "data_dir", "threads", "save_every"}      # change no bit of the result
 MEAN_STD = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "shapes": ((0.5,) * 3, (0.29,) * 3)}
 SCHEDULES = {
@@ -64,6 +66,8 @@ def _main(argv):
     except NonFiniteLoss as error:
         kept = f"{run.last} is the last good checkpoint" if run.last.exists() else "there was no checkpoint yet"
         return cli.fail(NAME, f"{error}. Training has stopped; {kept}. A smaller --lr usually helps.", 3)
+    finally:
+        run.leave()
 
 
 class Run:
@@ -74,7 +78,7 @@ class Run:
         self.device, self.device_why = cli.choose_device(given.pop("device", "cpu"))
         if self.profile and self.device != "cpu":
             raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
-        self.interrupted = self.bar = None
+        self.interrupted = self.bar = self.claimed = None
         classes = None
         if "resume" in given:
             self.source = Path(given["resume"])
@@ -88,11 +92,14 @@ class Run:
             if self.options["momentum"] == 0 and "nesterov" not in given:
                 self.options["nesterov"] = False
         o = self.options
+        maker = None if self.source else _found(o["model"])       # before pictures are read
         if o["label_smoothing"] and o["loss"] != "cross_entropy":
             raise ValueError(f"--label-smoothing: expected 0 with --loss {o['loss']}, got {o['label_smoothing']}")
         if "threads" not in given and (o["threads"] or 0) > numba.config.NUMBA_NUM_THREADS:
             o["threads"] = None         # resumed from a larger machine: it changes no bit
         cli.set_threads(o["threads"])
+        if o["dataset"] == "auto" and "data_dir" in given:
+            o["dataset"] = "cifar10"        # who says where it is does not want the shapes
         (self.train_set, self.test_set), self.why = datasets.choose(o["dataset"], o["data_dir"], shape=(3, o["size"], o["size"]),
                                                                     classes=classes)
         if classes not in (None, self.train_set.classes):
@@ -101,6 +108,12 @@ class Run:
         if o["split"] == "test":
             self.train_set = self.test_set
         o["dataset"] = self.train_set.name
+        if o["dataset"] != "folder" and o["size"] != OTHERS["size"]:
+            raise ValueError(f"--size: expected with --dataset folder only, got {o['size']} with {o['dataset']}")
+        fingerprint = _fingerprint(self.train_set) if o["dataset"] == "folder" else None      # the others are always the same
+        if self.source and o["fingerprint"] != fingerprint:
+            raise ValueError(f"--resume: the training pictures in {o['data_dir']} are not those of {self.source} any more")
+        o["fingerprint"] = fingerprint
         o["epochs"] = o["epochs"] or EPOCHS[o["dataset"]]
         self.loss = cli.make_loss(o)
         self.batches = -(-len(self.train_set) // o["batch_size"])
@@ -111,7 +124,7 @@ class Run:
         if self.source:
             self.model, self.optimizer = saved.model, saved.optimizer
         else:
-            self.model = _network(o, self.train_set)
+            self.model = _network(maker, o, self.train_set)
             self.optimizer = optim.SGD(self.model.parameters(), o["lr"], momentum=o["momentum"], nesterov=o["nesterov"],
                                        weight_decay=o["weight_decay"])
         self.model.to(self.device)
@@ -128,14 +141,14 @@ class Run:
         if out is None and home is None:
             model = re.sub(r"[^\w.-]+", "-", self.options["model"])
             name = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{self.options['dataset']}-{model}"
-            return _new_folder(Path("runs") / name), []
+            folder = _new_folder(Path("runs") / name)
+            self._claim(folder)
+            return folder, []
         folder = home if out is None else Path(out)
         if home is not None and folder.resolve() == home.resolve():
             self._require_furthest(folder)
-        elif (folder / "metrics.csv").exists() or any(folder.glob("*.safetensors")):
-            raise ValueError(f"--out: {folder} holds a run already; choose another folder, or continue that run with "
-                             f"--resume {shlex.quote(str(folder / 'last.safetensors'))}")
-        folder.mkdir(parents=True, exist_ok=True)
+        else:
+            self._claim(folder)
         if home is None:
             return folder, []
         best = home / "best.safetensors"
@@ -144,6 +157,25 @@ class Run:
             shutil.copy(best, folder)
         return folder, _read_metrics(home / "metrics.csv", self.progress.epoch)
 
+    def _claim(self, folder):
+        """Make the folder this run's; ValueError where it is another one's, be it one that has just begun."""
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if (folder / "metrics.csv").exists() or any(folder.glob("*.safetensors")):
+                raise FileExistsError
+            (folder / "config.json").touch(exist_ok=False)
+        except FileExistsError:
+            raise ValueError(f"--out: {folder} holds a run already; choose another folder, or continue that run with "
+                             f"--resume {shlex.quote(str(folder / 'last.safetensors'))}") from None
+        self.claimed = folder
+
+    def leave(self):
+        """Take away a folder of this run in which nothing was learned."""
+        if self.claimed and not any(self.claimed.glob("*.safetensors")):
+            (self.claimed / "config.json").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):      # it holds other files
+                self.claimed.rmdir()
+
     def _require_furthest(self, folder):
         """Raise ValueError when going on from `source` would overwrite a checkpoint that is further."""
         try:
@@ -151,8 +183,8 @@ class Run:
         except (OSError, ValueError):       # nothing there that could be lost
             return
         if (last.epoch, last.step) > (self.progress.epoch, self.progress.step):
-            raise ValueError(f"--resume: {folder / 'last.safetensors'} is further (epoch {last.epoch + 1}, batch {last.step}) and "
-                             "would be overwritten; resume from that, or give --out another folder")
+            raise ValueError(f"--resume: {folder / 'last.safetensors'} is further ({last.epoch} epochs and {last.step} batches done) "
+                             "and would be overwritten; resume from that, or give --out another folder")
 
     def train(self):
         """Train to the end or until a signal; the exit status."""
@@ -171,7 +203,10 @@ class Run:
         if self.source:
             self._say(f"resume   {self.source}: {self._where()}")
         self._say(f"\n{self.model.summary()}\n")
-        handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:     # as under nohup
+            numbers.append(signal.SIGHUP)
+        handlers = {number: signal.signal(number, self._interrupt) for number in numbers}
         try:
             self._compile()
             state = fit(self.model, self.train_set, self.test_set, epochs=o["epochs"], batch_size=o["batch_size"],
@@ -232,7 +267,7 @@ class Run:
               f"test loss {metrics['test_loss']:.4f}  {accuracy}  lr {metrics['lr']:.2e}  "
               f"{metrics['images_per_second']:6,.0f} images/s  {metrics['seconds']:5.1f} s", flush=True)
         guessing = math.log(len(self.train_set.classes))
-        if self.options["loss"] == "cross_entropy" and -0.005 < metrics["train_loss"] - guessing < 0.02:
+        if self.options["loss"] == "cross_entropy" and guessing and -0.005 < metrics["train_loss"] - guessing < 0.02:
             print(paint("hint:", "yellow", sys.stdout),
                   f"the loss stays at {guessing:.4f} = ln({len(self.train_set.classes)}), which is what guessing gives. "
                   "Another --lr (ten times smaller, or larger) or --normalize may get it going.", flush=True)
@@ -271,9 +306,14 @@ class Run:
 def _resumed_options(given, saved, source):
     """The options a checkpoint was trained with, and of the flags given those that may differ from them."""
     options = dict(saved.options)
-    options.setdefault("size", OTHERS["size"])      # checkpoints of before --size
+    for name in ("size", "fingerprint"):        # which the first checkpoints do not have
+        options.setdefault(name, OTHERS[name])
     if saved.optimizer is None or set(options) != {*OTHERS, *RECIPES["default"]}:
         raise ValueError(f"--resume: {source} was not written by this command and does not say how it was trained")
+    try:        # by the rules for those on the command line
+        _parser().options([_argument(*item) for item in options.items() if item[0] != "fingerprint" and item[1] is not None])
+    except ValueError as error:
+        raise ValueError(f"--resume: {source} was written with options that do not exist: {error}") from None
     for name, value in given.items():
         longer = name == "epochs" and options["schedule"] == "constant" and value >= saved.progress.epoch
         same = (name, value) == ("dataset", "auto") or (name in options and value == options[name])
@@ -285,31 +325,60 @@ def _resumed_options(given, saved, source):
     return options
 
 
-def _network(options, train_set):
+def _argument(name, value):
+    """An option and its value as one argument."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no_{name}")
+    return f"{flag(name)}={value}"
+
+
+def _found(name):
+    """The function that makes the network of a name."""
+    try:
+        return models.find(name)
+    except ValueError as error:
+        raise ValueError(f"--model {name}: {error}") from None
+
+
+def _network(maker, options, train_set):
     """The network that was asked for, with what the pictures say of it."""
     shape, mean, std = train_set.images.shape[1:], None, None
     if options["normalize"]:
         mean, std = MEAN_STD.get(train_set.name) or _mean_std(train_set.images)
     classes = train_set.classes
     try:
-        model = models.make(options["model"], input_shape=shape, mean=mean, std=std, classes=classes, seed=options["seed"])
+        model = models.make(maker, input_shape=shape, mean=mean, std=std, classes=classes, seed=options["seed"])
+        outputs = list(model.shapes(model.input_shape or shape).values())[-1]
+        if outputs != (len(classes),):
+            raise ValueError(f"expected {len(classes)} outputs, one for each class of the pictures, got outputs of shape {outputs}")
+        if model.mean is not None or model.std is not None:
+            mean, std = model.mean, model.std
         # What its function has left open; and it is known that a checkpoint can be loaded again before there is one.
         model = Sequential.from_structure(
-            model.structure(), model.state_dict(), input_shape=model.input_shape or shape, mean=model.mean or mean,
-            std=model.std or std, classes=model.classes or classes, seed=model.seed, dtype=model.dtype)
+            model.structure(), model.state_dict(), input_shape=model.input_shape or shape, mean=mean, std=std,
+            classes=model.classes or classes, seed=model.seed, dtype=model.dtype)
         if model.input_shape != shape:
             hint = " (see --size)" if train_set.name == "folder" else ""
             raise ValueError(f"expected a network for the pictures' {shape}{hint}, got one for {model.input_shape}")
         if model.classes != classes:
             raise ValueError(f"expected the classes of the pictures, {', '.join(classes)}, got {', '.join(model.classes)}")
+        model.table(shape[0])       # mean and std fit
     except ValueError as error:
         raise ValueError(f"--model {options['model']}: {error}") from None
     return model
 
 
+def _fingerprint(dataset):
+    """A CRC-32 of pictures and labels."""
+    return zlib.crc32(dataset.labels, zlib.crc32(dataset.images))
+
+
 def _mean_std(images):
     """Mean and standard deviation of each channel, in units of the pixel range [0, 1]."""
-    share = np.stack([np.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])]) / images[:, 0].size
+    counts = np.zeros((images.shape[1], 256))
+    for start in range(0, len(images), 100):        # counting takes eight times the memory of what it counts
+        counts += [np.bincount(channel.reshape(-1), minlength=256) for channel in images[start:start + 100].swapaxes(0, 1)]
+    share = counts / counts[0].sum()
     mean = share @ np.arange(256)
     variance = share @ np.arange(256)**2 - mean**2
     return (mean / 255).tolist(), np.sqrt(variance.clip(1) / 255**2).tolist()
@@ -340,7 +409,7 @@ def _read_metrics(path, epochs):
     except FileNotFoundError:
         return []
     except (KeyError, TypeError, ValueError, csv.Error):
-        raise ValueError(f"{path}: expected the columns {','.join(COLUMNS)}") from None
+        raise ValueError(f"{path}: expected the columns {','.join(COLUMNS)}; move it away to go on without it") from None
 
 
 def _csv(rows):
@@ -386,7 +455,7 @@ def _parser():
     add("--dataset", "auto: CIFAR-10 where --data-dir holds it, else shapes", choices=["auto", *datasets.DATASETS])
     add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and test",
         metavar="DIR")
-    add("--size", "pictures of --dataset folder are scaled to N x N", type=whole(1), metavar="N")
+    add("--size", "pictures of --dataset folder are scaled to N x N", type=whole(2), metavar="N")
     add("--split", "pictures to train on; test is for comparison with tutorials that do so", choices=["train", "test"])
     add("--model", "network: a name of --list-models, or module:function or FILE.py:function that returns a nbcnn.Sequential; it "
                    "is called with those of input_shape, mean, std, classes and seed that it has parameters for", metavar="NAME")

@@ -154,6 +154,25 @@ def test_a_layer_of_ones_own_is_refused_before_anything_is_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs links, modes and pipes")
+def test_links_are_followed_modes_kept_and_what_is_no_file_refused(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    real, link, pipe = tmp_path / "a" / "real", tmp_path / "b" / "link", tmp_path / "pipe"
+    link.symlink_to(real)
+    small_model(seed=1).save(link)
+    assert link.is_symlink() and nbcnn.load(real).seed == 1
+    real.chmod(0o600)
+    small_model(seed=2).save(link)
+    assert link.is_symlink() and nbcnn.load(real).seed == 2 and real.stat().st_mode & 0o777 == 0o600
+    os.mkfifo(pipe)
+    for place in (pipe, tmp_path / "a"):
+        with pytest.raises(OSError, match="not a regular file") as caught:
+            small_model().save(place)
+        assert caught.value.filename == str(place)
+    assert pipe.is_fifo() and sorted(os.listdir(tmp_path)) == ["a", "b", "pipe"]
+
+
 def test_save_and_load_of_a_model(tmp_path):
     model = small_model(seed=3)
     model.save(tmp_path / "model")
@@ -245,6 +264,8 @@ def forge(file, change):
     (lambda about, _: about.update(dtype="float16"), "float16"),
     (lambda about, _: about["progress"].update(step=-1), "step"),
     (lambda about, _: about["progress"].update(steps=1), "steps"),
+    (lambda about, _: about["progress"].update(best_accuracy=[1]), "best_accuracy: expected a number in .0, 1., got .1."),
+    (lambda about, _: about["progress"].update(best_accuracy=None), "best_accuracy: expected that of epoch 2, got None"),
     (lambda about, _: about["optimizer"].update(lr=-1), "lr"),
     (lambda about, _: about["optimizer"].update(params=["conv1.weight", "nobody"]), "it has no entry 'nobody'"),
     (lambda _, tensors: tensors.pop("conv1.bias"), "missing conv1.bias"),

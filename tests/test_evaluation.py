@@ -74,13 +74,31 @@ def test_more_outputs_than_classes_have_numbers():
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda d: Dataset(d.images, d.labels, [*CLASSES, "dog"], "more"), r"as many classes as the network has .*3,\), got 4"),
+    (lambda d: Dataset(d.images, d.labels, ["bee", "ant", "cow"], "other"),
+     "dataset: expected the network's classes, ant, bee, cow, got bee, ant, cow"),
     (lambda d: Dataset(d.images[:0], d.labels[:0], CLASSES, "none"), "at least one picture, got none"),
     (lambda d: Dataset(d.images.repeat(2, 2), d.labels, CLASSES, "high"), r"linear: expected vectors \(N, 3\), got \(N, 6\)"),
 ])
 def test_data_that_does_not_fit(change, message):
     with pytest.raises(ValueError, match=message):
         network().evaluate(change(dataset(PAIRS)))
+
+
+def test_more_classes_than_outputs():
+    more = Dataset(dataset(PAIRS).images, dataset(PAIRS).labels, [*CLASSES, "dog"], "more")
+    with pytest.raises(ValueError, match=r"as many classes as the network has outputs, \(3,\), got 4"):
+        network(classes=None).evaluate(more)
+
+
+@pytest.mark.parametrize("data", [(np.zeros((1, 1, 1, 3), np.uint8), [0]), np.zeros((1, 1, 1, 3), np.uint8), None])
+def test_what_is_no_data_set(data):
+    with pytest.raises(TypeError, match=r"dataset: expected a nbcnn\.datasets\.Dataset, got (tuple|ndarray|NoneType)"):
+        network().evaluate(data)
+
+
+def test_a_loss_that_is_no_mean():
+    with pytest.raises(ValueError, match="loss: expected reduction 'mean', got 'sum'"):
+        network().evaluate(dataset(PAIRS), nbcnn.CrossEntropyLoss(reduction="sum"))
 
 
 # ---- the command ----
@@ -127,6 +145,7 @@ def test_where_the_pictures_are_from(small, monkeypatch, capsys):
     monkeypatch.setattr(choice, "folder", folder)
     checkpoint.save("net.safetensors", network(), options={"dataset": "folder", "data_dir": "pets"})
     assert run() == 0 and run("--data-dir", "other") == 0
+    assert "net.safetensors on the pictures from other\n" in capsys.readouterr().out
     assert places == [("pets", (1, 1, 3), CLASSES), ("other", (1, 1, 3), CLASSES)]
     network().save("net.safetensors")       # of a library user: says nothing of pictures
     assert run() == 0
@@ -136,10 +155,13 @@ def test_where_the_pictures_are_from(small, monkeypatch, capsys):
 @pytest.mark.parametrize("argv, message", [
     (["--dataset", "cifar10"], "data: no CIFAR-10 there"),
     (["--dataset", "folder", "--data-dir", "nowhere"], "nowhere: No such file"),
+    (["--data-dir", "elsewhere"], "--data-dir elsewhere: the shapes are built in; give --dataset cifar10 or --dataset folder"),
     (["--batch-size", "0"], "--batch-size"), (["--dataset", "mnist"], "invalid choice: 'mnist'"), (["--top", "3"], "unrecognized"),
     (["--checkpoint", "nowhere"], "nowhere: No such file"), (["--checkpoint", "text"], "text: not a safetensors file"),
     (["--checkpoint", "other.safetensors"],
-     "--dataset shapes: its classes are ant, bee, cow, those of other.safetensors are x, y, z"),
+     "dataset: expected the network's classes, x, y, z, got ant, bee, cow"),
+    (["--checkpoint", "huber.safetensors"], "huber.safetensors: written with an option that does not exist, loss 'huber'"),
+    (["--checkpoint", "place.safetensors"], "place.safetensors: written with an option that does not exist, data_dir 3"),
     (["--checkpoint", "empty.safetensors"], "empty.safetensors: a safetensors file, but not a checkpoint of nbcnn"),
 ])
 def test_errors_are_one_line(small, capsys, argv, message):
@@ -147,6 +169,8 @@ def test_errors_are_one_line(small, capsys, argv, message):
     (small / "text").write_text("no checkpoint")
     network(["x", "y", "z"]).save("other.safetensors")
     save_file({"a": np.zeros(3)}, "empty.safetensors")
+    checkpoint.save("huber.safetensors", network(), options={"loss": "huber"})
+    checkpoint.save("place.safetensors", network(), options={"data_dir": 3})
     before = sorted(small.iterdir())
     assert run(*argv) == 2
     out, err = capsys.readouterr()

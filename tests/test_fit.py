@@ -115,6 +115,21 @@ def test_evaluation_changes_nothing():
     assert state.history[-1]["test_loss"] is None and state.progress.best_accuracy is None
 
 
+def test_data_and_optimizers_that_do_not_fit():
+    other = Dataset(TEST.images, TEST.labels, [f"x{k}" for k in range(len(TEST.classes))], "other")
+    model = small_model()
+    model.classes = None
+    with pytest.raises(ValueError, match="test: expected the classes of train, "):
+        fit(model, TRAIN, other)
+    model.classes = other.classes
+    with pytest.raises(ValueError, match="train: expected the network's classes, x0, "):
+        fit(model, TRAIN)
+    with pytest.raises(TypeError, match=r"train: expected a nbcnn.datasets.Dataset, got ndarray"):
+        fit(small_model(), TRAIN.images, TRAIN.labels)
+    with pytest.raises(ValueError, match="optimizer: expected one with parameters of the model, got one with none of them"):
+        fit(small_model(), TRAIN, optimizer=nbcnn.SGD(small_model().parameters(), lr=0.1))
+
+
 def test_evaluate_at_any_batch_size():
     scheduler = BackpropScheduler(small_model(), nbcnn.CrossEntropyLoss())
     first, *others = (evaluate(scheduler, TRAIN, size) for size in (1, 5, 22, 100))

@@ -169,3 +169,23 @@ def test_a_layer_belongs_to_one_model():
     nbcnn.Sequential([layer])
     with pytest.raises(ValueError, match="already part of a model"):
         nbcnn.Sequential([layer])
+
+
+def test_layers_by_name_in_a_mapping_and_pytorchs_other_form():
+    model = nbcnn.Sequential({"flatten": nbcnn.Flatten(), "linear": nbcnn.Linear(4, 2)})
+    assert list(model.layers) == ["flatten", "linear"]
+    for layers in ((nbcnn.Flatten(),), (nbcnn.Flatten(), nbcnn.Linear(4, 2))):
+        with pytest.raises(TypeError, match=r"layers: expected one list of layers .* got the layers themselves"):
+            nbcnn.Sequential(*layers)
+
+
+def test_classes_are_as_many_as_outputs():
+    with pytest.raises(ValueError, match=r"classes: expected a name for each output, of shape \(2,\), got 3 names"):
+        nbcnn.Sequential([nbcnn.Linear(4, 2)], input_shape=(4,), classes=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("kind", [nbcnn.ReLU, nbcnn.Tanh, nbcnn.Sigmoid, nbcnn.Flatten, nbcnn.GlobalAvgPool2d])
+def test_layers_without_options_take_none(kind):
+    with pytest.raises(TypeError):
+        kind(inplace=True)
+    assert repr(kind()) == f"{kind.__name__}()" and kind().arguments == {}

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from nbcnn import datasets, pictures
 from nbcnn.pictures import find_pictures, read_picture, read_pictures
@@ -106,10 +107,14 @@ def test_pictures_that_differ_in_size_and_proportions():
     assert near(stored(checks), [127.5] * 3, 2)     # antialiased: a pixel is the mean of what it covers
 
 
-def test_large_jpegs_are_decoded_at_a_fraction_and_stay_the_same():
+def test_large_jpegs_are_decoded_at_a_fraction_and_stay_the_same(monkeypatch):
     image = Image.fromarray(COLOURS).resize((1600, 1600), Image.Resampling.BICUBIC)
     got = stored(image, "JPEG", quality=95)
     assert np.abs(got.astype(int) - stored(image)).mean() < 2
+    sizes, load = [], JpegImageFile.load
+    monkeypatch.setattr(JpegImageFile, "load", lambda image: sizes.append(image.size) or load(image))
+    read_picture("picture.jpeg", (3, 32, 32))
+    assert sizes[0] == (200, 200)       # an eighth, the least that a decoder can do, and above 4 times 32
 
 
 def test_turned_as_exif_says():
@@ -175,6 +180,23 @@ def test_a_damaged_picture_is_an_error_or_a_picture():
         assert isinstance(result, ValueError) or result.shape == (3, 32, 32)
 
 
+def test_an_error_of_the_system_names_the_file():
+    class Broken(io.RawIOBase):
+        name = "disk/a.png"
+
+        def readable(self):
+            return True
+
+        def seekable(self):
+            return True
+
+        def read(self, size=-1):
+            raise OSError(5, "Input/output error")
+    with pytest.raises(OSError) as caught:
+        read_picture(Broken(), (3, 32, 32))
+    assert caught.value.filename == "disk/a.png"
+
+
 def test_files_that_cannot_be_read():
     os.mkdir("folder.png")
     for name, error in (("nowhere.png", FileNotFoundError), ("folder.png", OSError)):
@@ -182,9 +204,14 @@ def test_files_that_cannot_be_read():
             read_picture(name, (3, 32, 32))
 
 
-@pytest.mark.parametrize("shape", [None, (3, 32), (2, 32, 32), (4, 32, 32), (3, 0, 32), (3072,)])
-def test_shapes_that_no_picture_has(shape):
-    with pytest.raises(ValueError, match=r"shape: expected \(C, H, W\) of a picture with 1 or 3 channels, got"):
+@pytest.mark.parametrize("shape, error, message", [
+    *[(shape, ValueError, r"shape: expected \(C, H, W\) of a picture with 1 or 3 channels, got")
+      for shape in (None, 32, (3, 32), (2, 32, 32), (4, 32, 32), (3072,))],
+    ((3, 0, 32), ValueError, "shape: expected an int >= 1, got 0"),
+    ((3, 32.5, 32), TypeError, "shape: expected an int >= 1, got 32.5"),
+])
+def test_shapes_that_no_picture_has(shape, error, message):
+    with pytest.raises(error, match=message):
         read_picture("picture.png", shape)
 
 
@@ -210,7 +237,8 @@ def test_many_pictures_come_in_order_with_their_errors(monkeypatch, large):
 
 
 def test_find_pictures(folder):
-    for name in ("b/2.PNG", "b/10.jpg", "a.gif", "b/notes.txt", "b/.hidden.png", "c/d/e/x.webp", "c/Thumbs.db", "c/y.tif"):
+    for name in ("b/2.PNG", "b/10.jpg", "a.gif", "b/notes.txt", "b/.hidden.png", "c/d/e/x.webp", "c/Thumbs.db", "c/y.tif",
+                 ".ipynb_checkpoints/z.png", "b/.cache/z.png", "film.mpg", "paper.eps", "paper.pdf"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     assert find_pictures(".") == [os.path.join(".", *name.split("/")) for name in
@@ -233,6 +261,7 @@ def classes_of(folder, *names):
 def test_a_folder_of_folders(folder, monkeypatch):
     monkeypatch.setattr(sys.modules["nbcnn.datasets.folder"], "AT_ONCE", 5)     # as nbcnn.datasets.folder is the function
     classes_of(folder / "pets", "dog", "cat/young", "bird")
+    (folder / "pets" / ".git").mkdir()
     dataset = datasets.folder("pets")
     assert dataset.classes == ["bird", "cat", "dog"] and dataset.name == "folder"
     assert dataset.labels.tolist() == [0] * 5 + [1] * 4 + [2] * 3 and dataset.images.shape == (12, 3, 32, 32)
@@ -244,7 +273,7 @@ def test_a_folder_of_folders(folder, monkeypatch):
 
 @pytest.mark.parametrize("make, error, message", [
     (lambda folder: folder.mkdir(), ValueError, "pets: expected a folder for each class, with its pictures, got none"),
-    (lambda folder: (folder / "cat").mkdir(parents=True), ValueError, "pets: expected pictures in its folders cat, got none"),
+    (lambda folder: (folder / "cat").mkdir(parents=True), ValueError, "cat: expected pictures, got no file that Pillow knows"),
     (lambda folder: classes_of(folder, "cat", "dgo"), ValueError, "expected folders named after the classes cat, dog, got dgo"),
     (lambda folder: [classes_of(folder, "cat"), (folder / "cat" / "1.png").write_bytes(b"?")], ValueError, "1.png: not a picture"),
     (lambda folder: None, FileNotFoundError, "pets"), (lambda folder: folder.touch(), NotADirectoryError, "pets"),
@@ -261,9 +290,16 @@ def test_choose(folder):
     (train, test), why = datasets.choose("folder", "pets", shape=(3, 8, 8))
     assert why == "from pets" and (train.classes, test.classes) == (["cat", "dog"],) * 2
     assert train.labels.tolist() == [0] * 3 + [1] * 4 and test.labels.tolist() == [1] * 3 and test.images.shape == (3, 3, 8, 8)
-    (only,), _ = datasets.choose("folder", "pets", ["test"], classes=["cat", "dog"])
-    assert only.labels.tolist() == [1] * 3
-    (only,), _ = datasets.choose("folder", "pets/train", ["test"])      # holds the classes itself
-    assert only.labels.tolist() == [0] * 3 + [1] * 4
-    with pytest.raises(FileNotFoundError):
+    (only,), why = datasets.choose("folder", "pets", ["test"], classes=["cat", "dog"])
+    assert only.labels.tolist() == [1] * 3 and why == f"from {os.path.join('pets', 'test')}"
+    (only,), why = datasets.choose("folder", "pets/train", ["test"])      # holds the classes itself
+    assert only.labels.tolist() == [0] * 3 + [1] * 4 and why == f"from {os.path.join('pets', 'train')}"
+    with pytest.raises(FileNotFoundError, match=r"no such folder; expected .* to hold train and test, and these a folder for each"):
         datasets.choose("folder", "pets/train")
+    (folder / "pets" / "test").rename(folder / "other")
+    with pytest.raises(FileNotFoundError, match="expected pets to hold train and test"):        # not the classes "train"
+        datasets.choose("folder", "pets", ["test"])
+    for name, splits, message in (("cifar-10", ["test"], "name: expected one of 'auto', 'cifar10', .* got 'cifar-10'"),
+                                  ("shapes", ["valid"], "splits: expected one of 'train', 'test', got 'valid'")):
+        with pytest.raises(ValueError, match=message):
+            datasets.choose(name, ".", splits)

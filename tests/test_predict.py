@@ -59,6 +59,9 @@ def test_a_line_per_picture(capsys):
     assert capsys.readouterr().out == f"{second.split(',')[0]}\na.png\tred {red:.3f}\n"
     assert run(a, "--top", "100") == 0
     assert capsys.readouterr().out == first
+    os.rename(a, "-x.png")
+    assert run("--top", "1", "--", "-x.png", b) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == ["-x.png", b]
 
 
 def test_json(capsys):
@@ -158,12 +161,72 @@ def test_nothing_but_bad_pictures_is_2(folder, capsys, make):
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs a file system that takes any bytes as names")
 def test_names_that_are_no_text():
-    name = b"\xff\n.png"
+    name = b"\xff\n\x1b[31m.png"
     Image.new("RGB", (8, 8)).save(os.fsdecode("a.png"))
     os.rename("a.png", name)
     done = subprocess.run([sys.executable, "-m", "nbcnn.predict", "--checkpoint", "net.safetensors", name, "--top", "1"],
                           capture_output=True)
-    assert (done.returncode, done.stdout) == (0, b"\xff\\n.png\tred 0.333\n")
+    assert (done.returncode, done.stdout) == (0, b"\xff\\n\\x1b[31m.png\tred 0.333\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a file system that takes any character")
+def test_a_stream_without_a_character_gets_it_escaped():
+    picture("\u732b.png", 0, 0, 0)
+    done = subprocess.run([sys.executable, "-m", "nbcnn.predict", "--checkpoint", "net.safetensors", "\u732b.png", "--top", "1"],
+                          capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+    assert (done.returncode, done.stdout) == (0, b"\\u732b.png\tred 0.333\n")
+
+
+def test_a_reader_that_goes_away():
+    """Nothing is said about it, neither by us nor at the end by Python, whose buffer still holds lines."""
+    names = [picture(f"{k}.png", 0, 0, 0) for k in range(40)]
+    running = subprocess.Popen([sys.executable, "-m", "nbcnn.predict", "--checkpoint", "net.safetensors", *names * 100],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running.stdout.close()
+    assert running.stderr.read() == b"" and running.wait(60) == 141
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
+def test_closed_streams():
+    picture("a.png", 255, 0, 0)
+    predict = f"{sys.executable} -m nbcnn.predict --checkpoint net.safetensors --top 1"
+    done = subprocess.run(f"{predict} - a.png <&-", shell=True, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.startswith("a.png\tred") and done.stderr == (
+        "nbcnn predict: -: not a picture that can be read: no format that Pillow knows\n")
+    done = subprocess.run(f"{predict} a.png >&-", shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run(f"{predict} nowhere.png a.png 2>&-", shell=True, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.startswith("a.png\tred")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_in_a_folder_is_not_waited_for(folder, capsys):
+    (folder / "in").mkdir()
+    os.mkfifo("in/a.png")
+    picture("in/b.png", 255, 0, 0)
+    os.symlink("nowhere", "in/c.png")
+    assert run("in", "--top", "1") == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("in/b.png\t") and out.count("\n") == 1 and err == "nbcnn predict: in/c.png: No such file or directory\n"
+
+
+def test_what_is_not_finite_is_null_in_json(capsys):
+    model = network()
+    model.linear.weight.set(np.full((3, 192), np.nan))
+    model.save("net.safetensors")
+    assert run(picture("a.png", 1, 2, 3), "--json", "--top", "1") == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == [{"class": "red", "probability": None}]
+
+
+def test_warnings_of_pillow_are_not_shown(capsys, recwarn):
+    """A TIFF whose tags are cut off is read, and Pillow says so."""
+    Image.new("RGB", (8, 8), (255, 0, 0)).save("a.tif", dpi=(72, 72))
+    Image.MAX_IMAGE_PIXELS, before = 40, Image.MAX_IMAGE_PIXELS         # 64 pixels are more, but not twice as many
+    try:
+        assert run("a.tif", "--top", "1") == 0
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+    assert capsys.readouterr().err == "" and not [w for w in recwarn if "Decompression" in str(w.category)]
 
 
 # ---- bad arguments ----
@@ -176,12 +239,17 @@ def test_names_that_are_no_text():
     (["a.png", "--checkpoint", "a.png"], "a.png: not a safetensors file"),
     (["a.png", "--checkpoint", "vectors.safetensors"],
      "--checkpoint vectors.safetensors: shape: expected (C, H, W) of a picture with 1 or 3 channels, got (4,) as the network's"),
+    (["a.png", "--checkpoint", "maps.safetensors"],
+     "expected a network with a number for each class, got outputs of shape (4, 6, 6)"),
+    (["a.png", "--checkpoint", "huber.safetensors"], "written with an option that does not exist, loss ['huber']"),
     (["a.png", "--checkpoint", "open.safetensors"], "got None as the network's input_shape"),
 ])
 def test_errors_are_one_line(folder, capsys, argv, message):
     picture("a.png", 1, 2, 3)
     nbcnn.Sequential([nbcnn.Linear(4, 2)], input_shape=(4,)).save("vectors.safetensors")
     nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(12, 2)]).save("open.safetensors")
+    nbcnn.Sequential([nbcnn.Conv2d(3, 4, 3)], input_shape=(3, 8, 8)).save("maps.safetensors")
+    checkpoint.save("huber.safetensors", network(), options={"loss": ["huber"]})
     before = sorted(folder.iterdir())
     assert run(*argv) == 2
     out, err = capsys.readouterr()

@@ -166,11 +166,15 @@ def test_cifar10_is_taken_where_it_is_found(capsys, monkeypatch):
     train_set, test_set = (Dataset(part.images, part.labels, CLASSES, "cifar10") for part in SMALL)
     monkeypatch.setattr(choice, "cifar10", lambda folder: (train_set, test_set))
     monkeypatch.setattr(choice, "find_cifar10", lambda folder: ("mine/cifar-10-batches-bin", "binary"))
-    assert run("--epochs", 1, "--out", "run", "--data-dir", "mine") == 0
+    assert run("--epochs", 1, "--out", "run") == 0
     assert "cifar10: 40 pictures to train, 20 to test; found in mine/cifar-10-batches-bin" in capsys.readouterr().out
     found = checkpoint.load("run/last.safetensors")
     assert found.options["dataset"] == "cifar10" and found.model.mean == [0.4914, 0.4822, 0.4465]
     assert train.EPOCHS["cifar10"] == 16
+
+
+def test_shapes_do_not_stand_in_for_pictures_that_are_not_where_somebody_says(capsys):
+    assert "nowhere: no CIFAR-10 there" in fails(capsys, "--data-dir", "nowhere", "--quiet")
 
 
 def test_threads(monkeypatch):
@@ -229,7 +233,9 @@ def stop_after(monkeypatch, batches, number=signal.SIGINT):
     monkeypatch.setattr(train.Run, "_on_step", interrupted)
 
 
-@pytest.mark.parametrize("batches, number, status", [(1, signal.SIGINT, 130), (4, signal.SIGTERM, 143), (6, signal.SIGINT, 130)])
+@pytest.mark.parametrize("batches, number, status", [(1, signal.SIGINT, 130), (4, signal.SIGTERM, 143), (6, signal.SIGINT, 130),
+                                                     pytest.param(5, getattr(signal, "SIGHUP", 1), 129, marks=pytest.mark.skipif(
+                                                         not hasattr(signal, "SIGHUP"), reason="needs SIGHUP"))])
 def test_a_signal_saves_and_resume_ends_with_the_same_bits(small, monkeypatch, capsys, batches, number, status):
     run("--epochs", 3, "--out", "whole", "--quiet")
     with monkeypatch.context() as patch:
@@ -312,6 +318,29 @@ def test_resume_takes_flags_that_contradict_nothing(capsys):
         assert message in fails(capsys, "--resume", "run/last.safetensors", *flags)
 
 
+def test_a_run_that_has_just_begun_is_not_overwritten(small, monkeypatch, capsys):
+    """Not by another one either whose first epoch is not done."""
+    begun = []
+
+    def on_step(self, state):
+        if not begun:
+            begun.append(fails(capsys, "--out", "run"))
+    monkeypatch.setattr(train.Run, "_on_step", on_step)
+    assert run("--epochs", 1, "--out", "run", "--quiet") == 0
+    assert "run holds a run already" in begun[0] and os.path.exists("run/last.safetensors")
+
+
+def test_a_run_that_learned_nothing_leaves_nothing_but_what_was_there(small, monkeypatch, capsys):
+    def fail(self):
+        raise ValueError("broken")
+    monkeypatch.setattr(train.Run, "_compile", fail)
+    (small / "mine").mkdir()
+    (small / "mine" / "notes.txt").touch()
+    for out in (["--out", "run"], ["--out", "mine"], []):
+        assert "broken" in fails(capsys, *out)
+    assert os.listdir("mine") == ["notes.txt"] and not os.path.exists("run") and os.listdir("runs") == []
+
+
 def test_no_run_is_overwritten(small, capsys):
     run("--epochs", 1, "--out", "run", "--quiet")
     before = {file.name: file.read_bytes() for file in (small / "run").iterdir()}
@@ -328,7 +357,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeyp
     arguments = ("--loss", "mse", "--recipe", "tutorial", "--lr", 1e30, "--quiet", "--out")
     error = fails(capsys, "--batch-size", 16, *arguments, "run", status=3)
     assert "epoch 1, step " in error and "the loss is" in error and "there was no checkpoint yet" in error
-    assert os.listdir("run") == ["config.json"]
+    assert not os.path.exists("run")
 
     run("--epochs", 1, "--out", "good", "--recipe", "tutorial", "--quiet")
     before = (small / "good" / "last.safetensors").read_bytes()
@@ -357,6 +386,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeyp
     (["--dataset", "mnist"], "invalid choice: 'mnist'"),
     (["--learning-rate", 1], "unrecognized arguments: --learning-rate"), (["--epoch", 1], "unrecognized arguments"),
     (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere: no CIFAR-10 there"),
+    (["--size", 48], "--size: expected with --dataset folder only, got 48 with shapes"), (["--size", 1], "--size"),
     (["--out", "file/run"], "file/run: Not a directory"), (["--out", "file"], "file: File exists"),
     (["--resume", "nowhere.safetensors"], "nowhere.safetensors: No such file or directory"),
     (["--resume", "file"], "file: not a safetensors file"),
@@ -376,6 +406,17 @@ def test_incomplete_cifar10_is_not_replaced_by_shapes(small, capsys):
         (small / "data" / f"{name}.bin").write_bytes(b"123")
     (small / "data" / "batches.meta.txt").write_text("\n".join(CLASSES))
     assert "data_batch_1.bin: expected" in fails(capsys)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("loss", "huber"), ("schedule", 3), ("batch_size", 0), ("batch_size", "many"), ("lr", [1]), ("epochs", True), ("seed", -1),
+    ("threads", 0), ("label_smoothing", 2), ("augment", 1), ("model", True),
+])
+def test_a_checkpoint_with_options_that_do_not_exist_is_not_resumed(small, capsys, name, value):
+    model = models.cifar10_quick(classes=CLASSES)
+    options = {**train.OTHERS, **train.RECIPES["default"], "epochs": 3, "dataset": "shapes", name: value}
+    checkpoint.save("odd.safetensors", model, optimizer=optim.SGD(model.parameters(), 0.1), options=options)
+    assert "--resume: odd.safetensors was written with options that do not exist: " in fails(capsys, "--resume", "odd.safetensors")
 
 
 def test_a_checkpoint_of_a_library_user_is_not_resumed(small, capsys):
@@ -419,7 +460,10 @@ def make(classes, seed):
         ("flatten", nbcnn.Flatten()), ("linear1", nbcnn.Linear(16, 16)), ("tanh", nbcnn.Tanh()),
         ("linear2", nbcnn.Linear(16, len(classes))), ("sigmoid", nbcnn.Sigmoid())], seed=seed)
 
-def ten_outputs():
+def no_deviation():
+    return nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3 * 32 * 32, 10)], std=[0] * 3)
+
+def seven_outputs():
     return nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3 * 32 * 32, 7)])
 
 def other_size():
@@ -448,6 +492,12 @@ def own_layer():
 
 def nothing():
     pass
+
+def mean_only():
+    return nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3 * 32 * 32, 10)], mean=[0.25] * 3)
+
+def fails():
+    raise RuntimeError("boom")
 """
 
 
@@ -481,6 +531,9 @@ def test_what_a_network_of_ones_own_says_itself_stays(small):
     assert run("--model", "net.py:float64", "--epochs", 1, "--out", "run", "--quiet", "--seed", 1) == 0
     model = checkpoint.load("run/last.safetensors").model
     assert (model.mean, model.std, model.seed, model.dtype) == ([0.1] * 3, [0.2] * 3, 7, np.float64)
+    assert run("--model", "net.py:mean_only", "--epochs", 1, "--out", "mean", "--quiet") == 0
+    model = checkpoint.load("mean/last.safetensors").model
+    assert (model.mean, model.std) == ([0.25] * 3, None)
     assert run("--model", "net.py:float64", "--epochs", 1, "--quiet") == 0
     assert os.listdir("runs")[0].endswith("-shapes-net.py-float64")
     assert run("--model", "net.py:preset", "--epochs", 1, "--lr", 0, "--out", "preset", "--quiet") == 0
@@ -488,18 +541,20 @@ def test_what_a_network_of_ones_own_says_itself_stays(small):
 
 
 @pytest.mark.parametrize("function, message", [
-    ("ten_outputs", "classes: expected a name for each output, of shape (7,), got 10 names"),
+    ("seven_outputs", "expected 10 outputs, one for each class of the pictures, got outputs of shape (7,)"),
+    ("no_deviation", "std: expected positive numbers, got [0.0, 0.0, 0.0]"),
     ("other_size", "expected a network for the pictures' (3, 32, 32), got one for (3, 8, 8)"),
     ("does_not_fit", "b: expected vectors (N, 99), got (N, 3072)"),
     ("other_classes", "expected the classes of the pictures, class0, "),
     ("own_layer", "layers: mine is a Mine, none of nbcnn's"),
+    ("fails", "RuntimeError: boom ("),
     ("nothing", "expected a function that returns a nbcnn.Sequential, got NoneType"),
     ("nowhere", "no function 'nowhere' in net.py"),
 ])
 def test_networks_that_cannot_be_trained_are_one_line(small, capsys, function, message):
     (small / "net.py").write_text(NET)
     error = fails(capsys, "--model", f"net.py:{function}", "--out", "run")
-    assert f"--model net.py:{function}: " in error and message in error
+    assert error.startswith(f"nbcnn train: --model net.py:{function}: ") and error.count("net.py:") == 1 and message in error
     assert [name for name in os.listdir() if name != "__pycache__"] == ["net.py"]
 
 
@@ -523,15 +578,28 @@ def test_pictures_of_ones_own(small, capsys):
     (small / "pets" / "train" / "cat").rename(small / "pets" / "train" / "ant")
     assert "expected folders named after the classes cat, dog, got ant" in fails(capsys, "--resume", "run/last.safetensors")
     (small / "pets" / "train" / "ant").rename(small / "pets" / "train" / "cat")
+    assert train.main(["--resume", "run/last.safetensors", "--quiet"]) == 0
+    shutil.copy("pets/train/cat/1.png", "pets/train/cat/more.png")
+    assert "the training pictures in pets are not those of run/last.safetensors any more" in fails(
+        capsys, "--resume", "run/last.safetensors")
+    (small / "pets" / "train" / "cat" / "more.png").unlink()
     assert "(see --size)" in fails(capsys, "--dataset", "folder", "--data-dir", "pets", "--size", 48)
     assert "cifar10_quick: expected a network for the pictures' (3, 48, 48)" in fails(
         capsys, "--dataset", "folder", "--data-dir", "pets", "--size", 48)
 
 
+def test_mean_and_standard_deviation_of_any_pictures():
+    images = np.random.default_rng(0).integers(0, 256, (250, 3, 5, 4), dtype=np.uint8)
+    images[:, 1] = 77       # a channel without any deviation: that of one step of a byte stands in
+    mean, std = train._mean_std(images)
+    assert mean == pytest.approx((images / 255).mean((0, 2, 3)).tolist())
+    assert std == pytest.approx([(images[:, 0] / 255).std(), 1 / 255, (images[:, 2] / 255).std()])
+
+
 def test_a_checkpoint_of_before_size_goes_on(small):
     run("--epochs", 2, "--out", "run", "--quiet", "--save-every", 1)
     found = checkpoint.load("run/epoch-1.safetensors")
-    found.options.pop("size")
+    del found.options["size"], found.options["fingerprint"]
     checkpoint.save("old.safetensors", found.model, optimizer=found.optimizer, progress=found.progress, options=found.options)
     assert train.main(["--resume", "old.safetensors", "--out", "again", "--quiet"]) == 0
     again, whole = (checkpoint.load(f"{folder}/last.safetensors") for folder in ("again", "run"))

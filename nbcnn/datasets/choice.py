@@ -4,6 +4,7 @@ from pathlib import Path
 from nbcnn.datasets.cifar10 import cifar10, find_cifar10
 from nbcnn.datasets.folder import folder
 from nbcnn.datasets.shapes import shapes
+from nbcnn.kernels.arguments import one_of
 
 DATASETS = {
     "cifar10": "CIFAR-10: 50,000 + 10,000 pictures of 32x32 in ten classes, from its files in --data-dir",
@@ -22,7 +23,7 @@ def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=
     place : path
         Where files are looked for.
     splits : sequence of "train" and "test"
-        Which are wanted. If only one is, a "folder" may hold the classes itself.
+        Which are wanted. If only one is, a "folder" without either may hold the classes itself.
     shape, classes
         Of `folder`, which takes the classes of the first split for the others.
 
@@ -31,16 +32,25 @@ def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=
     datasets : list of Dataset
     why : str
         Where they are from.
+
+    Raises
+    ------
+    OSError, ValueError
+        When there is no such data set or split, or its files are missing or damaged.
     """
+    one_of(name, "name", ["auto", *DATASETS])
+    for split in splits:
+        one_of(split, "splits", ["train", "test"])
     if name == "folder":
-        found = []
+        found, home = [], Path(place)
+        holds_splits = len(splits) > 1 or any((home / split).is_dir() for split in ("train", "test"))
         for split in splits:
-            home = Path(place) / split
-            if len(splits) == 1 and not home.is_dir():
-                home = place
-            found.append(folder(home, shape, classes))
+            if holds_splits and not (home / split).is_dir():
+                raise FileNotFoundError(f"{home / split}: no such folder; expected {home} to hold train and test, and these a "
+                                        "folder for each class")
+            found.append(folder(home / split if holds_splits else home, shape, classes))
             classes = found[-1].classes
-        return found, f"from {place}"
+        return found, f"from {home / splits[0] if holds_splits and len(splits) == 1 else home}"
     found = find_cifar10(place) if name == "auto" else None
     if found or name == "cifar10":
         (train, test), why = cifar10(place), f"found in {found[0]}" if found else f"from {place}"

@@ -32,7 +32,8 @@ def folder(path, shape=(3, 32, 32), classes=None):
     OSError
         When a folder or a file cannot be read.
     ValueError
-        When there are no classes or no pictures, a folder is none of `classes`, or a picture cannot be read; it names the file.
+        When there are no classes, one without pictures, a folder that is none of `classes`, or a picture that cannot be read; it
+        names the file or folder.
     """
     shape = picture_shape(shape)
     names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != ".")
@@ -42,9 +43,12 @@ def folder(path, shape=(3, 32, 32), classes=None):
     strangers = [name for name in names if name not in classes]
     if strangers:
         raise ValueError(f"{path}: expected folders named after the classes {', '.join(classes)}, got {strangers[0]}")
-    files = [(file, classes.index(name)) for name in names for file in find_pictures(Path(path) / name)]
-    if not files:
-        raise ValueError(f"{path}: expected pictures in its folders {', '.join(names)}, got none that Pillow knows by their names")
+    files = []
+    for name in names:
+        found = find_pictures(Path(path) / name)
+        if not found:
+            raise ValueError(f"{Path(path) / name}: expected pictures, got no file that Pillow knows by the end of its name")
+        files += [(file, classes.index(name)) for file in found]
     images = np.empty((len(files), *shape), np.uint8)
     for start in range(0, len(files), AT_ONCE):
         for k, picture in enumerate(read_pictures([file for file, _ in files[start:start + AT_ONCE]], shape), start):

@@ -2,7 +2,6 @@
 
 Nothing here touches the data: a public function checks first, and only then allocates and writes.
 """
-import math
 import numbers
 import operator
 
@@ -11,6 +10,7 @@ import numpy as np
 from nbcnn.kernels.backend import as_array
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def floats(value, name, *layouts):
@@ -110,11 +110,11 @@ def fraction(value, name):
 
 
 def finite(value, name):
-    """A finite number, as a float."""
+    """A number that is finite in either dtype, as a float."""
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a finite number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    if not abs(value) <= LARGEST:
+        raise ValueError(f"{name}: expected a finite number, at most {LARGEST:.3g}, got {value!r}")
     return float(value)
 
 
