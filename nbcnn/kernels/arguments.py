@@ -114,7 +114,7 @@ def finite(value, name):
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a finite number, got {value!r}")
     if not abs(value) <= LARGEST:
-        raise ValueError(f"{name}: expected a finite number, at most {LARGEST:.3g}, got {value!r}")
+        raise ValueError(f"{name}: expected a finite number of float32, got {value!r}")
     return float(value)
 
 
