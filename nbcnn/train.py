@@ -183,8 +183,8 @@ class Run:
         except (OSError, ValueError):       # nothing there that could be lost
             return
         if (last.epoch, last.step) > (self.progress.epoch, self.progress.step):
-            raise ValueError(f"--resume: {folder / 'last.safetensors'} is further, with {last.epoch} epochs and {last.step} batches "
-                             "done, and would be overwritten; resume from that, or give --out another folder")
+            raise ValueError(f"--resume: {folder / 'last.safetensors'} is further, with {last.epoch} epochs and {last.step} "
+                             "batches done, and would be overwritten; resume from that, or give --out another folder")
 
     def train(self):
         """Train to the end or until a signal; the exit status."""

@@ -303,7 +303,7 @@ def checks(name, read):
 @pytest.mark.parametrize("call, error, message", [
     *(check for case in (EXACT[0], EXACT[1], *SMOOTH[:3]) for check in checks(case.name, case.reads)),
     *((call, error, rf"^negative_slope: expected a finite number[a-z0-9 ]*, got {value.split('*')[0]}") for value, error in (
-        ("'1'", TypeError), ("None", TypeError), ("nan", ValueError), ("-inf", ValueError), ("1e300", ValueError),
+        ("'1'", TypeError), ("None", TypeError), ("nan", ValueError), ("-inf", ValueError), ("10**99", ValueError),
         ("10**400", ValueError)) for call in (
             lambda x, v=value: kernels.leaky_relu_forward(x, eval(v, vars(np))),
             lambda x, v=value: kernels.leaky_relu_backward(x, x, eval(v, vars(np))),
