@@ -39,8 +39,9 @@ def run(name, command, argv):
     argv : list of str or None
         None stands for the process's own.
     """
-    if sys.stdout is None:          # closed by who started the process
-        sys.stdout = open(os.devnull, "w")
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:        # closed by who started the process
+            setattr(sys, stream, open(os.devnull, "w"))
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except (ValueError, ImportError, MemoryError) as error:
@@ -55,8 +56,7 @@ def run(name, command, argv):
 
 def fail(name, message, status=2):
     """Say in one line what is wrong; the exit status."""
-    if sys.stderr is not None:
-        print(paint(f"{name}:", "red", sys.stderr), printable(" ".join(str(message).split())), file=sys.stderr, flush=True)
+    print(paint(f"{name}:", "red", sys.stderr), printable(" ".join(str(message).split())), file=sys.stderr, flush=True)
     return status
 
 

@@ -130,10 +130,14 @@ class Run:
         self.model.to(self.device)
         self.folder, self.rows = self._open_folder(given.get("out"))
         self.last, self.best = self.folder / "last.safetensors", self.folder / "best.safetensors"
-        checkpoint.write_atomically(self.folder / "config.json", json.dumps({
-            "options": o, "device": self.device, "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
-            "versions": {"nbcnn": nbcnn.__version__, "numba": numba.__version__, "numpy": np.__version__,
-                         "python": platform.python_version()}}, indent=2).encode() + b"\n")
+        config = {"options": o, "device": self.device, "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
+                  "versions": {"nbcnn": nbcnn.__version__, "numba": numba.__version__, "numpy": np.__version__,
+                               "python": platform.python_version()}}
+        try:
+            checkpoint.write_atomically(self.folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+        except OSError:
+            self.leave()
+            raise
 
     def _open_folder(self, out):
         """The run's folder, and the rows of metrics.csv up to where it goes on. No file of another run is ever overwritten."""

@@ -195,7 +195,7 @@ def test_closed_streams():
         "nbcnn predict: -: not a picture that can be read: no format that Pillow knows\n")
     done = subprocess.run(f"{predict} a.png >&-", shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    done = subprocess.run(f"{predict} nowhere.png a.png 2>&-", shell=True, capture_output=True, text=True)
+    done = subprocess.run(f"{predict} nowhere.png {'a.png ' * 300} 2>&-", shell=True, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout.startswith("a.png\tred")
 
 
