@@ -20,10 +20,11 @@ HERE = Path(__file__).resolve().parent
 # The command line with the first pictures of each file set only.
 LIMITED = """
 import sys
-from nbcnn import datasets, train
-limit, whole = int(sys.argv.pop(1)), datasets.cifar10
-datasets.cifar10 = lambda folder: tuple(
-    datasets.Dataset(part.images[:limit], part.labels[:limit], part.classes, part.name) for part in whole(folder))
+from nbcnn import train
+from nbcnn.datasets import Dataset, choice
+limit, whole = int(sys.argv.pop(1)), choice.cifar10
+choice.cifar10 = lambda folder: tuple(
+    Dataset(part.images[:limit], part.labels[:limit], part.classes, part.name) for part in whole(folder))
 sys.exit(train.main())
 """
 
