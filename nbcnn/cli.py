@@ -125,8 +125,8 @@ class Parser(argparse.ArgumentParser):
         for name, text in {**lists, "datasets": list_datasets}.items():
             self.add_argument(f"--list-{name}", action=Listing, const=text, help=f"print the {name} known by name, and end")
 
-    def add_device(self, text, default="cpu"):
-        self.add("--device", f"{text}; auto: a GPU that CUDA can use, else the CPU (default: {default})", choices=DEVICES)
+    def add_device(self, text):
+        self.add("--device", f"{text}; auto: a GPU that CUDA can use, else the CPU (default: cpu)", choices=DEVICES)
         self.add("--threads", "threads of the CPU (default: all cores)", type=whole(1), metavar="N")
 
     def error(self, message):       # instead of three lines of usage and sys.exit
@@ -137,9 +137,9 @@ class Parser(argparse.ArgumentParser):
         end = argv.index("--") if "--" in argv and self.positional else len(argv)
         given, unknown = self.parse_known_intermixed_args(argv[:end])       # arguments may stand between options
         if unknown:
-            flag = unknown[0].partition("=")[0]
+            name = unknown[0].partition("=")[0]
             known = [string for action in self._actions for string in action.option_strings]
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(flag, known) if flag[:1] == '-' else ''}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(name, known) if name[:1] == '-' else ''}")
         given = vars(given)
         if argv[end + 1:]:          # after -- nothing is an option
             given[self.positional] = given.get(self.positional, []) + argv[end + 1:]

@@ -68,7 +68,7 @@ class Sequential:
             bound = parameter.fan_in ** -0.5
             parameter.set(rng.uniform(-bound, bound, parameter.shape))
         if self.input_shape is not None:
-            outputs = list(self.shapes(self.input_shape).values())[-1]
+            outputs = self.output_shape(self.input_shape)
             if self.classes is not None and outputs != (len(self.classes),):
                 raise ValueError(f"classes: expected a name for each output, of shape {outputs}, got {len(self.classes)} names")
 
@@ -249,6 +249,10 @@ class Sequential:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return shapes
+
+    def output_shape(self, input_shape):
+        """The shape of a sample after the last layer; raises as `shapes`."""
+        return list(self.shapes(input_shape).values())[-1]
 
     def summary(self):
         """A table of the layers: output shape, parameters and forward MFLOP of a sample."""

@@ -5,6 +5,7 @@ The exit status is 0 when all pictures were read, 1 when some were not, 2 when n
 """
 import io
 import json
+import os
 import sys
 import warnings
 
@@ -40,7 +41,7 @@ def _main(argv):
         picture_shape(shape)
     except ValueError as error:
         raise ValueError(f"--checkpoint {options['checkpoint']}: {error} as the network's input_shape") from None
-    outputs = list(network.shapes(shape).values())[-1]
+    outputs = network.output_shape(shape)
     if len(outputs) != 1:
         raise ValueError(f"--checkpoint {options['checkpoint']}: expected a network with a number for each class, got outputs of "
                          f"shape {outputs}")
@@ -76,7 +77,7 @@ def _files(arguments):
     """(the files that the arguments name, errors of folders)."""
     files, bad = [], []
     for argument in arguments:
-        if argument == "-":
+        if argument == "-" or not os.path.isdir(argument):
             files.append(argument)
             continue
         try:
@@ -84,8 +85,6 @@ def _files(arguments):
             if not found:
                 bad.append(ValueError(f"{argument}: no pictures in this folder, by the ends of their names"))
             files += found
-        except NotADirectoryError:
-            files.append(argument)
         except OSError as error:
             bad.append(error)
     return files, bad

@@ -352,7 +352,7 @@ def _network(maker, options, train_set):
     classes = train_set.classes
     try:
         model = models.make(maker, input_shape=shape, mean=mean, std=std, classes=classes, seed=options["seed"])
-        outputs = list(model.shapes(model.input_shape or shape).values())[-1]
+        outputs = model.output_shape(model.input_shape or shape)
         if outputs != (len(classes),):
             raise ValueError(f"expected {len(classes)} outputs, one for each class of the pictures, got outputs of shape {outputs}")
         if model.mean is not None or model.std is not None:
