@@ -1,6 +1,8 @@
 """Arrays for tests."""
 import numpy as np
 
+from nbcnn.kernels import cpu
+
 
 def integers(seed, *shapes, dtype=np.float32):
     """Arrays of small integers: every sum of their products is exact in float32, in any order."""
@@ -14,3 +16,12 @@ def awkward(a):
     view[...] = a
     view.flags.writeable = False
     return view
+
+
+def filled_buffer(n, shape, dtype, border, fill, value=None):
+    """A CPU buffer for n + 1 samples, full of `fill`, border and all; its first n samples are `value` where there is one."""
+    buffer = cpu.Buffer(n + 1, shape, dtype, border)
+    buffer.array[...] = fill
+    if value is not None:
+        buffer.view(n)[...] = value
+    return buffer

@@ -17,7 +17,8 @@ from nbcnn.kernels.cpu import avgpool2d as kernels
 from nbcnn.kernels.cpu.launch import run
 
 import oracles
-from arrays import awkward
+from arrays import awkward, filled_buffer
+from gradients import check_directional_gradients
 from llvm import double_operations
 
 DTYPES = [np.float32, np.float64]
@@ -150,7 +151,7 @@ def test_gradient_is_the_jacobian(geometry, seed):
 def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     """Results lie in buffers full of NaN; what is read has borders full of other numbers."""
     shape, options = geometry
-    N, C, H, W = shape
+    N = shape[0]
     x = pictures(2 * (seed // 2), shape, dtype)                     # without NaN, which marks what is not written
     expected = avgpool2d_forward(x, **options)
     dy = upstream(seed, expected.shape, dtype)
@@ -158,15 +159,8 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     operation = operation_of(shape, options, expected.shape, dtype)
     operation.reserve(N + 1)
 
-    def buffer(shape, border, fill, value=None):
-        buffer = cpu.Buffer(N + 1, shape, dtype, border)
-        buffer.array[...] = fill
-        if value is not None:
-            buffer.view(N)[...] = value
-        return buffer
-
-    y, dx = buffer(expected.shape[1:], (2, 1), np.nan), buffer((C, H, W), (1, 3), np.nan)
-    x, dy = buffer((C, H, W), (3, 2), 99, x), buffer(expected.shape[1:], (1, 2), 99, dy)
+    y, dx = (filled_buffer(N, a.shape[1:], dtype, border, np.nan) for a, border in ((expected, (2, 1)), (x, (1, 3))))
+    x, dy = (filled_buffer(N, a.shape[1:], dtype, border, 99, a) for a, border in ((x, (3, 2)), (dy, (1, 2))))
     before = x.array.copy(), dy.array.copy()
     run(operation.forward(N, y, x, ()))
     saved = y.array.copy()
@@ -332,21 +326,9 @@ def network(**options):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_directional_gradients(seed):
-    """d/dh loss(parameter + h*u) at 0 = <grad, u>, for each parameter of a network and a random direction u."""
     rng = np.random.default_rng(seed)
     model, images, labels = network(dtype=np.float64, seed=seed), rng.standard_normal((4, 3, 10, 9)), rng.integers(0, 5, 4)
-    step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss())
-    step.forward(images, labels)
-    step.backward()
-    for name, p in model.named_parameters():
-        u, value, h = rng.standard_normal(p.shape), p.data.copy(), 1e-6
-        p.data[...] = value + h * u
-        above = step.forward(images, labels)
-        p.data[...] = value - h * u
-        below = step.forward(images, labels)
-        p.data[...] = value
-        # float64: truncation h^2 = 1e-12 and rounding 1e-16 * loss / h = 1e-9, of losses below 50.
-        assert (above - below) / (2 * h) == pytest.approx((p.grad * u).sum(), rel=1e-7, abs=1e-8), name
+    check_directional_gradients(nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()), images, labels, rng)
 
 
 def test_checkpoint(tmp_path):

@@ -11,7 +11,7 @@ from nbcnn.kernels.cpu.launch import run
 from nbcnn.kernels.maxpool2d import maxpool2d_backward, maxpool2d_forward
 
 import oracles
-from arrays import awkward
+from arrays import awkward, filled_buffer
 from llvm import double_operations
 
 DTYPES = [np.float32, np.float64]
@@ -118,7 +118,7 @@ def test_gradient_is_the_jacobian(geometry, seed):
 def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     """Results lie in buffers full of NaN; what is read has borders full of larger numbers; both ways back agree."""
     shape, options = geometry
-    N, C, H, W = shape
+    N = shape[0]
     x = pictures(2 * (seed // 2), shape, dtype)                     # without NaN, which marks what is not written
     expected, cells = maxpool2d_forward(x, **options)
     dy = small_integers(seed, expected.shape, dtype)
@@ -126,15 +126,8 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     operation.reserve(N + 1)
     operation.argmax[...] = -7
 
-    def buffer(shape, border, fill, value=None):
-        buffer = cpu.Buffer(N + 1, shape, dtype, border)
-        buffer.array[...] = fill
-        if value is not None:
-            buffer.view(N)[...] = value
-        return buffer
-
-    y, dx = buffer(expected.shape[1:], (2, 1), np.nan), buffer((C, H, W), (1, 3), np.nan)
-    x, dy = buffer((C, H, W), (3, 2), 99, x), buffer(expected.shape[1:], (1, 2), 99, dy)
+    y, dx = (filled_buffer(N, a.shape[1:], dtype, border, np.nan) for a, border in ((expected, (2, 1)), (x, (1, 3))))
+    x, dy = (filled_buffer(N, a.shape[1:], dtype, border, 99, a) for a, border in ((x, (3, 2)), (dy, (1, 2))))
     before = x.array.copy(), dy.array.copy()
     run(operation.forward(N, y, x, ()))
     saved = y.array.copy()
