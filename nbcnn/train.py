@@ -32,6 +32,7 @@ from nbcnn.fit import NonFiniteLoss, Progress, fit
 from nbcnn.losses import LOSSES
 from nbcnn.model import Sequential
 from nbcnn.table import format_table
+from nbcnn.threads import ThreadTrial
 
 NAME = "nbcnn train"
 RECIPES = {
@@ -78,7 +79,7 @@ class Run:
         self.device, self.device_why = cli.choose_device(given.pop("device", "cpu"))
         if self.profile and self.device != "cpu":
             raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
-        self.interrupted = self.bar = self.claimed = None
+        self.interrupted = self.bar = self.claimed = self.trial = None
         classes = None
         if "resume" in given:
             self.source = Path(given["resume"])
@@ -213,6 +214,7 @@ class Run:
         handlers = {number: signal.signal(number, self._interrupt) for number in numbers}
         try:
             self._compile()
+            self.trial = ThreadTrial()
             state = fit(self.model, self.train_set, self.test_set, epochs=o["epochs"], batch_size=o["batch_size"],
                         loss=self.loss, optimizer=self.optimizer, schedule=self.schedule, shuffle=o["shuffle"],
                         augment=o["augment"], seed=o["seed"], progress=self.progress, on_step=self._on_step,
@@ -222,6 +224,8 @@ class Run:
                 self._save(self.last)
         finally:
             self._close_bar()
+            if self.trial:
+                self.trial.stop()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self.interrupted:
@@ -251,6 +255,8 @@ class Run:
             self.bar.set_postfix_str(f"loss {state.progress.loss_sum / state.progress.samples:.4f}", refresh=False)
             self.bar.update(state.progress.samples - self.bar.n)
         state.stop = self.interrupted is not None
+        if self.device == "cpu":
+            self.trial.step()
 
     def _on_epoch(self, state):
         self._close_bar()
@@ -270,12 +276,17 @@ class Run:
         print(f"epoch {epoch:{len(str(state.epochs))}}/{state.epochs}  train loss {metrics['train_loss']:.4f}  "
               f"test loss {metrics['test_loss']:.4f}  {accuracy}  lr {metrics['lr']:.2e}  "
               f"{metrics['images_per_second']:6,.0f} images/s  {metrics['seconds']:5.1f} s", flush=True)
+        if self.trial.hint:
+            self._hint(self.trial.hint)
+            self.trial.hint = ""
         guessing = math.log(len(self.train_set.classes))
         if self.options["loss"] == "cross_entropy" and guessing and -0.005 < metrics["train_loss"] - guessing < 0.02:
-            print(paint("hint:", "yellow", sys.stdout),
-                  f"the loss stays at {guessing:.4f} = ln({len(self.train_set.classes)}), which is what guessing gives. "
-                  "Another --lr (ten times smaller, or larger) or --normalize may get it going.", flush=True)
+            self._hint(f"the loss stays at {guessing:.4f} = ln({len(self.train_set.classes)}), which is what guessing gives. "
+                       "Another --lr (ten times smaller, or larger) or --normalize may get it going.")
         state.stop = self.interrupted is not None
+
+    def _hint(self, text):
+        print(paint("hint:", "yellow", sys.stdout), text, flush=True)
 
     def _save(self, path):
         checkpoint.save(path, self.model, optimizer=self.optimizer, progress=self.progress, options=self.options)

@@ -1,9 +1,6 @@
 """Settings of the whole suite: Hypothesis profiles, the torch marker."""
 import os
 
-# A thread that waits for work must not keep a core from another process; read when the threading layer loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -15,7 +12,9 @@ settings.register_profile("thorough", max_examples=500, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if "campaign" not in config.getoption("-m"):
+        items[:] = [item for item in items if not item.get_closest_marker("campaign")]
     try:
         import torch  # noqa: F401
     except ImportError:

@@ -18,6 +18,7 @@ from nbcnn import checkpoint, cli, evaluate, models, optim, predict, train
 from nbcnn.datasets import Dataset, choice
 from nbcnn.fit import fit
 from nbcnn.losses import CrossEntropyLoss
+from nbcnn.threads import ThreadTrial
 
 CLASSES = [f"class{k}" for k in range(10)]
 
@@ -179,9 +180,18 @@ def test_shapes_do_not_stand_in_for_pictures_that_are_not_where_somebody_says(ca
 
 def test_threads(monkeypatch):
     chosen = []
+    monkeypatch.setattr(ThreadTrial, "step", lambda self: None)
     monkeypatch.setattr(numba, "set_num_threads", chosen.append)
     assert run("--epochs", 1, "--out", "one", "--quiet") == 0 and chosen == []
     assert run("--epochs", 1, "--threads", 1, "--out", "other", "--quiet") == 0 and chosen == [1]
+
+
+def test_a_hint_where_fewer_threads_are_faster(monkeypatch, capsys):
+    monkeypatch.setattr(ThreadTrial, "step", lambda self: setattr(self, "hint", "with 1 thread"))
+    run("--epochs", 2, "--out", "run")
+    lines = capsys.readouterr().out.splitlines()
+    first = next(k for k, line in enumerate(lines) if line.startswith("epoch 1/2"))
+    assert lines[first + 1] == "hint: with 1 thread"
 
 
 def test_a_hint_where_nothing_is_learned(capsys):

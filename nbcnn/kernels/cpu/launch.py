@@ -1,7 +1,14 @@
 """How parallel kernels are compiled and started."""
+import contextlib
+import importlib
+import os
 import threading
 
 from numba import config
+
+# How often a thread of GNU OpenMP that waits for the others looks before it gives its core away. Its own 300,000 times are
+# milliseconds, many more than a kernel takes: beside another busy process they keep the very threads they wait for from a core.
+SPINS = 10_000
 
 # An IndexError cannot leave a parallel loop, so a run with NUMBA_BOUNDSCHECK=1 compiles the loops to be serial.
 PARALLEL = not config.BOUNDSCHECK
@@ -10,6 +17,19 @@ CACHE = not config.BOUNDSCHECK
 
 # Numba's workqueue layer aborts the process when two Python threads run kernels at once.
 _one_at_a_time = threading.Lock()
+
+
+def load_openmp():
+    """Load GNU OpenMP with SPINS, unless the user has chosen; it reads the environment when it is loaded, and only then."""
+    if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
+        return
+    os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+    with contextlib.suppress(ImportError):      # Numba has no OpenMP here, or another one
+        importlib.import_module("numba.np.ufunc.omppool")
+    del os.environ["GOMP_SPINCOUNT"]            # processes that this one starts choose for themselves
+
+
+load_openmp()
 
 
 def launch(kernel, *arguments):
