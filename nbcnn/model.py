@@ -104,7 +104,7 @@ class Sequential:
         return self.predict(images)
 
     def predict(self, images, batch_size=256):
-        """Logits of a batch of pictures.
+        """Logits of a batch of pictures. Any number of threads may ask at once: they take turns.
 
         Parameters
         ----------

@@ -94,7 +94,10 @@ class Parameter:
         return self._memory().backend.to_host(self.data)
 
     def set(self, values):
-        """Overwrite the values with an array of PyTorch's shape."""
+        """Overwrite the values with an array of PyTorch's shape; denormal numbers, which are slow to compute with, become 0."""
+        if not on_device(values):
+            values = np.array(values, self.flat.dtype)
+            values[abs(values) < np.finfo(values.dtype).tiny] = 0
         self.write(self.flat, values)
 
     def shaped(self, flat):

@@ -11,11 +11,14 @@ What an operation returns is a list of calls, kernels with their arguments. It d
 It knows no device either. A backend is a namespace: operations, `Buffer` and `Partials` for memory, functions that copy and run.
 """
 import contextlib
+import functools
 import math
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 
+from nbcnn.kernels import turns
 from nbcnn.kernels.arguments import integer
 from nbcnn.kernels.backend import as_array, on_device
 from nbcnn.kernels.images import normalize_images
@@ -70,6 +73,20 @@ class Step:
         return self.operation.backward(n, self.dx, gradients, self.dy, self.x, self.y, self.params(), add)
 
 
+def _alone(method):
+    """A method that refuses to begin while another thread is in one of the same scheduler, whose buffers they would share."""
+    @functools.wraps(method)
+    def alone(self, *arguments, **options):
+        if not self._in_use.acquire(blocking=False):
+            name = method.__name__.strip("_")
+            raise RuntimeError(f"{name}: another thread is using this scheduler; give each thread one of its own")
+        try:
+            return method(self, *arguments, **options)
+        finally:
+            self._in_use.release()
+    return alone
+
+
 class BackpropScheduler:
     """Runs forward and backward of a model, and of a loss on its output.
 
@@ -79,6 +96,11 @@ class BackpropScheduler:
     loss : a loss of `nbcnn.losses`, or None for a model that is only to predict
     fuse : bool
         Whether layers that follow one another may be computed in one go. False keeps what each layer gives in `outputs`.
+
+    Notes
+    -----
+    The steps of a scheduler are one thread's: two at once, or a backward after another thread's forward, are a RuntimeError.
+    `predict` may be called by any number of threads, which take turns; it never sees a parameter in the middle of an update.
 
     Examples
     --------
@@ -102,6 +124,8 @@ class BackpropScheduler:
         self.capacity = 0           # samples the forward buffers hold
         self.backward_capacity = 0
         self._calls = {}            # what to run, by number of samples and, for backward, which gradients are added to
+        self._in_use = threading.RLock()
+        self._thread = None         # which called forward
         self._profile = None        # inside a block that records
         self._dlogits = None        # the loss's gradient, after a forward pass that backward may follow
         self._partials = None
@@ -109,6 +133,7 @@ class BackpropScheduler:
         self._images = None         # the view that `images` gave last
         self._n = 0
 
+    @_alone
     def forward(self, images, targets, *, training=True):
         """The loss of a batch.
 
@@ -131,8 +156,10 @@ class BackpropScheduler:
         ------
         TypeError, ValueError, IndexError
             When a shape does not fit (the message names the layer), or the loss refuses the targets.
+        RuntimeError
+            While another thread is using this scheduler; so do all methods of a step.
         """
-        self._dlogits = None
+        self._dlogits, self._thread = None, threading.get_ident()
         profile = self._profile if training else None
         logits = self._run(images, profile)
         key = "loss", "both", type(self.loss).__name__
@@ -144,20 +171,29 @@ class BackpropScheduler:
 
     def predict(self, images):
         """The model's output for a batch, as a copy: a device array for a device array, else one of NumPy."""
+        with turns.lock:
+            return self._predict(images)
+
+    @_alone
+    def _predict(self, images):
         self._dlogits = None
         logits = self._run(images)
         return self.backend.copy_of(logits) if on_device(images) else self.backend.to_host(logits)
 
+    @_alone
     def backward(self):
         """Gradients of the last forward pass's loss: into each parameter's `grad`, added where one is there already.
 
         Raises
         ------
         RuntimeError
-            When no forward pass with training=True came directly before.
+            When no forward pass with training=True came directly before, or it was another thread's.
         """
         if self._dlogits is None:
             raise RuntimeError("backward: expected a forward pass of its own before it; call forward(images, targets) first")
+        if self._thread != threading.get_ident():
+            raise RuntimeError("backward: expected a forward pass by the same thread before it, got another thread's; give each "
+                               "thread a scheduler of its own")
         n, dlogits, self._dlogits = self._n, self._dlogits, None
         parameters = self._parameters
         if not parameters:
@@ -179,6 +215,7 @@ class BackpropScheduler:
         add = [p for p in self._parameters if p.has_grad]
         return calls + [("gradients", call) for call in (self._partials.sum(n, add) if update is None else update(self._partials))]
 
+    @_alone
     def train_step(self, images, targets, optimizer):
         """zero_grad, forward, backward and the optimizer's step; the update is left out where the loss is not finite.
 
@@ -246,6 +283,7 @@ class BackpropScheduler:
             profile.stop()
             self._profile = None
 
+    @_alone
     def images(self, n):
         """A writable (n, C, H, W) view of the first buffer; `forward` takes it without a copy.
 

@@ -108,6 +108,18 @@ def test_any_number_of_threads_gives_equal_bits():
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_decays_ends_at_zero_not_in_denormal_numbers(dtype):
+    tiny = np.finfo(dtype).tiny         # the smallest normal number
+    param, buffer = np.array([4 * tiny, 4 * tiny, np.nan], dtype), np.array([2 * tiny, 8 * tiny, np.nan], dtype)
+    sgd_step(param, np.zeros(3, dtype), buffer, lr=1.0, momentum=0.25)
+    assert buffer[:2].tolist() == [0, 2 * tiny] and param[:2].tolist() == [4 * tiny, 2 * tiny]
+    assert np.isnan(param[2]) and np.isnan(buffer[2])
+    param = np.array([4 * tiny, -4 * tiny, 2 * tiny], dtype)
+    sgd_step(param, np.array([3.5 * tiny, -3.5 * tiny, tiny], dtype), lr=1.0)
+    assert param.tolist() == [0, 0, tiny]
+
+
 def ones(dtype=np.float32):
     return np.ones(4, dtype)
 

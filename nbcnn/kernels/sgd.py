@@ -42,7 +42,7 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
     Notes
     -----
     The rates are cast to the dtype of param. Each product and sum is rounded by itself on the CPU; PyTorch fuses some,
-    and so does a GPU.
+    and so does a GPU. On the CPU a parameter or momentum that becomes denormal, smaller than 1.2e-38 in float32, becomes 0.
 
     Source: PyTorch's torch.optim.SGD.
 

@@ -36,7 +36,7 @@ def survey(module, count, seed, *, first=0, memory=3 * GIB, seconds=20, environm
     Parameters
     ----------
     module : str
-        The name of a module of this folder with `prepare` and `case`.
+        The name of a module of this folder, "campaign.test_...", with `prepare` and `case`.
     count, seed, first : int
         Case k is drawn from random.Random(seed * 10**7 + k), k from `first` on: a record can be repeated by itself.
     memory : int
@@ -134,7 +134,7 @@ def _peak():
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
+    sys.path[0] = str(FOLDER.parent)
     name, *numbers, path = sys.argv[1:]
     start, stop, seed, memory = map(int, numbers[:4])
     work(name, start, stop, seed, memory, float(numbers[4]), path)

@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 
-from harness import survey
+from campaign.harness import survey
 
 EXPECTED = {"fine": "ok", "raises": "ValueError", "dies": "crash", "never ends": "Overdue", "fills": "MemoryError", "grows": "ok"}
 

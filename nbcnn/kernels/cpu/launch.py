@@ -2,9 +2,10 @@
 import contextlib
 import importlib
 import os
-import threading
 
 from numba import config
+
+from nbcnn.kernels import turns
 
 # How often a thread of GNU OpenMP that waits for the others looks before it gives its core away. Its own 300,000 times are
 # milliseconds, many more than a kernel takes: beside another busy process they keep the very threads they wait for from a core.
@@ -14,10 +15,6 @@ SPINS = 10_000
 PARALLEL = not config.BOUNDSCHECK
 # Numba's cache key does not tell checked code from unchecked: what is compiled with checks is not kept.
 CACHE = not config.BOUNDSCHECK
-
-# Numba's workqueue layer aborts the process when two Python threads run kernels at once.
-_one_at_a_time = threading.Lock()
-
 
 def load_openmp():
     """Load GNU OpenMP with SPINS, unless the user has chosen; it reads the environment when it is loaded, and only then."""
@@ -34,13 +31,13 @@ load_openmp()
 
 def launch(kernel, *arguments):
     """Call a kernel while no other Python thread runs one."""
-    with _one_at_a_time:
+    with turns.lock:
         return kernel(*arguments)
 
 
 def run(calls):
     """Make these calls in order, while no other Python thread runs a kernel."""
-    with _one_at_a_time:
+    with turns.lock:
         for kernel, arguments, _ in calls:
             kernel(*arguments)
 
