@@ -1,6 +1,11 @@
 """CIFAR-10's two official formats: read whole, refused where damaged."""
+import contextlib
+import json
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,45 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcnn.datasets import cifar10, find_cifar10
-from nbcnn.datasets.cifar10 import BATCHES, _python_classes
+from nbcnn.datasets.cifar10 import BATCHES, _python_batch, _python_classes
 
-NAMES = [b"airplane", b"automobile", b"bird", b"cat", b"deer", b"dog", b"frog", b"horse", b"ship", b"truck"]
+from pickles import NAMES, array, integer, listed, mapping, python_batch, python_meta, string
+
 BINARY, PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
-ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n"
-
-
-# Python 2 wrote the official pickles with protocol 2. Python 3 cannot: its byte strings look different there.
-
-def string(text):
-    return b"U" + bytes([len(text)]) + text if len(text) < 256 else b"T" + len(text).to_bytes(4, "little") + text
-
-
-def integer(number):
-    return b"K" + bytes([number]) if number < 256 else b"M" + number.to_bytes(2, "little")
-
-
-def listed(items):
-    return b"](" + b"".join(items) + b"e"
-
-
-def array(rows, columns, data, dtype=b"u1", fortran=False):
-    return (ARRAY + b"cnumpy\nndarray\nK\x00\x85" + string(b"b") + b"\x87R(K\x01" + integer(rows) + integer(columns)
-            + b"\x86cnumpy\ndtype\n" + string(dtype) + b"K\x00K\x01\x87R(K\x03" + string(b"|")
-            + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb" + (b"\x88" if fortran else b"\x89") + string(data) + b"tb")
-
-
-def mapping(**items):
-    return b"\x80\x02}(" + b"".join(string(key.encode()) + value for key, value in items.items()) + b"u."
-
-
-def python_batch(labels, pixels, fortran=False):
-    data = (pixels.T if fortran else pixels).tobytes()
-    return mapping(batch_label=string(b"training batch"), labels=listed([integer(label) for label in labels]),
-                   data=array(*pixels.shape, data, fortran=fortran), filenames=listed([string(b"a.png")]))
-
-
-def python_meta(names=NAMES):
-    return mapping(num_cases_per_batch=integer(10_000), label_names=listed([string(name) for name in names]))
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +131,9 @@ PIXELS = np.zeros((10_000, 3072), np.uint8)
     (lambda: python_batch([0] * 9_999, PIXELS[1:]), r"got 9999 labels and 30716928 bytes of shape \(9999, 3072\)"),
     (lambda: python_batch([0] * 10_000, PIXELS[:, 1:]), r"of shape \(10000, 3071\)"),
     (lambda: mapping(labels=listed([integer(0)] * 10_000), data=array(10_000, 3072, b"short")), "and 5 bytes of shape"),
-    (lambda: mapping(labels=listed([integer(0)] * 10_000), data=array(10_000, 3072, bytes(8), b"O8")), "uint8 array b'data'"),
-    (lambda: mapping(labels=listed([listed([])] * 10_000), data=array(10_000, 3072, PIXELS.tobytes())), "for record 0, got"),
-    (lambda: mapping(labels=listed([integer(0)] * 10_000)), "uint8 array b'data'"),
+    (lambda: mapping(labels=listed([integer(0)] * 10_000), data=array(10_000, 3072, bytes(8), b"O8")), "table of uint8 'data'"),
+    (lambda: mapping(labels=listed([listed([])] * 10_000), data=array(10_000, 3072, PIXELS.tobytes())), "whole numbers 'labels'"),
+    (lambda: mapping(labels=listed([integer(0)] * 10_000)), "table of uint8 'data'"),
     (lambda: b"\x80\x02K\x01.", "expected a dict"),
     (lambda: python_batch([0] * 10_000, PIXELS)[:20_000_000], r"data_batch_1: byte 20000000: no pickle"),
     (lambda: b"", "byte 0: no pickle"),
@@ -182,23 +153,195 @@ def test_python_class_names(damaged):
 CODE = b"open('ran','w')"
 
 
-@pytest.mark.parametrize("name, attack", [
-    ("os.system", b"cos\nsystem\n" + string(b"touch ran") + b"\x85R."),
-    ("builtins.eval", b"cbuiltins\neval\n" + string(CODE) + b"\x85R."),
-    ("builtins.eval", b"\x8c\x08builtins\x8c\x04eval\x93" + string(CODE) + b"\x85R."),
-    ("builtins.eval", b"(" + string(CODE) + b"ibuiltins\neval\n."),
-    ("numpy.core.multiarray.fromfile", b"cnumpy.core.multiarray\nfromfile\n" + string(b"ran") + b"\x85R."),
-    ("numpy.load", b"cnumpy\nload\n" + string(b"ran") + b"\x85R."),
-    ("numpy.ndarray.tofile", b"cnumpy\nndarray.tofile\n."),
-    ("numpy.core.multiarray._reconstruct.__globals__", b"\x80\x04cnumpy.core.multiarray\n_reconstruct.__globals__\n."),
-])
+@pytest.mark.parametrize("refused, attack", [
+    ("to load 'os.system'", b"cos\nsystem\n" + string(b"touch ran") + b"\x85R."),
+    ("to load 'builtins.eval'", b"cbuiltins\neval\n" + string(CODE) + b"\x85R."),
+    ("to load 'builtins.eval'", b"\x8c\x08builtins\x8c\x04eval\x93" + string(CODE) + b"\x85R."),
+    ("operation b'i'", b"(" + string(CODE) + b"ibuiltins\neval\n."),
+    ("operation b'o'", b"(" + string(CODE) + b"o."),
+    ("operation b'\\\\x82'", b"\x82\x01."), ("operation b'P'", b"Pran\n."), ("operation b'2'", b"N2."),
+    ("to load 'numpy.core.multiarray.fromfile'", b"cnumpy.core.multiarray\nfromfile\n" + string(b"ran") + b"\x85R."),
+    ("to load 'numpy.core.multiarray.scalar'", b"cnumpy.core.multiarray\nscalar\n" + string(b"ran") + b"\x85R."),
+    ("to load 'numpy.load'", b"cnumpy\nload\n" + string(b"ran") + b"\x85R."),
+    ("to load 'numpy.ndarray.tofile'", b"cnumpy\nndarray.tofile\n."),
+    ("to load 'numpy.core.multiarray._reconstruct.__globals__'", b"cnumpy.core.multiarray\n_reconstruct.__globals__\n."),
+    (r"to load 'os\\n\\x1b\[\.system'", b"\x8c\x05os\n\x1b[\x8c\x06system\x93."),
+    ("a call with a bytes", b"cnumpy\ndtype\n" + string(b"x") + b"R."),
+    ("to use a list twice", b"]q\x00h\x00a."), ("to use a Pickled twice", b"cnumpy\ndtype\n)Rq\x00h\x00b."),
+], ids=range(17))
 @pytest.mark.parametrize("file", ["data_batch_1", "batches.meta"])
-def test_no_pickled_code_runs(damaged, monkeypatch, file, name, attack):
+def test_no_pickled_code_runs(damaged, monkeypatch, file, refused, attack):
     folder = damaged(PYTHON, file, b"\x80\x02" + attack)
     monkeypatch.chdir(folder)
-    with pytest.raises(ValueError, match=f"{file}: byte [0-9]+: .*refused to load {name}"):
+    with pytest.raises(ValueError, match=f"{file}: byte [0-9]+: no pickle of CIFAR-10: refused {refused}"):
         cifar10(folder)
     assert not (folder / "ran").exists()
+
+
+# Of each of these, too, some readers die, some never come back, and some take all memory. A process of its own tries them.
+
+def nested(levels):
+    """A list of ten times the same list of ten times the same list ...: with a repr of 10^levels items."""
+    lists = [b"](" + b"h%c" % (7 + k) * 10 + b"eq%c0" % (8 + k) for k in range(levels)]
+    return b"](K\x00eq\x070" + b"".join(lists) + b"h%c" % (7 + levels)
+
+
+def batch(labels=None, shape=b"M\x0a\x00M\x00\x0c\x86", end=b"\x89"):
+    """A batch of ten pictures with other operations in places."""
+    content = python_batch([0] * 10, np.zeros((10, 3072), np.uint8))
+    content = content.replace(b"K\x0aM\x00\x0c\x86", shape).replace(b"\x89T", end + b"T")
+    return content if labels is None else content.replace(b"K\x00" * 10, labels, 1)
+
+
+MILLION = 10**6
+HOSTILE = {
+    "a tuple in a tuple ...": b")" + b"\x85" * MILLION + b".",
+    "... as a key": b"})" + b"\x85" * MILLION + b"Ns.",
+    "a list in a list ...": b"]" * MILLION + b"a" * (MILLION - 1) + b".",
+    "21 lists in lists": b"\x80\x02" + b"]" * 25 + b"a" * 24 + b".",
+    "a record in a record ...": b"cnumpy\ndtype\n)R" * 30 + b"b" * 29 + b".",
+    "a hash that never ends": b"})" + b"2\x86" * 60 + b"Ns.",
+    "the same by the memo": b"})" + b"".join(b"q%ch%c\x86" % (k, k) for k in range(60)) + b"Ns.",
+    "a tuple as a key": b"})Ns.",
+    "a number as a key": b"}K\x01Ns.",
+    "a key too many": b"}(" + string(b"labels") + b"u.",
+    "a list that holds itself": b"]q\x00h\x00a.",
+    "a list that doubles itself": b"]q\x00" + b"(h\x00h\x00e" * 40 + b".",
+    "a million copies": b"N" + b"2" * MILLION + b".",
+    "a million notes": b"N" + b"".join(b"r" + k.to_bytes(4, "little") for k in range(MILLION)) + b".",
+    "a million notes in turn": b"\x80\x04N" + b"\x94" * MILLION + b".",
+    "a million marks": b"(" * MILLION + b".",
+    "a million dicts": b"}" * MILLION + b".",
+    "40 GB of bytes": b"\x80\x05\x96" + (40 * 2**30).to_bytes(8, "little") + b"x.",
+    "3 GB of bytes": b"\x80\x05\x96" + (3 * 2**30).to_bytes(8, "little") + b"x.",
+    "2^64 - 1 bytes": b"\x80\x04\x8e" + b"\xff" * 8 + b"x.",
+    "2^62 bytes": b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"x.",
+    "2^40 characters": b"\x80\x04\x8d" + (2**40).to_bytes(8, "little") + b"x.",
+    "4 GB of text": b"X\xff\xff\xff\xffx.",
+    "-1 bytes": b"T\xff\xff\xff\xffx.",
+    "a frame of 2^62 bytes": b"\x80\x04\x95" + (2**62).to_bytes(8, "little") + b"N.",
+    "a number of -1 bytes": b"\x8b\xff\xff\xff\xff.",
+    "a number of 255 bytes": batch(b"\x8a\xff" + b"\x7f" * 255 + b"K\x00" * 9),
+    "a number of 2 GB": b"\x8b\xff\xff\xff\x7fx.",
+    "a million digits": b"I" + b"9" * MILLION + b"\n.",
+    "a million digits and an L": b"L" + b"9" * MILLION + b"L\n.",
+    "a line without an end": b"V" + b"x" * MILLION,
+    "a string without quotes": b"Sx\n.", "one quote": b"S'\n.",
+    "text that is none": b"X\x02\x00\x00\x00\xff\xff.",
+    "text that latin-1 has not": "c_codecs\nencode\nV\u20ac\nVlatin1\n\x86R.".encode("raw-unicode-escape"),
+    "a call of bytes": b"c_codecs\nencode\n" + string(b"x") + b"\x85R.",
+    "a call of a string": string(b"x") + b")R.", "a state of a string": string(b"x") + b"}b.",
+    "a state of a class": b"cnumpy\ndtype\n}b.", "slots of a list": b"](N}S'x'\nK\x01stb.",
+    "nothing": b"", "only an end": b".", "no end": b"N", "an end too early": b"0.", "a note of nothing": b"q\x00.",
+    "a note that is not there": b"h\x07.", "no mark": b"t.", "an item of nothing": b"Na.", "protocol 255": b"\x80\xff.",
+    "an odd byte": b"\xff.",
+    "a label of 10^6 items": batch(nested(6) + b"K\x00" * 9), "a label of 10^40 items": batch(nested(40) + b"K\x00" * 9),
+    "a shape of 10^9 items": batch(shape=nested(9)), "a shape of nothing": batch(shape=b"M\x0a\x00K\x00\x86"),
+    "a label in red": batch(string(b"\x1b[31m") + b"K\x00" * 9), "a label True": batch(b"\x88" + b"K\x00" * 9),
+    "a label None": batch(b"N" + b"K\x00" * 9), "a label 1.5": batch(b"G?\xf8" + bytes(6) + b"K\x00" * 9),
+    "a label of 9 * 10^18": batch(b"\x8a\x08" + b"\x7f" * 8 + b"K\x00" * 9),
+    "too large": 200_000_000, "a pipe": None,
+}
+TRY = """
+import json, resource, sys, time
+from pathlib import Path
+from nbcnn.datasets.cifar10 import _python_batch, _python_classes
+sys.modules["nbcnn.datasets.cifar10"].RECORDS = 10
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 500 * 2**20,) * 2)
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    for read in (_python_batch, _python_classes):
+        started, found = time.perf_counter(), "read"
+        try:
+            read(path)
+        except BaseException as error:
+            found = f"{type(error).__name__} {error}"
+        print(json.dumps([path.name, found, time.perf_counter() - started]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory):
+    """What became of each of HOSTILE, {name: [(what, seconds) as a batch, as class names]}, up to one that killed the process."""
+    folder, found = tmp_path_factory.mktemp("hostile"), {}
+    for name, content in HOSTILE.items():
+        if content is None:
+            os.mkfifo(folder / name)
+        elif isinstance(content, int):
+            with open(folder / name, "wb") as file:
+                file.truncate(content)
+        else:
+            (folder / name).write_bytes(content)
+    with contextlib.suppress(subprocess.TimeoutExpired), open(folder.with_suffix(".log"), "w") as log:
+        subprocess.run([sys.executable, "-c", TRY, folder], stdout=log, timeout=60, env={**os.environ, "NUMBA_NUM_THREADS": "1"})
+    for line in folder.with_suffix(".log").read_text().splitlines():
+        name, what, seconds = json.loads(line)
+        found.setdefault(name, []).append((what.replace(f"{folder}/", ""), seconds))
+    return found
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_pickle_kills_or_fills_or_stops_the_process(tried, name):
+    assert len(tried.get(name, [])) == 2, "the process did not get that far"
+    for what, seconds in tried[name]:
+        error, _, message = what.partition(" ")
+        assert error == ("OSError" if name == "a pipe" else "ValueError") and name in message
+        assert message.isprintable() and len(message) < 300 and seconds < 2
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("key", [str, str.encode])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_batch_that_python_3_pickled_again(tmp_path, monkeypatch, protocol, key, order):
+    monkeypatch.setattr(sys.modules["nbcnn.datasets.cifar10"], "RECORDS", 10)
+    pixels = np.asarray(np.random.default_rng(0).integers(0, 256, (10, 3072), dtype=np.uint8), order=order)
+    content = {key("labels"): list(range(10)), key("data"): pixels, key("filenames"): [key(f"{k}.png") for k in range(10)]}
+    for core in (b"numpy._core.", b"numpy.core."):      # NumPy 2 and 1
+        pickled = pickle.dumps(content, protocol)
+        path = tmp_path / "data_batch_1"
+        path.write_bytes(pickled.replace(b"numpy._core.", core) if protocol < 4 else pickled)
+        labels, data = _python_batch(path)
+        assert list(labels) == list(range(10)) and np.array_equal(data, pixels)
+    path.write_bytes(pickle.dumps({**content, key("labels"): [*range(9), 10]}, protocol))
+    with pytest.raises(ValueError, match=r"byte \d+: expected a label from 0 to 9 for record 9, got 10") as error:
+        _python_batch(path)
+    byte = int(str(error.value).split("byte ")[1].split(":")[0])
+    assert path.read_bytes()[byte:byte + 4] in (b"I10\n", b"K\x0ae" + path.read_bytes()[byte + 3:byte + 4])
+    path.write_bytes(pickle.dumps({key("label_names"): [key(name.decode()) for name in NAMES]}, protocol))
+    assert _python_classes(path) == [name.decode() for name in NAMES]
+
+
+def test_a_batch_in_the_oldest_protocol(tmp_path, monkeypatch):
+    """As Python 2 writes it: text, with what does not print as \\x and two digits."""
+    monkeypatch.setattr(sys.modules["nbcnn.datasets.cifar10"], "RECORDS", 2)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(
+        b"(dp1\nS'labels'\np2\n(lp3\nI6\naL9L\nasS'data'\np4\ncnumpy.core.multiarray\n_reconstruct\np5\n(cnumpy\nndarray\np6\n(I0\n"
+        b"tS'b'\np7\ntRp8\n(I1\n(I2\nI3072\ntcnumpy\ndtype\np9\n(S'u1'\np10\nI0\nI1\ntRp11\n(I3\nS'|'\np12\nNNNI-1\nI-1\nI0\ntbI00\nS"
+        + repr(pixels.tobytes())[1:].encode() + b"\np13\ntbs.")
+    labels, data = _python_batch(path)
+    assert labels == [6, 9] and np.array_equal(data, pixels)
+    path.write_bytes(path.read_bytes().replace(b"(dp1\n", b"(dp1\nS'title'\nS'\\xe9'\ns").replace(b"aL9L", b"aL10L"))
+    with pytest.raises(ValueError, match="data_batch_1: byte unknown: expected a label from 0 to 9 for record 1, got 10"):
+        _python_batch(path)
+
+
+@pytest.mark.parametrize("version, name", [(BINARY, "data_batch_2.bin"), (BINARY, "batches.meta.txt"), (PYTHON, "test_batch"),
+                                           (PYTHON, "batches.meta")])
+def test_a_pipe_is_no_file(damaged, version, name):
+    folder = damaged(version, name, None)
+    os.mkfifo(folder / name)
+    with pytest.raises(OSError, match=f"not a regular file: .*{name}"):
+        cifar10(folder)
+
+
+def test_class_names_that_are_no_end(damaged):
+    folder = damaged(BINARY, "batches.meta.txt", b"")
+    with open(folder / "batches.meta.txt", "wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(ValueError, match=r"batches.meta.txt: expected 10 class names in at most 10000 bytes, got 1000000000000"):
+        cifar10(folder)
 
 
 @given(st.data())

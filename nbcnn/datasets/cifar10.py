@@ -1,16 +1,17 @@
 """CIFAR-10 as its authors distribute it: the binary version, or the python version without running what it pickles."""
-import io
 import itertools
-import pickle
 import pickletools
 from pathlib import Path
 
 import numpy as np
 
 from nbcnn.datasets.dataset import Dataset
+from nbcnn.datasets.unpickle import Pickled, unpickle
+from nbcnn.files import require_file
 
 RECORDS, SHAPE, CLASSES = 10_000, (3, 32, 32), 10       # of each batch file
 PIXELS = 3 * 32 * 32
+LONGEST_META = 10_000       # bytes of the binary version's class names
 BATCHES = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
 ARCHIVE = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
@@ -37,8 +38,8 @@ def cifar10(folder):
 
     Notes
     -----
-    A pickle can run any code when it is read. Of the python version's only numpy's array is accepted, and not even that
-    is called: a record of its arguments stands in for it, and its bytes are taken from there.
+    A pickle can run any code when it is read by Python's own module. Here `nbcnn.datasets.unpickle` reads it, which knows only
+    what these files need and calls nothing: the array's bytes are taken from where they stand.
 
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
@@ -53,6 +54,8 @@ def cifar10(folder):
     if missing:
         raise FileNotFoundError(f"{folder}: CIFAR-10's {version} version lacks {', '.join(missing)} there; "
                                 f"unpack {ARCHIVE} again")
+    for path in (*paths, folder / meta):
+        require_file(path)
     classes = read_classes(folder / meta)
     if len(classes) != CLASSES:
         raise ValueError(f"{folder / meta}: expected {CLASSES} class names, got {len(classes)}")
@@ -88,76 +91,52 @@ def _binary_batch(path):
 
 
 def _binary_classes(path):
+    if (length := path.stat().st_size) > LONGEST_META:
+        raise ValueError(f"{path}: expected {CLASSES} class names in at most {LONGEST_META} bytes, got {length}")
     return path.read_bytes().decode("latin-1").split()
 
 
 def _python_batch(path):
     """Labels and pixels of a python batch: a pickled dict with a list `labels` and an array `data`."""
-    content = path.read_bytes()
-    match _unpickle(path, content):
-        case {b"labels": list(labels), b"data": _Pickled(state=(
-                _, shape, _Pickled(arguments=(b"u1" | "u1", *_)), is_fortran, bytes(data)))}:
+    match unpickle(path):
+        case {"labels": list(labels), "data": Pickled(state=(
+                _, (int(rows), int(columns)), Pickled(arguments=(b"u1" | "u1", *_)), is_fortran, bytes(data)))} \
+                if {type(label) for label in labels} <= {int}:
             pass
         case _:
-            raise ValueError(f"{path}: expected a dict with a list b'labels' and a uint8 array b'data'")
-    if shape != (RECORDS, PIXELS) or len(data) != RECORDS * PIXELS or len(labels) != RECORDS:
+            raise ValueError(f"{path}: expected a dict with a list of whole numbers 'labels' and a table of uint8 'data'")
+    if (rows, columns) != (RECORDS, PIXELS) or len(data) != RECORDS * PIXELS or len(labels) != RECORDS:
         raise ValueError(f"{path}: expected {RECORDS} labels and data of shape {(RECORDS, PIXELS)}, "
-                         f"got {len(labels)} labels and {len(data)} bytes of shape {shape}")
-    _check_labels(path, labels, lambda k: _label_byte(content, k))
-    return labels, np.frombuffer(data, np.uint8).reshape(shape, order="F" if is_fortran else "C")
+                         f"got {len(labels)} labels and {len(data)} bytes of shape {(rows, columns)}")
+    _check_labels(path, labels, lambda k: _label_byte(path, k))
+    return labels, np.frombuffer(data, np.uint8).reshape(RECORDS, PIXELS, order="F" if is_fortran else "C")
 
 
 def _python_classes(path):
-    match _unpickle(path, path.read_bytes()):
-        case {b"label_names": [*names]} if all(isinstance(name, bytes) for name in names):
-            return [name.decode("latin-1") for name in names]
-    raise ValueError(f"{path}: expected a dict with a list of class names b'label_names'")
+    match unpickle(path):
+        case {"label_names": [*names]} if {type(name) for name in names} <= {bytes, str}:
+            return [name if isinstance(name, str) else name.decode("latin-1") for name in names]
+    raise ValueError(f"{path}: expected a dict with a list of class names 'label_names'")
 
 
 def _check_labels(path, labels, byte_of):
     """Raise ValueError at the first label that is none; byte_of(k) is where label k stands in the file."""
+    known = range(CLASSES)
     for k, label in enumerate(labels):
-        if label not in range(CLASSES):
-            raise ValueError(f"{path}: byte {byte_of(k)}: expected a label from 0 to {CLASSES - 1} for record {k}, "
-                             f"got {label}")
+        if label not in known:
+            raise ValueError(f"{path}: byte {byte_of(k)}: expected a label from 0 to {CLASSES - 1} for record {k}, got {label}")
 
 
-def _label_byte(content, k):
-    """Where the k-th number after the key `labels` stands in a pickle."""
-    operations = itertools.dropwhile(lambda operation: operation[1] != "labels", pickletools.genops(content))
-    numbers = (byte for operation, _, byte in operations if operation.stack_after == [pickletools.pyint])
-    return next(itertools.islice(numbers, k, None), "unknown")
-
-
-class _Pickled:
-    """What a pickle gets where it asks for numpy: it notes what it is given and does nothing."""
-
-    def __init__(self, *arguments):
-        self.arguments, self.state = arguments, None
-
-    def __setstate__(self, state):
-        self.state = state
-
-
-class _Unpickler(pickle._Unpickler):
-    """Knows the names with which numpy's arrays are pickled, and no others.
-
-    It is the one written in Python: the one in C takes as many gigabytes as damaged bytes tell it to.
-    """
-
-    def find_class(self, module, name):
-        if f"{module}.{name}" in ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
-                                  "numpy.ndarray", "numpy.dtype"):
-            return _Pickled
-        raise pickle.UnpicklingError(f"refused to load {module}.{name}, which no CIFAR-10 file needs")
-
-
-def _unpickle(path, content):
-    stream = io.BytesIO(content)
+def _label_byte(path, k):
+    """Where the k-th number after the key `labels` stands in a pickle that was read already."""
+    operations = pickletools.genops(path.read_bytes())
+    operations = itertools.dropwhile(lambda operation: operation[1] not in ("labels", b"labels"), operations)
+    numbers = (byte for operation, _, byte in operations
+               if operation.stack_after in ([pickletools.pyint], [pickletools.pyinteger_or_bool]))
     try:
-        return _Unpickler(stream, encoding="bytes").load()
-    except Exception as error:      # damaged bytes fail in many ways
-        raise ValueError(f"{path}: byte {stream.tell()}: no pickle of CIFAR-10: {error}") from None
+        return next(itertools.islice(numbers, k, None), "unknown")
+    except ValueError:      # the oldest protocol's strings, of which pickletools takes ASCII only
+        return "unknown"
 
 
 VERSIONS = {    # folder, suffix of a batch, file of the class names, how to read either
