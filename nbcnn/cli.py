@@ -3,8 +3,8 @@ import argparse
 import difflib
 import importlib
 import importlib.util
-import math
 import os
+import reprlib
 import signal
 import sys
 
@@ -12,6 +12,8 @@ import numba
 
 from nbcnn import checkpoint
 from nbcnn.datasets import DATASETS
+from nbcnn.files import require_file
+from nbcnn.kernels.arguments import LARGEST
 from nbcnn.kernels.backend import load_backend
 from nbcnn.losses import LOSSES
 from nbcnn.table import format_table
@@ -19,6 +21,9 @@ from nbcnn.table import format_table
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
 ESCAPES = {**{k: f"\\x{k:02x}" for k in (*range(32), 127)}, 9: "\\t", 10: "\\n", 13: "\\r"}
 DEVICES = ["cpu", "cuda", "auto"]
+LONGEST_LINE = 2000             # characters of a message: what it is about may be as long as its writer liked
+LONGEST_CONFIG = 8000           # bytes of a configuration file; time to read TOML grows with the square of a dotted key's length
+DIGITS = 40                     # of a whole number: a seed may have 128 bits, which take 39
 USED = {        # of the options in a checkpoint, which anybody may have written: what they can be
     "loss": lambda value: value in list(LOSSES),
     "label_smoothing": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
@@ -56,7 +61,10 @@ def run(name, command, argv):
 
 def fail(name, message, status=2):
     """Say in one line what is wrong; the exit status."""
-    print(paint(f"{name}:", "red", sys.stderr), printable(" ".join(str(message).split())), file=sys.stderr, flush=True)
+    line = printable(" ".join(str(message).split()))
+    if len(line) > LONGEST_LINE:
+        line = f"{line[:LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2:]}"
+    print(paint(f"{name}:", "red", sys.stderr), line, file=sys.stderr, flush=True)
     return status
 
 
@@ -77,6 +85,14 @@ def paint(text, colour, stream):
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\033[{COLOURS[colour]}m{text}\033[0m"
+
+
+def brief(value):
+    """How a message shows a value that may be long or deep."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:      # a number in it has more digits than Python writes
+        return f"a {type(value).__name__}"
 
 
 def nearest(name, names):
@@ -103,6 +119,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=name, usage=usage, argument_default=argparse.SUPPRESS, allow_abbrev=False,
                          description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                          epilog=f"examples:\n{examples}\n\nexit status: {status}\n")
+        self.register("type", None, text)
 
     def add(self, name, text, **arguments):
         """Add an option or an argument and its help."""
@@ -140,35 +157,50 @@ class Parser(argparse.ArgumentParser):
             name = unknown[0].partition("=")[0]
             known = [string for action in self._actions for string in action.option_strings]
             self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(name, known) if name[:1] == '-' else ''}")
-        given = vars(given)
+        given = self._values(given)
         if argv[end + 1:]:          # after -- nothing is an option
             given[self.positional] = given.get(self.positional, []) + argv[end + 1:]
         path = given.pop("config", None)
         return {**self._configured(path), **given} if path is not None else given
 
+    def _values(self, parsed):
+        """What argparse has found, by name."""
+        for name, value in vars(parsed).items():
+            if value == [] and name != self.positional:     # what it makes of the value --, before Python 3.13
+                self.error(f"argument {flag(name)}: expected one argument, got '--'")
+        return vars(parsed)
+
     def _configured(self, path):
         """The options in a TOML file."""
         toml = _toml()
+        require_file(path)
         with open(path, "rb") as file:
-            try:
-                table = toml.load(file)
-            except ValueError as error:
-                raise ValueError(f"{path}: not a TOML file: {error}") from None
+            content = file.read(LONGEST_CONFIG + 1)
+        if len(content) > LONGEST_CONFIG:
+            raise ValueError(f"{path}: expected a TOML file with options, of at most {LONGEST_CONFIG} bytes, got more")
+        try:
+            table = toml.loads(content.decode())
+        except ValueError as error:
+            raise ValueError(f"{path}: not a TOML file: {error}") from None
+        except RecursionError:
+            raise ValueError(f"{path}: expected options as key = value, got values nested too deeply to be read") from None
         arguments = []
         for key, value in table.items():
             if key not in self.names:
-                raise ValueError(f"{path}: unknown key {key!r}{nearest(key, self.names)}")
+                raise ValueError(f"{path}: unknown key {brief(key)}{nearest(key, self.names)}")
             if self.names[key].nargs == 0:
                 if not isinstance(value, bool):
-                    raise ValueError(f"{path}: {key}: expected true or false, got {value!r}")
+                    raise ValueError(f"{path}: {key}: expected true or false, got {brief(value)}")
                 off = [string for string in self.names[key].option_strings if string == f"--no-{key}"]
                 arguments += [f"--{key}"] if value else off
-            elif isinstance(value, str | int | float) and not isinstance(value, bool):
-                arguments.append(f"--{key}={value}")
+            elif isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise ValueError(f"{path}: {key}: expected a string or a number, got {brief(value)}")
+            elif isinstance(value, int) and abs(value) >= 10**DIGITS:       # Python may not even write it
+                raise ValueError(f"{path}: {key}: expected at most {DIGITS} digits, got more")
             else:
-                raise ValueError(f"{path}: {key}: expected a string or a number, got {value!r}")
+                arguments.append(f"--{key}={value}")
         try:
-            return vars(self.parse_args(arguments))
+            return self._values(self.parse_args(arguments))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -204,29 +236,38 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def whole(minimum):
+def whole(minimum, maximum=None):
     """The type of options that are whole numbers."""
     def parse(text):
+        if len(text) > DIGITS:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at most {DIGITS} digits, got {brief(text)}")
         try:
-            if (value := int(text)) >= minimum:
+            if text.isascii() and minimum <= (value := int(text)) and (maximum is None or value <= maximum):
                 return value
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
+        expected = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        raise argparse.ArgumentTypeError(f"expected a whole number {expected}, got {brief(text)}")
     return parse
 
 
-def number(maximum=math.inf):
-    """The type of options that are numbers of at least 0."""
+def number(maximum=LARGEST):
+    """The type of options that are numbers of at least 0, which float32 can hold."""
     def parse(text):
         try:
-            if 0 <= (value := float(text)) <= maximum and value < math.inf:
+            if text.isascii() and 0 <= (value := float(text)) <= maximum:
                 return value
         except ValueError:
             pass
-        expected = "of at least 0" if maximum == math.inf else f"in [0, {maximum}]"
-        raise argparse.ArgumentTypeError(f"expected a number {expected}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to {maximum:.2g}, got {brief(text)}")
     return parse
+
+
+def text(value):
+    """The type of all other options: what may be part of a path."""
+    if "\0" in value:
+        raise argparse.ArgumentTypeError(f"expected text without NUL, got {brief(value)}")
+    return value
 
 
 def load_checkpoint(options):

@@ -470,7 +470,7 @@ def _parser():
     add("--dataset", "auto: CIFAR-10 where --data-dir holds it, else shapes", choices=["auto", *datasets.DATASETS])
     add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and test",
         metavar="DIR")
-    add("--size", "pictures of --dataset folder are scaled to N x N", type=whole(2), metavar="N")
+    add("--size", "pictures of --dataset folder are scaled to N x N", type=whole(2, 65_535), metavar="N")
     add("--split", "pictures to train on; test is for comparison with tutorials that do so", choices=["train", "test"])
     add("--model", "network: a name of --list-models, or module:function or FILE.py:function that returns a nbcnn.Sequential; it "
                    "is called with those of input_shape, mean, std, classes and seed that it has parameters for", metavar="NAME")

@@ -26,6 +26,7 @@ def parser():
     parser.add("--batch-size", "size", type=cli.whole(1))
     parser.add("--lr", "rate", type=cli.number())
     parser.add("--model", "name")
+    parser.add("--size", "pixels", type=cli.whole(2, 65_535))
     parser.add("--augment", "yes or no", action=cli.argparse.BooleanOptionalAction)
     parser.add("--quiet", "silent", action="store_true")
     parser.add("file", "files", nargs="*")
@@ -48,11 +49,19 @@ def test_only_what_is_given_is_there(parser):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--lr", "-1"], "--lr: expected a number of at least 0, got '-1'"),
+    (["--lr", "-1"], "--lr: expected a number from 0 to 3.4e\\+38, got '-1'"),
     (["--batch-size", "0"], "whole number of at least 1, got '0'"),
     (["--batch-siz", "1"], "unrecognized arguments: --batch-siz.*did you mean --batch-size?"),
     (["--l", "1"], "unrecognized arguments"),
     (["--modl=x"], "did you mean --model?"), (["--lr"], "expected one argument"),
+    (["--lr", "1e400"], r"--lr: expected a number from 0 to 3.4e\+38, got '1e400'"), (["--lr", "1e39"], "--lr.* got '1e39'"),
+    (["--lr", "\u0663"], "--lr: expected a number"), (["--lr", "nan"], "--lr: expected a number"),
+    (["--batch-size", "\uff11"], "--batch-size: expected a whole number of at least 1"),
+    (["--size", "65536"], "--size: expected a whole number from 2 to 65535, got '65536'"),
+    (["--batch-size", "9" * 400], r"--batch-size: expected a whole number of at most 40 digits, got '9{12}\.{3}9{13}' "),
+    (["--batch-size", "9" * 5000], r"--batch-size: expected a whole number of at most 40 digits, got '9{12}\.{3}9{13}' "),
+    (["--model", "a\0b"], r"--model: expected text without NUL, got 'a\\x00b'"), (["--config", "\0"], "--config: .* without NUL"),
+    (["a\0"], "argument file: expected text without NUL"),
 ])
 def test_bad_options_name_the_nearest(parser, argv, message):
     with pytest.raises(ValueError, match=message):
@@ -76,12 +85,26 @@ def test_a_configuration_file_holds_options_by_their_names_and_flags_win(parser)
     ("zzz = 3", "run.toml: unknown key 'zzz'"), ("file = 'a'", "unknown key 'file'"), ("config = 'a'", "unknown key 'config'"),
     ("help = true", "unknown key 'help'"), ("no-augment = true", "unknown key 'no-augment'; did you mean augment?"),
     ("list-models = true", "unknown key 'list-models'"),
-    ("lr = -1", "run.toml: argument --lr: expected a number of at least 0, got '-1'"),
+    ("lr = -1", "run.toml: argument --lr: expected a number from 0 to 3.4e\\+38, got '-1'"),
     ("lr = 'fast'", "run.toml: argument --lr"), ("lr = true", "run.toml: lr: expected a string or a number, got True"),
     ("lr = [1, 2]", r"lr: expected a string or a number, got \[1, 2\]"), ("[lr]\na = 1", "lr: expected a string or a number"),
     ("augment = 1", "run.toml: augment: expected true or false, got 1"),
     ("quiet = 'yes'", "quiet: expected true or false, got 'yes'"),
     ("lr = ", "run.toml: not a TOML file: "), ("lr = 1\nlr = 2", "run.toml: not a TOML file"),
+    (f"lr = {'[' * 2000}{']' * 2000}", "run.toml: expected options as key = value, got values nested too deeply"),
+    (f"lr = {'{a=' * 1500}1{'}' * 1500}", "run.toml: .*nested too deeply"),
+    (f"lr = {'[' * 100}{']' * 100}", r"run.toml: lr: expected a string or a number, got \[+\.\.\.\]+$"),
+    (f"lr{'.a' * 3000} = 1", r"run.toml: lr: expected a string or a number, got (\{'a': )+\{\.\.\.\}+$|nested too deeply"),
+    (f"lr = 0x{'f' * 4000}", "run.toml: lr: expected at most 40 digits, got more"),
+    (f"lr = [0x{'f' * 4000}]", "run.toml: lr: expected a string or a number, got a list"),
+    (f"batch-size = {'9' * 41}", "run.toml: batch-size: expected at most 40 digits"),
+    ("lr = 1979-05-27", r"run.toml: lr: expected a string or a number, got datetime.date\(1979, 5, 27\)"),
+    ("lr = 1e400", "run.toml: argument --lr: expected a number .*, got 'inf'"), ("lr = nan", "run.toml: argument --lr"),
+    ("quiet = [1]", "run.toml: quiet: expected true or false"), (f"{'y' * 5000} = 1", r"run.toml: unknown key 'y{12}\.{3}y{13}'$"),
+    ('model = "a\\u0000b"', r"run.toml: argument --model: expected text without NUL, got 'a\\x00b'"),
+    ('model = "\\ud800"', "run.toml: not a TOML file"), ("lr = '\u0663'", "run.toml: argument --lr: expected a number"),
+    ("quiet = '--help'", "quiet: expected true or false, got '--help'"), ("lr = '--help'", "--lr: expected a number .*'--help'"),
+    ("#" * 8001, "run.toml: expected a TOML file with options, of at most 8000 bytes, got more"),
 ])
 def test_a_bad_configuration_file_names_file_and_key(parser, text, message):
     with pytest.raises(ValueError, match=message):
@@ -94,6 +117,37 @@ def test_a_file_that_is_no_text_or_not_there(parser, folder):
         parser.options(["--config", "run.toml"])
     with pytest.raises(FileNotFoundError):
         parser.options(["--config", "nowhere.toml"])
+
+
+def test_values_that_look_like_options_are_values(parser, capsys):
+    assert parser.options(config("model = '--help'")) == {"model": "--help"} == parser.options(["--model=--help"])
+    for argv in (["--model=--"], config("model = '--'")):
+        try:
+            assert parser.options(argv) == {"model": "--"}
+        except ValueError as error:         # before Python 3.13
+            assert str(error).removeprefix("run.toml: ").startswith("argument --model: expected one argument, got '--'")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("module", [train, predict, evaluate])
+def test_what_is_no_file_or_has_no_end_is_one_line_and_2(module, capsys):
+    os.mkfifo("pipe")
+    os.symlink("pipe", "link")
+    os.symlink("/dev/zero", "zero")
+    with open("large", "wb") as file:
+        file.truncate(10**8)
+    for name, message in (("pipe", "not a regular file"), ("link", "not a regular file"), ("zero", "not a regular file"),
+                          (".", "Is a directory"), ("large", "of at most 8000 bytes")):
+        assert module.main(["--config", name]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f": {name}: " in error and message in error
+
+
+def test_a_message_has_an_end(capsys):
+    for argv in (["--data-dir", "y" * 10**6, "--dataset", "folder"], ["--" + "y" * 10**6], ["--recipe", "y" * 10**6]):
+        assert train.main(argv) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and len(line) < 2100 and "y ... " in line
 
 
 def test_without_a_toml_library_it_says_what_to_install(parser, monkeypatch):

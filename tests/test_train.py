@@ -385,9 +385,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeyp
 @pytest.mark.parametrize("arguments, message", [
     (["--epochs", 0], "argument --epochs: expected a whole number of at least 1, got '0'"),
     (["--batch-size", "many"], "argument --batch-size: expected a whole number"),
-    (["--lr", -1], "--lr: expected a number of at least 0, got '-1'"),
+    (["--lr", -1], "--lr: expected a number from 0 to 3.4e+38, got '-1'"),
     (["--lr", "nan"], "--lr"), (["--lr", "inf"], "--lr"),
-    (["--label-smoothing", 1.5], "expected a number in [0, 1], got '1.5'"),
+    (["--label-smoothing", 1.5], "expected a number from 0 to 1, got '1.5'"),
     (["--label-smoothing", 0.1, "--loss", "mse"], "--label-smoothing: expected 0 with --loss mse"),
     (["--momentum", 0, "--nesterov"], "nesterov: expected a momentum > 0"),
     (["--threads", 4096], "--threads: expected at most"), (["--threads", 0], "--threads"),
