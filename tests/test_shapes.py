@@ -132,22 +132,23 @@ def test_full_disk_leaves_nothing(few, monkeypatch):
 
 
 def test_no_home(few, monkeypatch, tmp_path):
+    def nowhere():
+        raise FileNotFoundError(2, "No home folder", "~/.cache")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "_cache_folder", lambda: Path("~/.cache/nbcnn"))
+    monkeypatch.setattr(module.user_cache, "folder", nowhere)
     assert len(shapes()[0]) == 100
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("platform, variables, folder", [
-    ("linux", {}, "/home/ada/.cache/nbcnn"), ("linux", {"XDG_CACHE_HOME": "/fast"}, "/fast/nbcnn"),
-    ("darwin", {}, "/home/ada/Library/Caches/nbcnn"), ("win32", {"LOCALAPPDATA": "/local"}, "/local/nbcnn")])
-def test_cache_folder(monkeypatch, platform, variables, folder):
-    monkeypatch.setattr(sys, "platform", platform)
-    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"HOME": "/home/ada", "USERPROFILE": "/home/ada", **variables}.items():
-        monkeypatch.setenv(name, value)
-    assert module._cache_folder() == Path(folder)
+def test_the_last_four_seeds_are_kept(few, drawings):
+    for seed in range(4):
+        shapes(seed)
+    for age, file in enumerate(sorted((few / "nbcnn").iterdir())):
+        os.utime(file, (age, age))
+    shapes(0)
+    assert drawings == [100, 50] * 4
+    shapes(4)
+    assert [file.name.split("-")[1] for file in sorted((few / "nbcnn").iterdir())] == ["0", "2", "3", "4"]
 
 
 def test_figures_tell_the_class():

@@ -1,19 +1,20 @@
 """The built-in data set: ten kinds of figures, drawn, not downloaded."""
+import contextlib
 import hashlib
 import math
-import os
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import PIL
 from PIL import Image, ImageDraw
 
+from nbcnn import user_cache
 from nbcnn.datasets.dataset import Dataset
 from nbcnn.kernels.arguments import integer
 
 TRAIN, TEST, SIZE = 10_000, 2_000, 32
+ENDING = ".npz"
+KEEP = 4        # files of 37 MB, those used last
 FINE = 4        # figures are drawn so many times larger, then averaged: smooth edges
 
 
@@ -33,16 +34,20 @@ def shapes(seed=0):
     Notes
     -----
     A figure differs from its ground by 64 levels or more in every channel and may be the darker or the lighter one, so
-    colour says nothing about the class. Drawing takes one or two seconds; the pictures are then kept in the user's cache
-    folder, where a damaged or unwritable file does no harm. Another release of NumPy or Pillow may draw others.
+    colour says nothing about the class. Drawing takes one or two seconds; the pictures of the last four seeds are
+    kept in the user's cache folder, where a damaged or unwritable file does no harm. Another release of NumPy or Pillow may draw
+    others.
     """
     seed = integer(seed, "seed", 0)
-    path = _cache_path(seed)
-    arrays = _read(path)
+    arrays = None
+    with contextlib.suppress(OSError):
+        arrays = read(_cache_path(seed))
+        user_cache.used(_cache_path(seed))
     if arrays is None:
         arrays = [array for split, count in enumerate((TRAIN, TEST))
                   for array in _draw(count, np.random.default_rng([seed, split]))]
-        _write(path, arrays)
+        with contextlib.suppress(OSError):
+            user_cache.write(_cache_path(seed), lambda file: np.savez(file, *arrays), KEEP)
     return tuple(Dataset(images, labels, list(FIGURES), "shapes") for images, labels in (arrays[:2], arrays[2:]))
 
 
@@ -115,21 +120,10 @@ def _masks(labels, rng):
 def _cache_path(seed):
     """Where the pictures of a seed are kept: a name that changes with all that decides how they look."""
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    return _cache_folder() / f"shapes-{seed}-{code}-pillow-{PIL.__version__}-numpy-{np.__version__}.npz"
+    return user_cache.folder() / f"shapes-{seed}-{code}-pillow-{PIL.__version__}-numpy-{np.__version__}{ENDING}"
 
 
-def _cache_folder():
-    """The user's cache folder by the platform's custom, in it a folder of our own."""
-    if sys.platform == "win32":
-        folder = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        folder = os.environ.get("XDG_CACHE_HOME") or "~/Library/Caches"
-    else:
-        folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(folder)) / "nbcnn"
-
-
-def _read(path):
+def read(path):
     """The four arrays of a cache file, or None where it is missing, damaged or not ours. The zip format checks sums."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -139,21 +133,3 @@ def _read(path):
     expected = [((count, *rest), dtype) for count in (TRAIN, TEST)
                 for rest, dtype in (((3, SIZE, SIZE), np.uint8), ((), np.int64))]
     return arrays if [(array.shape, array.dtype) for array in arrays] == expected else None
-
-
-def _write(path, arrays):
-    """Keep the arrays for the next time, all or nothing; without a folder to write to there is just no next time."""
-    if not path.is_absolute():      # there is no home folder
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, *arrays)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError:
-        pass
