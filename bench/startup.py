@@ -2,7 +2,7 @@
 
     python bench/startup.py [--repeats 5] [--cold 2] [--processes 8]
 
-Whole processes, from their start to their end, taking turns. "Warm" finds its kernels in Numba's cache, "cold" has an empty one.
+Whole processes, from their start to their end, taking turns. "Warm" finds its kernels in the cache, "cold" has an empty one.
 --processes: at last so many cold processes start at once with one empty cache between them, and all must succeed.
 """
 import json

@@ -7,6 +7,7 @@ import os
 import reprlib
 import signal
 import sys
+import warnings
 
 import numba
 
@@ -48,7 +49,9 @@ def run(name, command, argv):
         if getattr(sys, stream) is None:        # closed by who started the process
             setattr(sys, stream, open(os.devnull, "w"))
     try:
-        return command(sys.argv[1:] if argv is None else argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest, **more: say(name, message, "yellow")
+            return command(sys.argv[1:] if argv is None else argv)
     except (ValueError, ImportError, MemoryError) as error:
         return fail(name, error if str(error) else "out of memory")
     except KeyboardInterrupt:
@@ -61,11 +64,16 @@ def run(name, command, argv):
 
 def fail(name, message, status=2):
     """Say in one line what is wrong; the exit status."""
+    say(name, message, "red")
+    return status
+
+
+def say(name, message, colour):
+    """Say something in one line of standard error."""
     line = printable(" ".join(str(message).split()))
     if len(line) > LONGEST_LINE:
         line = f"{line[:LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2:]}"
-    print(paint(f"{name}:", "red", sys.stderr), line, file=sys.stderr, flush=True)
-    return status
+    print(paint(f"{name}:", colour, sys.stderr), line, file=sys.stderr, flush=True)
 
 
 def printable(text):

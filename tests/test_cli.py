@@ -5,11 +5,12 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 
 import pytest
 
-from nbcnn import __main__, cli, evaluate, predict, train
+from nbcnn import __main__, cache, cli, evaluate, predict, train
 from nbcnn.datasets import DATASETS
 from nbcnn.models import MODELS
 
@@ -220,30 +221,30 @@ def test_an_unknown_command(capsys, argv, message):
     assert error.startswith("nbcnn: ") and re.search(message, error) and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name, module", [("train", train), ("predict", predict), ("evaluate", evaluate)])
+@pytest.mark.parametrize("name, module", [("train", train), ("predict", predict), ("evaluate", evaluate), ("cache", cache)])
 def test_commands_are_the_modules(name, module, monkeypatch, capsys):
     got = []
     monkeypatch.setattr(module, "main", lambda argv: got.append(argv) or 7)
     assert __main__.main([name, "a", "--b"]) == 7 and got == [["a", "--b"]]
-    assert name in __main__.COMMANDS and len(__main__.COMMANDS) == 3
+    assert name in __main__.COMMANDS and len(__main__.COMMANDS) == 4
 
 
-@pytest.mark.parametrize("argv", [[], ["train"], ["predict"], ["evaluate"]])
+@pytest.mark.parametrize("argv", [[], ["train"], ["predict"], ["evaluate"], ["cache"]])
 def test_help_has_examples_statuses_and_defaults(argv, capsys):
     with pytest.raises(SystemExit) as caught:
         __main__.main([*argv, "--help"])
     text = capsys.readouterr().out
-    assert caught.value.code == 0 and (not argv or "(default: cpu)" in " ".join(text.split()))
+    assert caught.value.code == 0 and (argv in ([], ["cache"]) or "(default: cpu)" in " ".join(text.split()))
     assert text.startswith(f"usage: {' '.join(['nbcnn', *argv])} ")
     assert "\nexamples:\n  nbcnn " in text and "\nexit status: 0 done" in text
 
 
-@pytest.mark.parametrize("module", [train, predict, evaluate])
+@pytest.mark.parametrize("module", [train, predict, evaluate, cache])
 def test_every_example_is_one_that_the_parser_takes(module):
     parser = module._parser()
     config("lr = 1")
     lines = [line.split("   ")[0] for line in parser.epilog.splitlines() if line.startswith("  nbcnn") or "| nbcnn" in line]
-    assert len(lines) >= 3
+    assert len(lines) >= (2 if module is cache else 3)
     for line in lines:
         command = shlex.split(line.split("| ")[-1])
         assert command[:2] == parser.prog.split()
@@ -258,6 +259,15 @@ def test_lists(argv, capsys):
         out = capsys.readouterr().out
         assert caught.value.code == 0 and all(f"\n{name} " in out for name in names)
     assert set(DATASETS) == set(train.EPOCHS)
+
+
+def test_a_warning_is_a_line(capsys):
+    def command(argv):
+        warnings.warn("the disk\x1b\nis full", RuntimeWarning, stacklevel=1)
+        return 0
+    before = warnings.showwarning
+    assert cli.run("nbcnn test", command, []) == 0
+    assert capsys.readouterr().err == "nbcnn test: the disk\\x1b is full\n" and warnings.showwarning is before
 
 
 def test_version(capsys):

@@ -392,7 +392,7 @@ def test_boundscheck_reaches_into_the_tile(tmp_path):
 
 
 def test_kernels_close_over_the_tile_s_text():
-    """What Numba's cache keys on includes the hash of tile.py, so an edit there is never stale."""
+    """What the cache keys on includes the hash of tile.py, so an edit there is never stale."""
     text, makers = zlib.crc32(Path(tile.__file__).read_bytes()), {}
     for module in pkgutil.iter_modules(cpu.__path__, f"{cpu.__name__}."):
         makers |= {name: value for name, value in vars(importlib.import_module(module.name)).items() if name.startswith("make_")}

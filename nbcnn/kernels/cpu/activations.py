@@ -6,18 +6,18 @@ instructions of.
 """
 import math
 
-import numba
 import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
+from nbcnn.kernels.cpu import kernel_cache
+from nbcnn.kernels.cpu.launch import PARALLEL
 from nbcnn.kernels.operation import Call, Operation
 
 # Division by zero gives inf, as in NumPy. A product and a sum may become one instruction that rounds once; nothing else is relaxed.
-OPTIONS = dict(cache=CACHE, error_model="numpy", fastmath={"contract"})
-kernel = numba.njit(parallel=PARALLEL, **OPTIONS)
-njit = numba.njit(**OPTIONS)
+OPTIONS = dict(error_model="numpy", fastmath={"contract"})
+kernel = kernel_cache.njit(parallel=PARALLEL, **OPTIONS)
+njit = kernel_cache.njit(**OPTIONS)
 
 
 # ---- float32 functions, for vectors: every constant is a float32, every choice a selection

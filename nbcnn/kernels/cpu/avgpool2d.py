@@ -4,13 +4,14 @@ Pictures are channels last, so the inner loops run over the channels of a pixel:
 geometry is along (H, W); `divisor_override` is 0 where there is none. Sums are divided, not multiplied by a reciprocal, which
 would round twice.
 """
-from numba import njit, prange
+from numba import prange
 
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
+from nbcnn.kernels.cpu.kernel_cache import njit
+from nbcnn.kernels.cpu.launch import PARALLEL
 from nbcnn.kernels.operation import Call, Operation
 
 
-@njit(cache=CACHE, parallel=PARALLEL)
+@njit(parallel=PARALLEL)
 def avgpool2d_forward(y, x, n, y_border, x_border, kernel_size, stride, padding, count_include_pad, divisor_override):
     """y = the mean of each window, for the first n pictures of x (batch, H+2b, W+2b, C)."""
     OH = y.shape[1] - 2 * y_border[0]
@@ -19,7 +20,7 @@ def avgpool2d_forward(y, x, n, y_border, x_border, kernel_size, stride, padding,
                      divisor_override)
 
 
-@njit(cache=CACHE)
+@njit
 def _forward_row(y, x, m, i, y_border, x_border, kernel_size, stride, padding, count_include_pad, divisor_override):
     """Row i of y of picture m. Each pass over the channels adds two cells of a window, row by row, to the sum so far."""
     H, W, C = x.shape[1] - 2 * x_border[0], x.shape[2] - 2 * x_border[1], x.shape[3]
@@ -46,7 +47,7 @@ def _forward_row(y, x, m, i, y_border, x_border, kernel_size, stride, padding, c
             total[c] /= divisor
 
 
-@njit(cache=CACHE, parallel=PARALLEL)
+@njit(parallel=PARALLEL)
 def avgpool2d_backward(dx, dy, n, dx_border, dy_border, kernel_size, stride, padding, count_include_pad, divisor_override):
     """dx = dy / divisor in all cells of a window. Each task owns a row of dx, so overlapping windows need no atomics."""
     H = dx.shape[1] - 2 * dx_border[0]
@@ -55,7 +56,7 @@ def avgpool2d_backward(dx, dy, n, dx_border, dy_border, kernel_size, stride, pad
                       divisor_override)
 
 
-@njit(cache=CACHE)
+@njit
 def _backward_row(dx, dy, m, r, dx_border, dy_border, kernel_size, stride, padding, count_include_pad, divisor_override):
     """Row r of dx of picture m: the windows that reach into it, in the order of the output."""
     H, W, C = dx.shape[1] - 2 * dx_border[0], dx.shape[2] - 2 * dx_border[1], dx.shape[3]
@@ -75,7 +76,7 @@ def _backward_row(dx, dy, m, r, dx_border, dy_border, kernel_size, stride, paddi
                     d[c] += g[c] / divisor
 
 
-@njit(cache=CACHE)
+@njit
 def _window(i, size, kernel, stride, padding):
     """Of window i along an axis of `size` cells: its first cell, its end, and its cells with those of the padding."""
     start = i * stride - padding
@@ -83,7 +84,7 @@ def _window(i, size, kernel, stride, padding):
     return max(0, start), min(size, end), end - start
 
 
-@njit(cache=CACHE)
+@njit
 def _divisor(rows, columns, count_include_pad, divisor_override):
     """What the sum of a window is divided by."""
     if divisor_override:

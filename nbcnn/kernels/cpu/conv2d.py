@@ -3,10 +3,11 @@ import functools
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from nbcnn.kernels.cpu.buffer import allocate
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
+from nbcnn.kernels.cpu.kernel_cache import njit
+from nbcnn.kernels.cpu.launch import PARALLEL
 from nbcnn.kernels.cpu.tile import (
     TILE_VERSION,
     lanes,
@@ -33,7 +34,7 @@ MOST_PARTS = 8      # partial sums of a weight gradient: fixed, so that no resul
 def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
     """The correlation kernel for a tile of P pixels x V vectors of channels."""
 
-    @njit(parallel=PARALLEL, cache=CACHE, error_model="numpy")
+    @njit(parallel=PARALLEL, error_model="numpy")
     def correlate(y, cells, x, w, b, low, none, n, size, window, taps, y_at, cells_at, x_at, w_at, rows_read, columns_read):
         """y[pixel, o] = b[o] + sum over (p, q, k) of x[x's pixel + (p, q) + k] * w[o's block, p, q, k, o], for n pictures.
 
@@ -113,7 +114,7 @@ def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
     """The weight gradient kernel for a tile of P output channels x V vectors of one kernel row."""
     P_VECS = -(-P // LANES)     # vectors that hold P channels of dy, for db
 
-    @njit(parallel=PARALLEL, cache=CACHE, error_model="numpy")
+    @njit(parallel=PARALLEL, error_model="numpy")
     def weight_gradient(dw_parts, db_parts, dy, x, one, n, parts, size, taps, dy_at, x_at, rows_read, columns_read):
         """dw_parts[part, o, p, q, k] = sum over the part's pictures and all (i, j) of dy[n, i, j, o] * x[x's pixel + (p, q) + k].
 
@@ -163,7 +164,7 @@ def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
 def make_pack_weight(LANES, VERSION=TILE_VERSION):
     """What lays out weights for the correlation, LANES outputs x LANES weights at a time."""
 
-    @njit(parallel=PARALLEL, cache=CACHE)
+    @njit(parallel=PARALLEL)
     def pack_weight(packed, packed_b, w, b, width, O, run):
         """packed[block, k, lane] = w[block*width + lane, k]: a row of `width` lanes for each of `run` weights; packed_b likewise.
 
@@ -183,7 +184,7 @@ def make_pack_weight(LANES, VERSION=TILE_VERSION):
     return pack_weight
 
 
-@njit(parallel=PARALLEL, cache=CACHE)
+@njit(parallel=PARALLEL)
 def add_parts(total, partial, parts, add):
     """total (+)= partial[0] + partial[1] + ..., added up in this order, in partial[0]."""
     size = total.size

@@ -10,11 +10,12 @@ import math
 
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from nbcnn.kernels.cpu.buffer import allocate
 from nbcnn.kernels.cpu.conv2d import Conv2d, make_correlate
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
+from nbcnn.kernels.cpu.kernel_cache import njit
+from nbcnn.kernels.cpu.launch import PARALLEL
 from nbcnn.kernels.cpu.tile import (
     TILE_VERSION,
     VECTOR_BYTES,
@@ -39,7 +40,7 @@ WORKSPACE = 26 * 1024                           # bytes of x that a task works o
 BLOCK = 64                                      # output channels whose weights for a kernel row stay in the first cache
 
 
-@njit       # part of the kernel that calls it, and cached with that
+@numba.njit       # part of the kernel that calls it, and cached with that
 def list_winners(g, at, count, dy, cells, source, step, windows, base, cell_at):
     """List dy (.., step) from `source` on with where its vectors begin, leaving out what nobody won; where the list ends."""
     for k in range(windows):
@@ -55,7 +56,7 @@ def list_winners(g, at, count, dy, cells, source, step, windows, base, cell_at):
 def make_sparse_weight_gradient(P, Q, LANES, VERSION=TILE_VERSION):
     """The weight gradient at the winning pixels, for a tile of P x Q taps, each a vector of channels."""
 
-    @njit(parallel=PARALLEL, cache=CACHE, error_model="numpy")
+    @njit(parallel=PARALLEL, error_model="numpy")
     def weight_gradient(dw_parts, db_parts, dy, cells, x, unit, unfolded, g, at, counts, base, cell_at, n, split, size, taps,
                         window, strip, columns, x_at):
         """dw_parts[part, block, o, p, q, lane] = sum of dy[m, i, j, o] * x[pixel + (p, q), lane], db_parts[part, o] = sum of dy.
@@ -130,7 +131,7 @@ def make_sparse_weight_gradient(P, Q, LANES, VERSION=TILE_VERSION):
 def make_add_tiles(LANES, VERSION=TILE_VERSION):
     """What adds the weight gradient's partial sums, and puts their vectors where they belong."""
 
-    @njit(parallel=PARALLEL, cache=CACHE)
+    @njit(parallel=PARALLEL)
     def add_tiles(dw, db, dw_parts, db_parts, parts, size, add_dw, add_db):
         """dw[o, tap, block*LANES + lane] (+)= dw_parts[0, block, o, tap, lane] + dw_parts[1, ...] + ..., in this order; db too.
 
@@ -164,7 +165,7 @@ def make_sparse_input_gradient(P, V, WW, LANES, VERSION=TILE_VERSION):
     REST = P - WW
     KW = REST + 1
 
-    @njit(parallel=PARALLEL, cache=CACHE, error_model="numpy")
+    @njit(parallel=PARALLEL, error_model="numpy")
     def input_gradient(dx, dy, cells, w, n, strips, size, channels, KH, WH, padding, dx_at):
         """dx[m, pixel + (p, q), c] = sum of dy[m, i, j, o] * w[o, p, q, c], the pixel the one that won window (i, j) of channel o.
 

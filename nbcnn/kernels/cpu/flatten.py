@@ -2,13 +2,12 @@
 
 Serial, as compiling parallel loops takes a second longer and running these some millionths of one.
 """
-from numba import njit
 
-from nbcnn.kernels.cpu.launch import CACHE
+from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.operation import Call, Operation
 
 
-@njit(cache=CACHE)
+@njit
 def flatten_forward(y, x, n, y_border, x_border):
     """y (batch, 1+2b, 1+2b, C*H*W) = the first n pictures of x (batch, H+2b, W+2b, C), channel by channel."""
     H, W, C = x.shape[1] - 2 * x_border[0], x.shape[2] - 2 * x_border[1], x.shape[3]
@@ -19,7 +18,7 @@ def flatten_forward(y, x, n, y_border, x_border):
                     y[m, y_border[0], y_border[1], (c * H + r) * W + s] = x[m, r + x_border[0], s + x_border[1], c]
 
 
-@njit(cache=CACHE)
+@njit
 def flatten_backward(dx, dy, n, dx_border, dy_border):
     """dx = dy, each number back where it came from."""
     H, W, C = dx.shape[1] - 2 * dx_border[0], dx.shape[2] - 2 * dx_border[1], dx.shape[3]

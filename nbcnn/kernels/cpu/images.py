@@ -1,10 +1,11 @@
 """From stored bytes to a network's input, in one pass."""
-from numba import njit, prange
+from numba import prange
 
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
+from nbcnn.kernels.cpu.kernel_cache import njit
+from nbcnn.kernels.cpu.launch import PARALLEL
 
 
-@njit(cache=CACHE, parallel=PARALLEL)
+@njit(parallel=PARALLEL)
 def gather(out, pictures, index, flip, shift, table):
     """out[b, c, i, j] = table[c, byte], the byte of picture index[b] at (i, j) after its flip and the shift; 0 in the gap.
 

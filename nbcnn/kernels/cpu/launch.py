@@ -13,8 +13,7 @@ SPINS = 10_000
 
 # An IndexError cannot leave a parallel loop, so a run with NUMBA_BOUNDSCHECK=1 compiles the loops to be serial.
 PARALLEL = not config.BOUNDSCHECK
-# Numba's cache key does not tell checked code from unchecked: what is compiled with checks is not kept.
-CACHE = not config.BOUNDSCHECK
+
 
 def load_openmp():
     """Load GNU OpenMP with SPINS, unless the user has chosen; it reads the environment when it is loaded, and only then."""

@@ -5,12 +5,10 @@ A kernel knows no reduction: the caller puts the upstream gradient, over the mea
 """
 import math
 
-import numba
-
-from nbcnn.kernels.cpu.launch import CACHE
+from nbcnn.kernels.cpu import kernel_cache
 
 # Division by zero gives inf and NaN, as in NumPy, instead of a Python exception.
-njit = numba.njit(cache=CACHE, error_model="numpy")
+njit = kernel_cache.njit(error_model="numpy")
 
 
 @njit

@@ -5,14 +5,15 @@ Every cell of an input plane has one number, r*W + s, border not counted; `argma
 `windows` in a signature stands for the pairs kernel_size, stride, padding, dilation.
 """
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from nbcnn.kernels.cpu.buffer import allocate
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
+from nbcnn.kernels.cpu.kernel_cache import njit
+from nbcnn.kernels.cpu.launch import PARALLEL
 from nbcnn.kernels.operation import Call, Operation
 
 
-@njit(cache=CACHE, parallel=PARALLEL)
+@njit(parallel=PARALLEL)
 def maxpool2d_forward(y, argmax, x, n, y_border, x_border, kernel_size, stride, padding, dilation):
     """y, argmax = the largest value of each window and its cell, for the first n pictures of x (batch, H+2b, W+2b, C)."""
     OH = argmax.shape[1]
@@ -20,7 +21,7 @@ def maxpool2d_forward(y, argmax, x, n, y_border, x_border, kernel_size, stride, 
         _forward_row(y, argmax, x, row // OH, row % OH, y_border, x_border, kernel_size, stride, padding, dilation)
 
 
-@njit(cache=CACHE)
+@njit
 def _forward_row(y, argmax, x, m, i, y_border, x_border, kernel_size, stride, padding, dilation):
     """Row i of y and argmax of picture m. Each pass over the channels compares two cells of a window with the best so far."""
     (KH, KW), (stride_h, stride_w), (dilation_h, dilation_w) = kernel_size, stride, dilation
@@ -50,7 +51,7 @@ def _forward_row(y, argmax, x, m, i, y_border, x_border, kernel_size, stride, pa
                     best[c], where[c] = (b[c], b_cell) if wins else (v, cell)
 
 
-@njit(cache=CACHE, parallel=PARALLEL)
+@njit(parallel=PARALLEL)
 def maxpool2d_backward(dx, dy, argmax, n, dx_border, dy_border, kernel_size, stride, padding, dilation):
     """dx = dy at the cells that won. Each task owns a row of dx, so overlapping windows need no atomics and keep their order."""
     H = dx.shape[1] - 2 * dx_border[0]
@@ -58,7 +59,7 @@ def maxpool2d_backward(dx, dy, argmax, n, dx_border, dy_border, kernel_size, str
         _backward_row(dx, dy, argmax, row // H, row % H, dx_border, dy_border, kernel_size, stride, padding, dilation)
 
 
-@njit(cache=CACHE)
+@njit
 def _backward_row(dx, dy, argmax, m, r, dx_border, dy_border, kernel_size, stride, padding, dilation):
     """Row r of dx of picture m: every cell of every window that reaches into it gets dy where that cell won."""
     (KH, KW), (stride_h, stride_w), (dilation_h, dilation_w) = kernel_size, stride, dilation
@@ -81,7 +82,7 @@ def _backward_row(dx, dy, argmax, m, r, dx_border, dy_border, kernel_size, strid
                     d[c] += g[c] if where[c] == cell else zero
 
 
-@njit(cache=CACHE, parallel=PARALLEL)
+@njit(parallel=PARALLEL)
 def maxpool2d_scatter(dx, dy, argmax):
     """dx (N, H*W, C) += dy (N, OH*OW, C) at the cells argmax (N, OH*OW, C) names, whatever windows they come from."""
     for m in prange(len(dx)):

@@ -1,9 +1,10 @@
 """The register tile alone, on data in the first cache: as fast as the multipliers go."""
 import functools
 
-from numba import njit, prange
+from numba import prange
 
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL
+from nbcnn.kernels.cpu.kernel_cache import njit
+from nbcnn.kernels.cpu.launch import PARALLEL
 from nbcnn.kernels.cpu.tile import TILE_VERSION, rows_strided, tile_outer, tile_store, tile_zero
 
 
@@ -11,7 +12,7 @@ from nbcnn.kernels.cpu.tile import TILE_VERSION, rows_strided, tile_outer, tile_
 def make_multiply_add(P, V, LANES, VERSION=TILE_VERSION):
     """The kernel for a tile of P rows x V vectors."""
 
-    @njit(parallel=PARALLEL, cache=CACHE)
+    @njit(parallel=PARALLEL)
     def multiply_add(y, x, w, repeats):
         """y[task, i, lane] = repeats * (x w)[i, lane] in every task, x (P, K), w (K, V*LANES): 2*P*K*V*LANES*repeats flop each."""
         _ = VERSION

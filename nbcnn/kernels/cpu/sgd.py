@@ -1,11 +1,12 @@
 """Stochastic gradient descent on the CPU: one pass over parameters, gradient and momentum."""
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from nbcnn.kernels.cpu.launch import CACHE, PARALLEL, launch
+from nbcnn.kernels.cpu.kernel_cache import njit
+from nbcnn.kernels.cpu.launch import PARALLEL, launch
 
 
-@njit(cache=CACHE, parallel=PARALLEL)
+@njit(parallel=PARALLEL)
 def sgd(param, momentum_buffer, grad, lr, momentum, keep, weight_decay, has_decay, has_momentum, nesterov, maximize, first):
     """One step, in place, on flat vectors; `keep` is 1 - dampening. The buffer is not looked at without has_momentum.
 

@@ -31,7 +31,7 @@ from numba.extending import intrinsic, register_model
 
 from nbcnn.kernels.cpu.buffer import SLACK
 
-# Numba's cache does not see that a kernel of another file depends on this one. A factory closes over this number, and the
+# The cache does not see that a kernel of another file depends on this one. A factory closes over this number, and the
 # kernel mentions it: an edit of this file then makes another kernel.
 TILE_VERSION = zlib.crc32(Path(__file__).read_bytes())
 

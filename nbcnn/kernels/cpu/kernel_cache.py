@@ -1,0 +1,114 @@
+"""How kernels are compiled, and kept for the next process: a file each, believed only where its sum is right.
+
+Numba's own cache unpickles whatever lies in its files, and raises where it can write none. What it asks a cache for, and how
+it takes compiled code apart and puts it together, has no public name; all that depends on that is here.
+"""
+import functools
+import hashlib
+import pickle
+import sys
+import warnings
+from pathlib import Path
+
+import numba
+from numba import config
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+from nbcnn import user_cache
+
+ENDING = ".kernel"
+KEEP = 1000         # files, of about 50 KB; training a network takes 30 of them
+SUM = hashlib.sha256().digest_size
+
+
+def njit(function=None, **options):
+    """`numba.njit`, with or without options, keeping what it compiles."""
+    if function is None:
+        return functools.partial(njit, **options)
+    kernel = numba.njit(**options)(function)
+    if not config.DISABLE_JIT:
+        kernel._cache = KernelCache(function)
+    return kernel
+
+
+def folder():
+    """Where compiled kernels are kept."""
+    return Path(config.CACHE_DIR) / "nbcnn" if config.CACHE_DIR else user_cache.folder() / "kernels"
+
+
+def read(path):
+    """What a file keeps, or None where it is missing, damaged or was written under another name."""
+    try:
+        data = memoryview(path.read_bytes())
+    except OSError:
+        return None
+    return data[SUM:] if data[:SUM] == _sum(path, data[SUM:]) else None
+
+
+class KernelCache(NullCache):
+    """What Numba asks for the compiled code of a function. Nothing that happens to the files keeps a kernel from running."""
+
+    def __init__(self, function):
+        self._function, self._source = function, _sum_of_source(function.__code__.co_filename)
+
+    def load_overload(self, sig, target_context):
+        """The function compiled for these types, or None."""
+        target_context.refresh()
+        try:
+            path = self._path(sig, target_context.codegen())
+        except OSError:     # there is no home folder
+            return None
+        payload = read(path)
+        if payload is None:
+            return None
+        user_cache.used(path)
+        try:
+            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        except Exception as error:      # not damage, whose sum would be wrong
+            return _warn(error)
+
+    def save_overload(self, sig, compiled):
+        """Keep the function compiled for these types."""
+        if compiled.library.has_dynamic_globals:        # addresses in this process
+            return
+        try:
+            path = self._path(sig, compiled.codegen)
+            payload = dumps(compiled._reduce())
+            user_cache.write(path, lambda file: file.write(_sum(path, payload) + payload), KEEP)
+        except Exception as error:
+            _warn(error)
+
+    def _path(self, sig, codegen):
+        """The file of the function compiled for these types: a name that changes with all that decides what the code is."""
+        function = self._function
+        closure = [cell.cell_contents for cell in function.__closure__ or ()]       # numbers, which repr tells apart
+        key = (numba.__version__, sys.implementation.cache_tag, config.BOUNDSCHECK, codegen.magic_tuple(), self._source,
+               function.__module__, function.__qualname__, function.__code__.co_firstlineno, closure, sig)
+        return folder() / f"{function.__name__}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}{ENDING}"
+
+
+_warned = False
+
+
+def _warn(error):
+    """Say, once in a process, why every process compiles its kernels."""
+    global _warned
+    if not _warned:
+        _warned = True
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        warnings.warn(f"compiled kernels cannot be kept, so every start compiles them: {reason}; NUMBA_CACHE_DIR can name another "
+                      "folder", RuntimeWarning, stacklevel=2)
+
+
+@functools.cache
+def _sum_of_source(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _sum(path, payload):
+    """Binds a payload to the name of its file."""
+    found = hashlib.sha256(path.name.encode())
+    found.update(payload)
+    return found.digest()

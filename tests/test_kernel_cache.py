@@ -1,0 +1,231 @@
+"""Compiled kernels that are kept: found again, never believed when damaged, and never in the way."""
+import os
+import pickle
+import random
+import sys
+
+import numba
+import pytest
+from numba import config
+from numba.core.caching import FunctionCache
+from numba.core.dispatcher import Dispatcher
+
+from nbcnn import user_cache
+from nbcnn.kernels.cpu import kernel_cache
+from nbcnn.kernels.cpu.kernel_cache import njit
+
+pytestmark = pytest.mark.filterwarnings("error:compiled kernels:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(kernel_cache, "_warned", False)
+    return tmp_path / "nbcnn"
+
+
+def times(n):
+    """A kernel as another process has it: nothing is compiled yet."""
+    @njit
+    def product(x):
+        return n * x
+    return product
+
+
+def found(kernel):
+    return sum(kernel.stats.cache_hits.values())
+
+
+def kept(folder):
+    file, = folder.iterdir()
+    return file
+
+
+def run(n, hits=0):
+    kernel = times(n)
+    assert kernel(7) == 7 * n and found(kernel) == hits
+
+
+def test_found_by_the_next_process(folder):
+    run(2)
+    run(2, hits=1)
+    assert kept(folder).name.startswith("product-")
+
+
+def test_arguments_and_closures_tell_kernels_apart(folder):
+    run(2)
+    run(3)
+    kernel = times(2)
+    assert kernel(0.5) == 1.0 and found(kernel) == 0
+    assert len(list(folder.iterdir())) == 3
+    for n in (2, 3):
+        run(n, hits=1)
+
+
+@pytest.mark.parametrize("where, name, value", [
+    (numba, "__version__", "0.0"), (config, "BOUNDSCHECK", 1), (sys.implementation, "cache_tag", "cpython-00")])
+def test_whatever_else_decides_the_code_tells_kernels_apart(monkeypatch, where, name, value):
+    run(2)
+    monkeypatch.setattr(where, name, value)
+    run(2)
+    run(2, hits=1)
+
+
+def test_an_edited_source_is_compiled_anew(tmp_path):
+    source = tmp_path / "kernels.py"
+
+    def call(text):
+        source.write_text(f"from nbcnn.kernels.cpu.kernel_cache import njit\nN = {text}\n@njit\ndef f(x):\n    return N * x\n")
+        kernel_cache._sum_of_source.cache_clear()       # another process
+        names = {"__name__": "kernels"}
+        exec(compile(source.read_text(), source, "exec"), names)
+        return names["f"](7), found(names["f"])
+    assert [call(n) for n in (2, 2, 3, 2)] == [(14, 0), (14, 1), (21, 0), (14, 1)]
+
+
+def damage(kind, data):
+    """The bytes with something wrong."""
+    rng, data = random.Random(kind), bytearray(data)
+    if kind == "empty":
+        data = b""
+    elif kind == "half":
+        del data[len(data) // 2:]
+    elif kind == "longer":
+        data += b"\0"
+    elif kind == "zeros":
+        data[len(data) // 2:] = bytes(len(data) - len(data) // 2)
+    elif kind == "garbage":
+        data = rng.randbytes(len(data))
+    elif kind == "first bit":
+        data[0] ^= 1
+    elif kind == "last bit":
+        data[-1] ^= 128
+    else:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(data)
+
+
+def test_a_damaged_file_is_compiled_anew(folder):
+    run(2)
+    file = kept(folder)
+    content = file.read_bytes()
+    for kind in ("empty", "longer", "zeros", "garbage", "first bit", "last bit", *range(50)):
+        file.write_bytes(damage(kind, content))
+        assert kernel_cache.read(file) is None, kind
+    for kind in ("half", "some bit"):
+        file.write_bytes(damage(kind, content))
+        run(2)
+        assert kept(folder) == file
+        run(2, hits=1)
+
+
+def test_a_file_of_another_kernel_is_not_believed(folder):
+    run(2)
+    file = kept(folder)
+    run(3)
+    other, = set(folder.iterdir()) - {file}
+    file.write_bytes(other.read_bytes())
+    run(2)
+    run(2, hits=1)
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_what_is_not_ours_is_not_unpickled(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run(2)
+    kept(folder).write_bytes(pickle.dumps(Trap()))
+    run(2)
+    assert not os.path.exists("ran")
+
+
+def test_a_directory_in_its_place_is_one_warning(folder):
+    run(2)
+    file = kept(folder)
+    file.unlink()
+    file.mkdir()
+    with pytest.warns(RuntimeWarning, match="compiled kernels cannot be kept, .*product-.*: Is a directory; NUMBA_CACHE_DIR"):
+        run(2)
+    run(2)      # no second one, which would be an error
+    assert kept(folder) == file     # nothing temporary
+
+
+def no_folder(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "file"))
+
+
+def no_home(monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def full_disk(monkeypatch, tmp_path):
+    def half_written(path, *arguments):
+        file = open(path, *arguments)
+        monkeypatch.setattr(kernel_cache, "_sum", lambda path, payload: file.write(b"half") and full())
+        return file
+
+    def full():
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(user_cache, "open", half_written, raising=False)
+
+
+def read_only(monkeypatch, tmp_path):
+    def refused(*arguments):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(user_cache, "open", refused, raising=False)
+
+
+@pytest.mark.parametrize("obstacle, reason", [(no_folder, "Not a directory"), (no_home, "No home folder"),
+                                              (full_disk, "No space left on device"), (read_only, "Permission denied")])
+def test_unwritable_is_one_warning_and_nothing_is_left(folder, monkeypatch, tmp_path, obstacle, reason):
+    obstacle(monkeypatch, tmp_path)
+    with pytest.warns(RuntimeWarning, match=f": {reason}; NUMBA_CACHE_DIR can name another folder") as warned:
+        run(2)
+        run(3)
+    assert len(warned) == 1
+    assert not [path for path in tmp_path.rglob("*") if path.name != "file" and path != folder]
+
+
+def test_what_cannot_be_rebuilt_is_compiled(folder, monkeypatch):
+    """A later release of Numba may put its pieces together in another way."""
+    run(2)
+    monkeypatch.setattr(kernel_cache.CompileResult, "_rebuild", lambda context: None)
+    with pytest.warns(RuntimeWarning, match="compiled kernels cannot be kept, .*TypeError"):
+        run(2)
+
+
+def test_those_used_last_stay(folder, monkeypatch):
+    monkeypatch.setattr(kernel_cache, "KEEP", 3)
+    run(2)
+    run(3)
+    dead = folder / f".of-a-killed-writer{kernel_cache.ENDING}"
+    dead.write_bytes(b"half")
+    for file in folder.iterdir():
+        os.utime(file, (file != dead,) * 2)
+    run(2, hits=1)
+    run(4)
+    assert len(list(folder.iterdir())) == 3 and not dead.exists()
+    run(5)
+    assert len(list(folder.iterdir())) == 3
+    for n in (2, 4, 5):
+        run(n, hits=1)
+
+
+def test_every_kernel_is_kept_so_and_nobody_elses():
+    caches = [type(value._cache) for name, module in sys.modules.items() if name.startswith("nbcnn.kernels.cpu.")
+              for value in vars(module).values() if isinstance(value, Dispatcher)]
+    assert caches.count(kernel_cache.KernelCache) > 20 and FunctionCache not in caches
+    assert type(numba.njit(cache=True)(damage)._cache) is FunctionCache
+
+
+def test_uncompiled_kernels(monkeypatch):
+    monkeypatch.setattr(config, "DISABLE_JIT", 1)
+    assert times(2)(7) == 14
