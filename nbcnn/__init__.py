@@ -7,6 +7,7 @@
     optim       SGD and learning-rate schedules
     checkpoint  save and load, atomically; `nbcnn.load(file)` gives the model
     scheduler   BackpropScheduler: plan, forward, loss, backward
+    memory      how much of it buffers may take
     profile     where the time of a training step goes, and the processor's peak
     datasets    CIFAR-10, the built-in shapes, folders of pictures, and the loader
     pictures    files of any kind and size as a network takes them
@@ -21,6 +22,7 @@ from nbcnn.evaluation import Evaluation
 from nbcnn.fit import NonFiniteLoss, Progress, State, fit
 from nbcnn.layers import GELU, AvgPool2d, Conv2d, Flatten, GlobalAvgPool2d, LeakyReLU, Linear, MaxPool2d, ReLU, Sigmoid, Tanh
 from nbcnn.losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
+from nbcnn.memory import set_max_memory
 from nbcnn.model import Sequential
 from nbcnn.optim import SGD
 from nbcnn.parameter import Parameter

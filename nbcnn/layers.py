@@ -88,9 +88,9 @@ class Conv2d(Layer):
             kernel_size=pair(kernel_size, "kernel_size", 1), stride=pair(stride, "stride", 1),
             padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), bias=bool(bias))
         self.__dict__.update({k: v for k, v in self.arguments.items() if k != "bias"})
-        fan_in = in_channels * math.prod(self.kernel_size)
-        self.weight = Parameter((out_channels, in_channels, *self.kernel_size), fan_in)
-        self.bias = Parameter((out_channels,), fan_in) if bias else None
+        fan_in = self.in_channels * math.prod(self.kernel_size)
+        self.weight = Parameter((self.out_channels, self.in_channels, *self.kernel_size), fan_in)
+        self.bias = Parameter((self.out_channels,), fan_in) if bias else None
 
     def output_shape(self, shape):
         if len(shape) != 3 or shape[0] != self.in_channels:
@@ -301,10 +301,10 @@ class Linear(Layer):
 
     def __init__(self, in_features, out_features, bias=True):
         self.arguments = dict(in_features=integer(in_features, "in_features", 1),
-                         out_features=integer(out_features, "out_features", 1), bias=bool(bias))
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = Parameter((out_features, in_features), in_features)
-        self.bias = Parameter((out_features,), in_features) if bias else None
+                              out_features=integer(out_features, "out_features", 1), bias=bool(bias))
+        self.__dict__.update({k: v for k, v in self.arguments.items() if k != "bias"})
+        self.weight = Parameter((self.out_features, self.in_features), self.in_features)
+        self.bias = Parameter((self.out_features,), self.in_features) if bias else None
 
     def output_shape(self, shape):
         if tuple(shape) != (self.in_features,):

@@ -15,6 +15,7 @@ from nbcnn.parameter import ParameterVector
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.table import format_table
 
+MOST_LAYERS = 10_000        # a bound on the time that a file may take to load
 NO_LAYERS = Layer, _Activation, ConvPool        # of a structure: what these are made of
 
 
@@ -34,6 +35,8 @@ class Sequential:
     seed : int
         Of the initial values, which are drawn in float64 and cast: the same for either dtype.
     dtype : float32 or float64
+    state : dict of str to array, optional
+        The initial values instead, as `state_dict` gives them.
 
     Examples
     --------
@@ -46,7 +49,8 @@ class Sequential:
     ((8, 3, 3, 3), None)
     """
 
-    def __init__(self, layers, *more, input_shape=None, mean=None, std=None, classes=None, seed=0, dtype=np.float32):
+    def __init__(self, layers, *more, input_shape=None, mean=None, std=None, classes=None, seed=0, dtype=np.float32,
+                 state=None):
         if more or isinstance(layers, Layer):
             raise TypeError("layers: expected one list of layers or of (name, layer) pairs, got the layers themselves")
         self.dtype = np.dtype(dtype)
@@ -55,18 +59,23 @@ class Sequential:
         self.input_shape = None if input_shape is None else tuple(integer(size, "input_shape", 1) for size in input_shape)
         self.mean, self.std = (None if v is None else [float(x) for x in v] for v in (mean, std))
         self.classes = None if classes is None else [str(name) for name in classes]
-        self.seed = integer(seed, "seed", 0)
-        self.layers, self.vector, self._forward = {}, None, BackpropScheduler(self, None)
+        self.seed = integer(seed, "seed", 0, None)
+        self.layers, self.vector, self._forward, added = {}, None, BackpropScheduler(self, None), set()
         for position, item in enumerate(layers.items() if isinstance(layers, Mapping) else layers):
             name, layer = item if isinstance(item, tuple | list) else (str(position), item)
-            self._add(name, layer)
+            self._add(name, layer, added)
         if not self.layers:
             raise ValueError("layers: expected at least one layer, got none")
+        if state is not None:       # what a file says of sizes is checked before they are allocated
+            _require_same_shapes(dict(self.named_parameters()), state)
         self.vector = ParameterVector(self.parameters(), self.dtype)
-        rng = np.random.default_rng(self.seed)
-        for parameter in self.parameters():
-            bound = parameter.fan_in ** -0.5
-            parameter.set(rng.uniform(-bound, bound, parameter.shape))
+        if state is not None:
+            self.load_state_dict(state)
+        else:
+            rng = np.random.default_rng(self.seed)
+            for parameter in self.parameters():
+                bound = parameter.fan_in ** -0.5
+                parameter.set(rng.uniform(-bound, bound, parameter.shape))
         if self.input_shape is not None:
             outputs = self.output_shape(self.input_shape)
             if self.classes is not None and outputs != (len(self.classes),):
@@ -77,16 +86,19 @@ class Sequential:
         options = {name: getattr(self, name) for name in ("input_shape", "mean", "std", "classes", "seed", "dtype")}
         return _rebuilt, (self.structure(), self.state_dict(), options)
 
-    def _add(self, name, layer):
+    def _add(self, name, layer, added):
         if not isinstance(layer, Layer):
             raise TypeError(f"layers: expected layers or (name, layer) pairs, got {layer!r} as {name!r}")
         if not isinstance(name, str) or not name or "." in name or keyword.iskeyword(name):
             raise ValueError(f"layers: expected a name without dots for {layer!r}, got {name!r}")
-        if name in self.layers or hasattr(self, name):
+        if len(self.layers) == MOST_LAYERS:
+            raise ValueError(f"layers: expected at most {MOST_LAYERS}, got more")
+        if name in self.layers or name in vars(self) or hasattr(type(self), name):
             raise ValueError(f"layers: the name {name!r} is taken")
-        if any(parameter.vector is not None for parameter in layer.parameters.values()) or layer in self.layers.values():
+        if any(parameter.vector is not None for parameter in layer.parameters.values()) or layer in added:
             raise ValueError(f"layers: {name} is already part of a model; make a new {type(layer).__name__}")
         self.layers[name] = layer
+        added.add(layer)
 
     def __getattr__(self, name):
         try:
@@ -111,7 +123,8 @@ class Sequential:
         images : uint8 or float array (N, C, H, W)
             Of NumPy or, for a model on a GPU, a float device array.
         batch_size : int
-            How many are computed at a time; it changes the memory needed, not a bit of the result. A device array is one batch.
+            How many are computed at a time, fewer where memory does not hold them; no bit of the result depends on it. A device
+            array is one batch.
 
         Returns
         -------
@@ -122,6 +135,8 @@ class Sequential:
         step = integer(batch_size, "batch_size", 1)
         if on_device(images):
             return self._forward.predict(images)
+        if images.ndim:
+            step = self._forward.fitting(images, min(step, len(images)) or 1)
         starts = range(0, len(images) if images.ndim else 1, step) or [0]
         return np.concatenate([self._forward.predict(images[start:start + step] if images.ndim else images) for start in starts])
 
@@ -160,7 +175,8 @@ class Sequential:
 
     def named_parameters(self):
         """A list of (name, Parameter): "conv1.weight", "conv1.bias", ..."""
-        return list(_named_parameters(self.layers.items()).items())
+        return [(f"{layer_name}.{name}", parameter)
+                for layer_name, layer in self.layers.items() for name, parameter in layer.parameters.items()]
 
     def parameters(self):
         """All Parameters, in the order of the layers."""
@@ -288,33 +304,25 @@ class Sequential:
         Raises
         ------
         ValueError
-            When a layer is none of nbcnn's, or `state` does not fit; what it says of sizes is checked before they are allocated.
+            When a layer is none of nbcnn's, or `state` does not fit.
         """
-        layers = []
-        for name, kind, arguments in structure:
-            layer = getattr(layer_types, kind, None) if isinstance(kind, str) else None
-            if not (isinstance(layer, type) and issubclass(layer, Layer)) or layer in NO_LAYERS:
-                raise ValueError(f"structure: unknown layer type {kind!r} for {name!r}")
-            layers.append((name, layer(**arguments)))
-        if state is not None:
-            _require_same_shapes(_named_parameters(layers), state)
-        model = cls(layers, **options)
-        if state is not None:
-            model.load_state_dict(state)
-        return model
+        return cls(((name, _layer(name, kind, arguments)) for name, kind, arguments in structure), state=state, **options)
 
 
-def _named_parameters(layers):
-    """The Parameters of (name, layer) pairs by their full names."""
-    return {f"{layer_name}.{name}": parameter for layer_name, layer in layers for name, parameter in layer.parameters.items()}
+def _layer(name, kind, arguments):
+    """The layer that an entry of a structure describes."""
+    layer = getattr(layer_types, kind, None) if isinstance(kind, str) else None
+    if not (isinstance(layer, type) and issubclass(layer, Layer)) or layer in NO_LAYERS:
+        raise ValueError(f"structure: unknown layer type {kind!r} for {name!r}")
+    return layer(**arguments)
 
 
 def _require_same_shapes(own, arrays):
     """Raise ValueError unless the arrays have the names and the shapes of the parameters."""
     faults = [f"missing {name} {own[name].shape}" for name in own if name not in arrays]
-    faults += [f"unexpected {name} {arrays[name].shape}" for name in arrays if name not in own]
-    faults += [f"{name} expected shape {own[name].shape}, got {arrays[name].shape}"
-               for name in own if name in arrays and arrays[name].shape != own[name].shape]
+    faults += [f"unexpected {name} {np.shape(arrays[name])}" for name in arrays if name not in own]
+    faults += [f"{name} expected shape {own[name].shape}, got {np.shape(arrays[name])}"
+               for name in own if name in arrays and np.shape(arrays[name]) != own[name].shape]
     if faults:
         raise ValueError(f"state: {'; '.join(faults)}")
 

@@ -190,7 +190,7 @@ def step(lr, step_size, gamma=0.1):
     >>> [learning_rate(k) for k in range(7)]
     [0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
     """
-    lr, step_size, gamma = _rate(lr, "lr"), integer(step_size, "step_size", 1), _rate(gamma, "gamma")
+    lr, step_size, gamma = _rate(lr, "lr"), integer(step_size, "step_size", 1, None), _rate(gamma, "gamma")
     return lambda k: lr * gamma ** (k // step_size)
 
 
@@ -203,7 +203,7 @@ def cosine(lr, total, final=0.0):
     >>> [round(learning_rate(k), 4) for k in range(5)]
     [0.5, 0.4268, 0.25, 0.0732, 0.0]
     """
-    lr, total, final = _rate(lr, "lr"), integer(total, "total", 1), _rate(final, "final")
+    lr, total, final = _rate(lr, "lr"), integer(total, "total", 1, None), _rate(final, "final")
     return lambda k: _cosine(lr, final, k / total)
 
 
@@ -230,7 +230,7 @@ def one_cycle(peak, total, rise=0.2, divide_first=25.0, divide_last=1e4):
     >>> [round(learning_rate(k), 4) for k in range(11)]
     [0.04, 0.52, 1.0, 0.962, 0.8536, 0.6915, 0.5002, 0.3089, 0.1468, 0.0384, 0.0004]
     """
-    peak, total, rise = _rate(peak, "peak"), integer(total, "total", 1), fraction(rise, "rise")
+    peak, total, rise = _rate(peak, "peak"), integer(total, "total", 1, None), fraction(rise, "rise")
     if not (_rate(divide_first, "divide_first") > 0 and _rate(divide_last, "divide_last") > 0):
         raise ValueError(f"divide_first, divide_last: expected positive numbers, got {divide_first!r} and {divide_last!r}")
     first, last = peak / divide_first, peak / divide_first / divide_last

@@ -22,6 +22,7 @@ from nbcnn.kernels import turns
 from nbcnn.kernels.arguments import integer
 from nbcnn.kernels.backend import as_array, on_device
 from nbcnn.kernels.images import normalize_images
+from nbcnn.memory import max_memory
 from nbcnn.profile import Profile
 from nbcnn.table import format_table
 
@@ -326,15 +327,7 @@ class BackpropScheduler:
     def _run(self, images, profile=None):
         """Forward through all layers; the last one's output, a view."""
         images = as_array(images)
-        if images.dtype not in (np.uint8, np.float32, np.float64):
-            raise TypeError(f"images: expected a uint8, float32 or float64 array, got {images.dtype}")
-        if images.ndim < 2:
-            raise ValueError(f"images: expected shape (N, C, H, W), got shape {images.shape}")
-        try:
-            self.plan(images.shape[1:])
-        except ValueError as error:
-            hint = "; a single picture is a batch as images[None]" if images.ndim == 3 else ""
-            raise ValueError(f"{error} from images of shape {images.shape}{hint}") from None
+        self._plan_for(images)
         self._n = n = len(images)
         self.reserve(n)
         if images is not self._images:
@@ -347,6 +340,18 @@ class BackpropScheduler:
                 self.steps[0].x.set(images)
         self._launch(profile, "forward", n, lambda: self.forward_calls(n))
         return self.steps[-1].y.view(n)
+
+    def _plan_for(self, images):
+        """Plan for a batch of pictures, which are checked."""
+        if images.dtype not in (np.uint8, np.float32, np.float64):
+            raise TypeError(f"images: expected a uint8, float32 or float64 array, got {images.dtype}")
+        if images.ndim < 2:
+            raise ValueError(f"images: expected shape (N, C, H, W), got shape {images.shape}")
+        try:
+            self.plan(images.shape[1:])
+        except ValueError as error:
+            hint = "; a single picture is a batch as images[None]" if images.ndim == 3 else ""
+            raise ValueError(f"{error} from images of shape {images.shape}{hint}") from None
 
     def _launch(self, profile, direction, key, make):
         """Run the calls kept under a key; where there are none, `make` gives them, each with its step's name."""
@@ -385,10 +390,59 @@ class BackpropScheduler:
         self._images, self._parameters = None, self.model.parameters()
 
     def reserve(self, n, *, backward=False):
-        """Make the buffers for n samples, unless there are large enough ones: those of a forward pass, and of a backward pass."""
+        """Make the buffers for n samples, unless there are large enough ones: those of a forward pass, and of a backward pass.
+
+        Raises
+        ------
+        MemoryError
+            On the CPU, before anything is allocated: when they would take more than `nbcnn.set_max_memory` says.
+        """
+        if n > (self.backward_capacity if backward else self.capacity) and self.backend.device == "cpu":
+            self._require_memory(n, backward)       # a GPU has nothing but its own memory, and says so
         self._reserve(n)
         if backward:
             self._reserve_backward(n)
+
+    def fitting(self, images, n):
+        """How many of these pictures at a time fit into memory, for a forward pass: n, or fewer.
+
+        Raises
+        ------
+        MemoryError
+            When not even one does.
+        """
+        self._plan_for(images)
+        if n > self.capacity and self.backend.device == "cpu":
+            while n > 1 and sum(self._bytes(n)) > max_memory():
+                n = -(-n // 2)
+            self._require_memory(n)
+        return n
+
+    def _bytes(self, n, backward=False):
+        """How many bytes each step takes for n samples, with its output and that output's gradient; the first with its input too.
+
+        From the shapes alone, as nothing is allocated yet.
+        """
+        itemsize, taken = self.model.dtype.itemsize, []
+        borders = [step.operation.x_border for step in self.steps] + [(0, 0)]
+        for step, border in zip(self.steps, borders[1:], strict=True):
+            size = step.operation.bytes(n)
+            if not step.operation.shares:
+                size += n * itemsize * (_elements(step.y_shape, border)
+                                        + (_elements(step.y_shape, step.operation.dy_border) if backward else 0))
+            taken.append(size)
+        taken[0] += n * itemsize * _elements(self.shape, borders[0])
+        return taken
+
+    def _require_memory(self, n, backward=False):
+        """Raise MemoryError unless the buffers for n samples may be allocated."""
+        taken, most = self._bytes(n, backward), max_memory()
+        if sum(taken) > most:
+            largest = taken.index(max(taken))
+            way_out = "smaller batches need less, and " if n > 1 else ""
+            raise MemoryError(
+                f"{self.steps[largest].name}: expected buffers of at most {most:,} bytes for all layers and a batch of {n}, got "
+                f"{sum(taken):,}, {taken[largest]:,} of them for this layer; {way_out}--max-memory or nbcnn.set_max_memory allows more")
 
     def _reserve(self, n):
         """Forward buffers for n samples, each with the border its reader needs."""
@@ -438,6 +492,12 @@ class BackpropScheduler:
 def _call(profile, key, function, *arguments):
     """function(*arguments), its time recorded under (step, pass, kernel) where there is a profile."""
     return function(*arguments) if profile is None else profile.call(key, function, *arguments)
+
+
+def _elements(shape, border):
+    """Of a sample of a shape, with its border."""
+    channels, height, width = shape if len(shape) == 3 else (math.prod(shape), 1, 1)
+    return channels * (height + 2 * border[0]) * (width + 2 * border[1])
 
 
 def _shape(shape):

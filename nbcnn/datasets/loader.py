@@ -51,7 +51,7 @@ class Loader:
                  flip=0.5, shift=2, mean=None, std=None, dtype=np.float32):
         channels, height, width = dataset.images.shape[1:]
         self.dataset, self.shuffle, self.augment = dataset, shuffle, augment
-        self.batch_size, self.seed = integer(batch_size, "batch_size", 1), integer(seed, "seed", 0)
+        self.batch_size, self.seed = integer(batch_size, "batch_size", 1), integer(seed, "seed", 0, None)
         self.flip, self.shift = flip, integer(shift, "shift", 0)
         if not 0 <= flip <= 1:
             raise ValueError(f"flip: expected a probability, got {flip!r}")

@@ -38,7 +38,7 @@ def shapes(seed=0):
     kept in the user's cache folder, where a damaged or unwritable file does no harm. Another release of NumPy or Pillow may draw
     others.
     """
-    seed = integer(seed, "seed", 0)
+    seed = integer(seed, "seed", 0, None)
     arrays = None
     with contextlib.suppress(OSError):
         arrays = read(_cache_path(seed))

@@ -2,6 +2,7 @@
 
 Nothing here touches the data: a public function checks first, and only then allocates and writes.
 """
+import math
 import numbers
 import operator
 
@@ -11,6 +12,9 @@ from nbcnn.kernels.backend import as_array
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 LARGEST = float(np.finfo(np.float32).max)
+MOST = 2**31 - 1        # of a size: the product of two is an int64, as the kernels compute with
+MOST_CELLS = 2**32      # that all windows of a plane cover: seconds of a kernel, which nothing interrupts
+FEW = 64                # the padding that even the smallest picture may have
 
 
 def floats(value, name, *layouts):
@@ -62,7 +66,7 @@ def describe(value, array):
 
 
 def pair(value, name, minimum):
-    """An int or a pair of ints as (along H, along W), each at least `minimum`."""
+    """An int or a pair of ints as (along H, along W), each at least `minimum` and at most MOST."""
     expected = f"an int or a pair of ints >= {minimum}"
     items = tuple(value) if isinstance(value, tuple | list) or np.ndim(value) else (value, value)
     if any(isinstance(item, bool) for item in items):
@@ -73,11 +77,13 @@ def pair(value, name, minimum):
         raise TypeError(f"{name}: expected {expected}, got {value!r}") from None
     if len(items) != 2 or min(items) < minimum:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    if max(items) > MOST:
+        raise ValueError(f"{name}: expected at most {MOST}, got {value!r}")
     return items
 
 
-def integer(value, name, minimum):
-    """An int that is at least `minimum`."""
+def integer(value, name, minimum, maximum=MOST):
+    """An int that is at least `minimum` and, unless that is None, at most `maximum`."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -86,6 +92,8 @@ def integer(value, name, minimum):
         raise TypeError(f"{name}: expected an int >= {minimum}, got {value!r}") from None
     if number < minimum:
         raise ValueError(f"{name}: expected an int >= {minimum}, got {value!r}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name}: expected an int <= {maximum}, got {value!r}")
     return number
 
 
@@ -134,6 +142,8 @@ def one_of(value, name, choices):
 
 def conv_size(size, kernel, stride, padding, dilation, name):
     """Output size (OH, OW) of a convolution: floor((in + 2p - d(k-1) - 1) / s) + 1 along each axis."""
+    for i, k, p, d in zip(size, kernel, padding, dilation, strict=True):
+        _require_padding(p, i, d * (k - 1))
     out = tuple((i + 2 * p - d * (k - 1) - 1) // s + 1
                 for i, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True))
     if min(out) < 1:
@@ -148,6 +158,8 @@ def pool_size(size, kernel, stride, padding, dilation, ceil_mode, name):
         if 2 * p > (k - 1) * d + 1:
             raise ValueError(f"padding: expected at most half the window of (kernel-1)*dilation+1 cells, "
                              f"got padding {padding} for kernel {kernel} with dilation {dilation}")
+    for i, p, d in zip(size, padding, dilation, strict=True):
+        _require_padding(p, i, d)
     out = []
     for i, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
         o = (i + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
@@ -156,8 +168,19 @@ def pool_size(size, kernel, stride, padding, dilation, ceil_mode, name):
         raise ValueError(f"{name}: expected an output of at least 1x1, got {out[0]}x{out[1]} from an input of "
                          f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
     for o, i, s, p, d in zip(out, size, stride, padding, dilation, strict=True):
-        # start % d is the first cell that a window beginning at start < 0 has inside.
-        if any(start % d >= i for start in range(-p, min(0, o * s - p), s)):
+        # start % d is the first cell that a window beginning at start < 0 has inside. Where that can be outside, more than FEW windows
+        # begin at -d or later, and of those the last has the largest.
+        if any(start % d >= i for start in range(-p, min(0, o * s - p), s)[-FEW:]):
             raise ValueError(f"{name}: expected every window to cover a cell, got one with padding only from an input of "
                              f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
+    if math.prod(o * min(k, i) for o, k, i in zip(out, kernel, size, strict=True)) > MOST_CELLS:
+        raise ValueError(f"kernel_size: expected windows that cover at most {MOST_CELLS} cells in all, got {out[0]}x{out[1]} windows "
+                         f"of {kernel[0]}x{kernel[1]}; a larger stride makes fewer")
     return tuple(out)
+
+
+def _require_padding(padding, size, window):
+    """Raise ValueError when the padding of an axis is larger than what a picture and a window could need: it fills memory."""
+    most = max(FEW, size, window)
+    if padding > most:
+        raise ValueError(f"padding: expected at most {most} for an input of {size} pixels along that axis, got {padding}")

@@ -31,6 +31,10 @@ class Operation:
     def reserve(self, batch):
         """Allocate what is kept from forward to backward, and workspace, for up to `batch` samples."""
 
+    def bytes(self, batch):
+        """About how many bytes `reserve` allocates."""
+        return 0
+
     def forward(self, n, y, x, params):
         """The calls that compute y of the first n samples.
 

@@ -250,6 +250,9 @@ class Conv2d(Operation):
         self.dw_parts = allocate((parts * self.O * self.run,), self.dtype)
         self.db_parts = allocate((parts * self.O,), self.dtype)
 
+    def bytes(self, batch):
+        return self.parts(batch) * self.O * (self.run + 1) * self.dtype.itemsize
+
     def forward(self, n, y, x, params):
         """y = conv(x, w) + b for n pictures."""
         return [self._pack(params), self._correlate(

@@ -284,6 +284,13 @@ class Conv2dMaxPool2d(Conv2d):
         self.at = allocate((tasks, capacity + width), np.int32)
         self.counts = allocate((tasks, self.O), np.int32)
 
+    def bytes(self, batch):
+        width, itemsize, capacity = lanes(self.dtype), self.dtype.itemsize, self.O * math.prod(self.strip) * self.size[1]
+        sums = self.parts(batch) * self.O * width * (self.blocks * self.kernel_size[0] * self.row_taps + 1)
+        tasks, work = MOST_PARTS + numba.config.NUMBA_NUM_THREADS, self.strip[0] * self.unfolded_rows * self.columns * width
+        return (batch * math.prod(self.size) * self.O + sums * itemsize
+                + tasks * (work * itemsize + (capacity + width) * (itemsize + 4) + 4 * self.O))
+
     def cells_view(self):
         """The cells in PyTorch's shape, a view."""
         return self.cells.transpose(0, 3, 1, 2)

@@ -4,6 +4,8 @@ Pictures are channels last, so the inner loops run over the channels of a pixel:
 Every cell of an input plane has one number, r*W + s, border not counted; `argmax` (batch, OH, OW, C) holds those, as int32.
 `windows` in a signature stands for the pairs kernel_size, stride, padding, dilation.
 """
+import math
+
 import numpy as np
 from numba import prange
 
@@ -108,6 +110,9 @@ class MaxPool2d(Operation):
     def reserve(self, batch):
         C, OH, OW = self.y_shape
         self.argmax = allocate((batch, OH, OW, C), np.int32)
+
+    def bytes(self, batch):
+        return 4 * batch * math.prod(self.y_shape)
 
     def forward(self, n, y, x, params):
         return [Call(maxpool2d_forward, (y.array, self.argmax, x.array, n, y.border, x.border, *self.windows))]

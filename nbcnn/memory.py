@@ -1,0 +1,52 @@
+"""How much memory the buffers of a network may take: half of what the process can have, unless somebody says otherwise."""
+import os
+import sys
+
+from nbcnn.kernels.arguments import integer
+
+CGROUPS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"      # of a container, by either version
+
+_most = None
+
+
+def set_max_memory(size):
+    """Say how much memory the buffers of a network may take on the CPU; a batch that needs more is a MemoryError.
+
+    The limit holds for each `nbcnn.BackpropScheduler` and for each model that predicts. Parameters and pictures are not counted.
+
+    Parameters
+    ----------
+    size : int or None
+        In bytes. None: half of the machine's memory, or of the container's, as it is without this call.
+
+    Examples
+    --------
+    >>> import numpy as np, nbcnn
+    >>> model = nbcnn.Sequential([nbcnn.Conv2d(3, 8, 3), nbcnn.GlobalAvgPool2d()])
+    >>> nbcnn.set_max_memory(1_000_000)
+    >>> model(np.zeros((1, 3, 1000, 1000), np.float32))
+    Traceback (most recent call last):
+    MemoryError: 0: expected buffers of at most 1,000,000 bytes for a batch of 1 and all layers, got 43,872,160, 43,872,128 ...
+    >>> nbcnn.set_max_memory(None)
+    """
+    global _most
+    _most = None if size is None else integer(size, "size", 1, None)
+
+
+def max_memory():
+    """The limit that `set_max_memory` has set, in bytes."""
+    return machine_memory() // 2 if _most is None else _most
+
+
+def machine_memory():
+    """How many bytes of memory there are for this process: the machine's, or fewer in a container."""
+    found = [sys.maxsize]
+    if hasattr(os, "sysconf"):      # not on Windows
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in CGROUPS:
+        try:
+            with open(path) as file:
+                found.append(int(file.read()))
+        except (OSError, ValueError):       # there is none, or it says "max"
+            pass
+    return min(found)
