@@ -17,11 +17,14 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save as to_bytes
 
+from nbcnn.files import require_file
 from nbcnn.fit import Progress
+from nbcnn.memory import machine_memory
 from nbcnn.model import Sequential
 from nbcnn.optim import SGD
 
 FORMAT = 1
+MOST_HEADER = 10**7     # bytes of the description, which takes many times that as Python's objects
 MOMENTUM = "optimizer.momentum."      # no parameter is called so: a name has one dot
 ABOUT_MODEL = ("input_shape", "mean", "std", "classes", "seed")
 
@@ -63,7 +66,7 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
     TypeError
         When JSON cannot hold the options.
     ValueError
-        When a layer is not one of nbcnn's.
+        When a layer is not one of nbcnn's, or the description is larger than `load` takes.
     """
     tensors = model.state_dict()
     about = {"format": FORMAT, "structure": model.structure(), **{name: getattr(model, name) for name in ABOUT_MODEL},
@@ -76,7 +79,11 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
             if buffer is not None:
                 tensors[MOMENTUM + name] = buffer
     about["crc32"] = _checksum(about, tensors)
-    write_atomically(path, to_bytes(tensors, metadata={"nbcnn": json.dumps(about)}))
+    content = to_bytes(tensors, metadata={"nbcnn": json.dumps(about)})
+    if _header_size(content) > MOST_HEADER:
+        raise ValueError(f"options: expected a description of model and options of at most {MOST_HEADER} bytes, got "
+                         f"{_header_size(content)}")
+    write_atomically(path, content)
 
 
 def load(path):
@@ -93,19 +100,24 @@ def load(path):
     Raises
     ------
     OSError
-        When the file cannot be read.
+        When the file cannot be read, or is none: pipes and devices are not waited for.
     ValueError
         When it is no checkpoint, or a damaged one: a line that begins with the file's name.
     """
     path = os.fspath(path)
-    with open(path, "rb"):      # for an OSError that names the file
-        pass
+    require_file(path)
+    with open(path, "rb") as file:
+        header_size, size = _header_size(file.read(8)), os.fstat(file.fileno()).st_size
+    if size > machine_memory():
+        raise ValueError(f"{path}: expected a file that memory of {machine_memory():,} bytes can hold, got one of {size:,} bytes")
     try:
+        if header_size > MOST_HEADER:
+            raise ValueError(f"its header has {header_size} bytes, more than {MOST_HEADER}")
         with safe_open(path, framework="numpy") as file:
             entry = (file.metadata() or {}).get("nbcnn")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:
-        raise ValueError(f"{path}: not a safetensors file, or a damaged one ({error})") from None
+        raise ValueError(f"{path}: not a safetensors file, or a damaged one ({_line(error)})") from None
     if entry is None:
         raise ValueError(f"{path}: a safetensors file, but not a checkpoint of nbcnn")
     try:
@@ -117,7 +129,7 @@ def load(path):
         return _build(about, tensors)
     except Exception as error:      # whatever a file can hold that it should not
         reason = f"it has no entry {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path}: not a readable checkpoint: {reason}") from None
+        raise ValueError(f"{path}: not a readable checkpoint: {_line(reason)}") from None
 
 
 def load_model(path):
@@ -181,6 +193,17 @@ def write_atomically(path, data):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _header_size(start):
+    """How many bytes of JSON follow the first eight of a safetensors file."""
+    return int.from_bytes(start[:8], "little")
+
+
+def _line(reason):
+    """What is wrong, as one line: a file can put into it what it likes."""
+    text = " ".join(str(reason).split())
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _build(about, tensors):

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import re
 import reprlib
 import signal
 import sys
@@ -14,7 +15,7 @@ import numba
 from nbcnn import checkpoint
 from nbcnn.datasets import DATASETS
 from nbcnn.files import require_file
-from nbcnn.kernels.arguments import LARGEST
+from nbcnn.kernels.arguments import LARGEST, MOST
 from nbcnn.kernels.backend import load_backend
 from nbcnn.losses import LOSSES
 from nbcnn.table import format_table
@@ -150,9 +151,11 @@ class Parser(argparse.ArgumentParser):
         for name, text in {**lists, "datasets": list_datasets}.items():
             self.add_argument(f"--list-{name}", action=Listing, const=text, help=f"print the {name} known by name, and end")
 
-    def add_device(self, text):
+    def add_device(self, text, memory="half of what there is"):
         self.add("--device", f"{text}; auto: a GPU that CUDA can use, else the CPU (default: cpu)", choices=DEVICES)
         self.add("--threads", "threads of the CPU (default: all cores)", type=whole(1), metavar="N")
+        self.add("--max-memory", "how much memory the network's buffers may take on the CPU: bytes, or 500M, 2G, ... (default: "
+                                 f"{memory})", type=memory_size, metavar="SIZE")
 
     def error(self, message):       # instead of three lines of usage and sys.exit
         raise ValueError(f"{message} (--help lists the options)")
@@ -244,19 +247,27 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def whole(minimum, maximum=None):
+def whole(minimum, maximum=MOST):
     """The type of options that are whole numbers."""
     def parse(text):
         if len(text) > DIGITS:
             raise argparse.ArgumentTypeError(f"expected a whole number of at most {DIGITS} digits, got {brief(text)}")
         try:
-            if text.isascii() and minimum <= (value := int(text)) and (maximum is None or value <= maximum):
+            if text.isascii() and minimum <= (value := int(text)) <= maximum:
                 return value
         except ValueError:
             pass
         expected = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
         raise argparse.ArgumentTypeError(f"expected a whole number {expected}, got {brief(text)}")
     return parse
+
+
+def memory_size(text):
+    """The type of --max-memory: a number of bytes, or of the units K, M, G and T of 1024 bytes and its powers."""
+    match = re.fullmatch(r"(\d{1,18})([KMGT]?)", text.upper(), re.ASCII)
+    if not match or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"expected a number of bytes, or one like 500M or 2G, got {text!r}")
+    return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
 
 
 def number(maximum=LARGEST):
@@ -285,7 +296,8 @@ def load_checkpoint(options):
     saved = checkpoint.load(options["checkpoint"])
     for name, fits in USED.items():
         if name in saved.options and not fits(saved.options[name]):
-            raise ValueError(f"{options['checkpoint']}: written with an option that does not exist, {name} {saved.options[name]!r}")
+            raise ValueError(f"{options['checkpoint']}: written with an option that does not exist, "
+                             f"{name} {reprlib.repr(saved.options[name])}")
     return saved
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from nbcnn import cli, datasets
 from nbcnn.evaluation import evaluate
+from nbcnn.memory import set_max_memory
 from nbcnn.scheduler import BackpropScheduler
 
 NAME = "nbcnn evaluate"
@@ -20,19 +21,23 @@ def main(argv=None):
 
 
 def _main(argv):
-    options = {"split": "test", "batch_size": 256, "json": False, "device": "cpu", "threads": None, **_parser().options(argv)}
+    options = {"split": "test", "batch_size": 256, "json": False, "device": "cpu", "threads": None,
+               "max_memory": None, **_parser().options(argv)}
     device, _ = cli.choose_device(options["device"])
     cli.set_threads(options["threads"])
+    set_max_memory(options["max_memory"])
     saved = cli.load_checkpoint(options)
     known = {"dataset": "auto", "data_dir": "data", **saved.options, **options}
     name, place, model = known["dataset"], known["data_dir"], saved.model.to(device)
     if name == "shapes" and "data_dir" in options:
         raise ValueError(f"--data-dir {place}: the shapes are built in; give --dataset cifar10 or --dataset folder as well")
+    scheduler = BackpropScheduler(model, cli.make_loss(saved.options))
+    if model.input_shape is not None:
+        scheduler.fitting(model.input_shape, 1)       # before pictures are read that large
     (dataset,), why = datasets.choose(name, place, [options["split"]], shape=model.input_shape, classes=model.classes)
     bar = tqdm(total=len(dataset), unit=" pictures", leave=False, disable=not sys.stderr.isatty())
     with bar:
-        found = evaluate(BackpropScheduler(model, cli.make_loss(saved.options)), dataset, options["batch_size"],
-                         lambda done: bar.update(done - bar.n))
+        found = evaluate(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n))
     if options["json"]:
         print(json.dumps({"checkpoint": options["checkpoint"], "dataset": dataset.name, "split": options["split"],
                           **found.as_dict()}))

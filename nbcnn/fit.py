@@ -63,6 +63,12 @@ class Progress:
     def __post_init__(self):
         for name in ("epoch", "step", "samples", "best_epoch"):
             integer(getattr(self, name), name, 0)
+        if not math.isfinite(self.loss_sum):
+            raise ValueError(f"loss_sum: expected a finite number, got {self.loss_sum}")
+        if self.samples < self.step:
+            raise ValueError(f"samples: expected at least one for each of {self.step} batches, got {self.samples}")
+        if self.best_epoch > self.epoch:
+            raise ValueError(f"best_epoch: expected at most the {self.epoch} epochs finished, got {self.best_epoch}")
         if self.best_accuracy is not None:
             fraction(self.best_accuracy, "best_accuracy")
         elif self.best_epoch:

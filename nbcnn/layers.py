@@ -11,6 +11,8 @@ from nbcnn.kernels.activations import APPROXIMATIONS
 from nbcnn.kernels.arguments import conv_size, finite, integer, one_of, pair, pool_size
 from nbcnn.parameter import Parameter
 
+MOST_FUSED = 2      # layers that one may be computed with in one go
+
 
 class Layer:
     """What all layers have in common.
@@ -43,7 +45,7 @@ class Layer:
         Parameters
         ----------
         following : list of (name, Layer)
-            All layers after this one.
+            The next MOST_FUSED layers, or fewer at the end.
         shape : tuple
             Of this layer's input.
 
@@ -102,7 +104,7 @@ class Conv2d(Layer):
         return backend.Conv2d(shape, self.output_shape(shape), self.kernel_size, self.stride, self.padding, self.dilation, dtype)
 
     def fuse(self, following, shape):
-        kinds = [type(layer) for _, layer in following[:2]]
+        kinds = [type(layer) for _, layer in following[:MOST_FUSED]]
         relu = ReLU in kinds and MaxPool2d in kinds
         if MaxPool2d not in kinds[:1 + relu]:
             return None, 0, "no max-pooling follows"

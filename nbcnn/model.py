@@ -15,7 +15,7 @@ from nbcnn.parameter import ParameterVector
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.table import format_table
 
-MOST_LAYERS = 10_000        # a bound on the time that a file may take to load
+MOST_LAYERS = 5_000        # a bound on the time that a file may take to load
 NO_LAYERS = Layer, _Activation, ConvPool        # of a structure: what these are made of
 
 
@@ -135,10 +135,9 @@ class Sequential:
         step = integer(batch_size, "batch_size", 1)
         if on_device(images):
             return self._forward.predict(images)
-        if images.ndim:
-            step = self._forward.fitting(images, min(step, len(images)) or 1)
-        starts = range(0, len(images) if images.ndim else 1, step) or [0]
-        return np.concatenate([self._forward.predict(images[start:start + step] if images.ndim else images) for start in starts])
+        self._forward.plan_for(images)
+        step = self._forward.fitting(images.shape[1:], min(step, len(images)) or 1)
+        return np.concatenate([self._forward.predict(images[start:start + step]) for start in range(0, len(images), step) or [0]])
 
     @property
     def device(self):

@@ -15,10 +15,13 @@ from tqdm import tqdm
 from nbcnn import cli
 from nbcnn.evaluation import number_or_none
 from nbcnn.kernels import sigmoid_forward, softmax
+from nbcnn.memory import max_memory, set_max_memory
 from nbcnn.pictures import find_pictures, picture_shape, read_pictures
+from nbcnn.scheduler import BackpropScheduler
 
 NAME = "nbcnn predict"
-BATCH = 256
+BATCH = 256         # pictures at a time, where that many fit into
+MEMORY = 2**29      # bytes: a checkpoint, which anybody may have written, says how large pictures and layers are
 # What outputs mean, by the loss they were trained with: what makes them shares, and what these are called.
 MEANINGS = {"cross_entropy": (softmax, "probability"), "bce": (sigmoid_forward, "probability"),
             "mse": (np.asarray, "output"), "l1": (np.asarray, "output")}
@@ -30,11 +33,13 @@ def main(argv=None):
 
 
 def _main(argv):
-    options = {"top": 3, "json": False, "device": "cpu", "threads": None, "picture": [], **_parser().options(argv)}
+    options = {"top": 3, "json": False, "device": "cpu", "threads": None, "max_memory": None, "picture": [],
+               **_parser().options(argv)}
     if not options["picture"]:
         raise ValueError("PICTURE: expected pictures, folders, or - for standard input, got none")
     device, _ = cli.choose_device(options["device"])
     cli.set_threads(options["threads"])
+    set_max_memory(options["max_memory"] or min(MEMORY, max_memory()))
     saved = cli.load_checkpoint(options)
     network, shape = saved.model.to(device), saved.model.input_shape
     try:
@@ -45,20 +50,24 @@ def _main(argv):
     if len(outputs) != 1:
         raise ValueError(f"--checkpoint {options['checkpoint']}: expected a network with a number for each class, got outputs of "
                          f"shape {outputs}")
+    try:
+        at_once = BackpropScheduler(network, None).fitting(shape, BATCH)
+    except MemoryError as error:
+        raise MemoryError(f"--checkpoint {options['checkpoint']}: {error}") from None
     meaning, noun = MEANINGS[cli.loss_name(saved.options)]
     (files, bad), done = _files(options["picture"]), 0
     if hasattr(sys.stdout, "reconfigure"):      # names that are no text come out as the bytes they are, or in other words
         utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
-    bar = tqdm(total=len(files), unit=" pictures", leave=False, disable=len(files) <= BATCH or not sys.stderr.isatty())
+    bar = tqdm(total=len(files), unit=" pictures", leave=False, disable=len(files) <= at_once or not sys.stderr.isatty())
     with bar, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")      # of what it could read nevertheless; the rest are errors
-        for start in range(0, len(files), BATCH):
-            batch = files[start:start + BATCH]
+        for start in range(0, len(files), at_once):
+            batch = files[start:start + at_once]
             results = read_pictures([_opened(file) for file in batch], shape, options["threads"])
             read = [(file, result) for file, result in zip(batch, results, strict=True) if not isinstance(result, Exception)]
             if read:
-                values = meaning(network.predict(np.stack([picture for _, picture in read]), BATCH))
+                values = meaning(network.predict(np.stack([picture for _, picture in read]), at_once))
                 names = network.classes or [str(k) for k in range(values.shape[1])]
                 best = np.argsort(-values, axis=1, kind="stable")[:, :options["top"]]
                 lines = [_line(file, [(names[k], float(row[k])) for k in order], noun, options["json"])
@@ -121,7 +130,7 @@ def _parser():
     parser.add("--top", "how many classes to name (default: 3)", type=cli.whole(1), metavar="N")
     parser.add("--json", 'a JSON object a line: {"picture": ..., "classes": [{"class": ..., "probability": ...}, ...]}',
                action="store_true")
-    parser.add_device("where to compute")
+    parser.add_device("where to compute", "512M, or half of what there is where that is less")
     parser.add_config()
     return parser
 

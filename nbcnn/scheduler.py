@@ -22,6 +22,7 @@ from nbcnn.kernels import turns
 from nbcnn.kernels.arguments import integer
 from nbcnn.kernels.backend import as_array, on_device
 from nbcnn.kernels.images import normalize_images
+from nbcnn.layers import MOST_FUSED
 from nbcnn.memory import max_memory
 from nbcnn.profile import Profile
 from nbcnn.table import format_table
@@ -327,7 +328,7 @@ class BackpropScheduler:
     def _run(self, images, profile=None):
         """Forward through all layers; the last one's output, a view."""
         images = as_array(images)
-        self._plan_for(images)
+        self.plan_for(images)
         self._n = n = len(images)
         self.reserve(n)
         if images is not self._images:
@@ -341,8 +342,8 @@ class BackpropScheduler:
         self._launch(profile, "forward", n, lambda: self.forward_calls(n))
         return self.steps[-1].y.view(n)
 
-    def _plan_for(self, images):
-        """Plan for a batch of pictures, which are checked."""
+    def plan_for(self, images):
+        """Plan for a batch of pictures; TypeError or ValueError where the model cannot take it."""
         if images.dtype not in (np.uint8, np.float32, np.float64):
             raise TypeError(f"images: expected a uint8, float32 or float64 array, got {images.dtype}")
         if images.ndim < 2:
@@ -380,7 +381,7 @@ class BackpropScheduler:
         shapes = self.model.shapes(shape)
         layers, steps, before, k = list(self.model.layers.items()), [], shape, 0
         while k < len(layers):
-            fused, count, reason = layers[k][1].fuse(layers[k + 1:], before) if self.fuse else (None, 0, "")
+            fused, count, reason = layers[k][1].fuse(layers[k + 1:k + 1 + MOST_FUSED], before) if self.fuse else (None, 0, "")
             names, layer = tuple(name for name, _ in layers[k:k + 1 + count]), fused or layers[k][1]
             after = shapes[names[-1]]
             steps.append(Step(names, reason, layer, layer.operation(backend, before, self.model.dtype), before, after))
@@ -403,15 +404,17 @@ class BackpropScheduler:
         if backward:
             self._reserve_backward(n)
 
-    def fitting(self, images, n):
-        """How many of these pictures at a time fit into memory, for a forward pass: n, or fewer.
+    def fitting(self, shape, n):
+        """How many samples of a shape at a time fit into memory, for a forward pass: n, or fewer.
 
         Raises
         ------
         MemoryError
             When not even one does.
+        ValueError
+            As `plan`.
         """
-        self._plan_for(images)
+        self.plan(shape)
         if n > self.capacity and self.backend.device == "cpu":
             while n > 1 and sum(self._bytes(n)) > max_memory():
                 n = -(-n // 2)
@@ -439,10 +442,11 @@ class BackpropScheduler:
         taken, most = self._bytes(n, backward), max_memory()
         if sum(taken) > most:
             largest = taken.index(max(taken))
-            way_out = "smaller batches need less, and " if n > 1 else ""
+            smaller = "smaller batches need less, and " if n > 1 else ""
             raise MemoryError(
                 f"{self.steps[largest].name}: expected buffers of at most {most:,} bytes for all layers and a batch of {n}, got "
-                f"{sum(taken):,}, {taken[largest]:,} of them for this layer; {way_out}--max-memory or nbcnn.set_max_memory allows more")
+                f"{sum(taken):,}, {taken[largest]:,} of them for this layer; {smaller}--max-memory or nbcnn.set_max_memory "
+                "allows more")
 
     def _reserve(self, n):
         """Forward buffers for n samples, each with the border its reader needs."""

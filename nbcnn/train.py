@@ -30,6 +30,7 @@ from nbcnn import checkpoint, cli, datasets, models, optim
 from nbcnn.cli import flag, number, paint, whole
 from nbcnn.fit import NonFiniteLoss, Progress, fit
 from nbcnn.losses import LOSSES
+from nbcnn.memory import set_max_memory
 from nbcnn.model import Sequential
 from nbcnn.table import format_table
 from nbcnn.threads import ThreadTrial
@@ -76,6 +77,7 @@ class Run:
 
     def __init__(self, given):
         self.quiet, self.profile = given.pop("quiet", False), given.pop("profile", False)
+        set_max_memory(given.pop("max_memory", None))
         self.device, self.device_why = cli.choose_device(given.pop("device", "cpu"))
         if self.profile and self.device != "cpu":
             raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
@@ -325,8 +327,12 @@ def _resumed_options(given, saved, source):
         options.setdefault(name, OTHERS[name])
     if saved.optimizer is None or set(options) != {*OTHERS, *RECIPES["default"]}:
         raise ValueError(f"--resume: {source} was not written by this command and does not say how it was trained")
-    try:        # by the rules for those on the command line
-        _parser().options([_argument(*item) for item in options.items() if item[0] != "fingerprint" and item[1] is not None])
+    if saved.progress.epoch and saved.progress.best_accuracy is None:
+        raise ValueError(f"--resume: {source} was not written by this command: it has finished epochs, but no best accuracy")
+    optional = [name for name, default in OTHERS.items() if default is None]
+    try:        # by the rules for those on the command line, and as the types there
+        options.update(_parser().options([_argument(name, value) for name, value in options.items()
+                                          if name != "fingerprint" and not (name in optional and value is None)]))
     except ValueError as error:
         raise ValueError(f"--resume: {source} was written with options that do not exist: {error}") from None
     for name, value in given.items():
@@ -487,7 +493,7 @@ def _parser():
     add("--normalize", "subtract a mean and divide by a standard deviation; else pixels are in [0, 1]",
         action=argparse.BooleanOptionalAction)
     add("--shuffle", "a new order every epoch", action=argparse.BooleanOptionalAction)
-    add("--seed", "of initial values, order and augmentation", type=whole(0), metavar="N")
+    add("--seed", "of initial values, order and augmentation", type=whole(0, math.inf), metavar="N")
     parser.add_device("where to train; a run may go on on another device")
     add("--out", "folder for config.json, metrics.csv, last.safetensors and best.safetensors; it must not hold a run yet "
                  "(default: a new runs/DATE-TIME-DATASET-MODEL, with --resume the checkpoint's folder)", metavar="DIR")

@@ -168,14 +168,14 @@ def pool_size(size, kernel, stride, padding, dilation, ceil_mode, name):
         raise ValueError(f"{name}: expected an output of at least 1x1, got {out[0]}x{out[1]} from an input of "
                          f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
     for o, i, s, p, d in zip(out, size, stride, padding, dilation, strict=True):
-        # start % d is the first cell that a window beginning at start < 0 has inside. Where that can be outside, more than FEW windows
-        # begin at -d or later, and of those the last has the largest.
+        # start % d is the first cell that a window beginning at start < 0 has inside. It grows with start from -d on, and where it
+        # can be outside, a padding of more than FEW is at most d: the last windows tell of all.
         if any(start % d >= i for start in range(-p, min(0, o * s - p), s)[-FEW:]):
             raise ValueError(f"{name}: expected every window to cover a cell, got one with padding only from an input of "
                              f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
     if math.prod(o * min(k, i) for o, k, i in zip(out, kernel, size, strict=True)) > MOST_CELLS:
-        raise ValueError(f"kernel_size: expected windows that cover at most {MOST_CELLS} cells in all, got {out[0]}x{out[1]} windows "
-                         f"of {kernel[0]}x{kernel[1]}; a larger stride makes fewer")
+        raise ValueError(f"kernel_size: expected windows that cover at most {MOST_CELLS} cells in all, got {out[0]}x{out[1]} "
+                         f"windows of {kernel[0]}x{kernel[1]}; a larger stride makes fewer")
     return tuple(out)
 
 
