@@ -18,6 +18,7 @@ from nbcnn.files import require_file
 from nbcnn.kernels.arguments import LARGEST, MOST
 from nbcnn.kernels.backend import load_backend
 from nbcnn.losses import LOSSES
+from nbcnn.memory import set_max_memory
 from nbcnn.table import format_table
 
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
@@ -61,6 +62,8 @@ def run(name, command, argv):
         return 141          # 128 + SIGPIPE, which not every system has
     except OSError as error:
         return fail(name, said(error))
+    finally:
+        set_max_memory(None)        # what a command has set
 
 
 def fail(name, message, status=2):

@@ -1,6 +1,7 @@
 """The training loop: batches to the scheduler, a learning rate for each step, a test after each epoch."""
 import contextlib
 import math
+import numbers
 import time
 from dataclasses import dataclass, field, replace
 
@@ -63,6 +64,8 @@ class Progress:
     def __post_init__(self):
         for name in ("epoch", "step", "samples", "best_epoch"):
             integer(getattr(self, name), name, 0)
+        if not isinstance(self.loss_sum, numbers.Real):
+            raise TypeError(f"loss_sum: expected a number, got {self.loss_sum!r}")
         if not math.isfinite(self.loss_sum):
             raise ValueError(f"loss_sum: expected a finite number, got {self.loss_sum}")
         if self.samples < self.step:

@@ -1,6 +1,7 @@
 """Checkpoints: what an independent reader finds in them, what comes back, and what happens to damaged or unfinished ones."""
 import json
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -194,6 +195,7 @@ def refuse(path, message=None):
     with pytest.raises(ValueError, match=message) as caught:
         checkpoint.load(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 400
 
 
 def test_every_truncation_is_found(file):
@@ -258,12 +260,26 @@ def forge(file, change):
     (lambda about, _: about["structure"][0].__setitem__(1, "ConvPool"), "unknown layer type"),
     (lambda about, _: about["structure"][0].__setitem__(1, "inspect.getsource"), "unknown layer type"),
     (lambda about, _: about["structure"][0].__setitem__(1, ["Conv2d"]), "unknown layer type"),
-    (lambda about, _: about["structure"][0][2].update(out_channels=10**12), "conv1.weight expected shape"),    # of terabytes
+    (lambda about, _: about["structure"][0][2].update(out_channels=10**9), "conv1.weight expected shape"),    # of terabytes
+    (lambda about, _: about["structure"][0][2].update(padding=65), "conv1: padding: expected at most 64 for an input of 4 pixels"),
+    (lambda about, _: about["structure"][0][2].update(stride=2**31), "stride: expected at most 2147483647"),
+    (lambda about, _: about["structure"][2][2].update(kernel_size=10**15, padding=5 * 10**14), "kernel_size: expected"),
+    (lambda about, _: about["structure"][2][2].update(kernel_size=10**9, padding=5 * 10**8), "maxpool1: padding: expected"),
+    (lambda about, _: about["structure"][0].__setitem__(0, "predict"), "the name 'predict' is taken"),
+    (lambda about, _: about["structure"][0].__setitem__(0, "__class__"), "the name '__class__' is taken"),
+    (lambda about, _: about["structure"].extend([[f"r{k}", "ReLU", {}] for k in range(40_000)]), "layers: expected at most 5000"),
+    (lambda about, _: about["structure"][0].__setitem__(0, "x\n" * 5000), "state: missing x x x x"),
     (lambda about, _: about["classes"].pop(), "classes: expected a name for each output, of shape .4,., got 3 names"),
     (lambda about, _: about.pop("structure"), "it has no entry 'structure'"),
     (lambda about, _: about.update(dtype="float16"), "float16"),
     (lambda about, _: about["progress"].update(step=-1), "step"),
     (lambda about, _: about["progress"].update(steps=1), "steps"),
+    (lambda about, _: about["progress"].update(epoch=10**30), "epoch: expected an int <= 2147483647, got 10{30}"),
+    (lambda about, _: about["progress"].update(samples=10**400), "samples: expected an int <= 2147483647"),
+    (lambda about, _: about["progress"].update(samples=16), "samples: expected at least one for each of 17 batches, got 16"),
+    (lambda about, _: about["progress"].update(loss_sum=float("nan")), "loss_sum: expected a finite number, got nan"),
+    (lambda about, _: about["progress"].update(loss_sum="x"), "loss_sum: expected a number, got 'x'"),
+    (lambda about, _: about["progress"].update(best_epoch=4), "best_epoch: expected at most the 3 epochs finished, got 4"),
     (lambda about, _: about["progress"].update(best_accuracy=[1]), "best_accuracy: expected a number in .0, 1., got .1."),
     (lambda about, _: about["progress"].update(best_accuracy=None), "best_accuracy: expected that of epoch 2, got None"),
     (lambda about, _: about["optimizer"].update(lr=-1), "lr"),
@@ -281,3 +297,41 @@ def test_contents_that_make_no_sense_are_refused(file, change, message):
     checkpoint.load(file)
     forge(file, change)
     refuse(file, message)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs pipes")
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)      # so that who opens it to read does not wait
+    try:
+        for path in (tmp_path / "pipe", tmp_path / "link", "/dev/zero"):
+            with pytest.raises(OSError, match="not a regular file") as caught:
+                nbcnn.load(path)
+            assert caught.value.filename == str(path)
+    finally:
+        os.close(writer)
+
+
+def test_a_description_has_a_largest_size(file, monkeypatch):
+    """The same for who writes and who reads."""
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="options: expected a description of model and options of at most 10000000 bytes, got 100"):
+        checkpoint.save(file, small_model(), options={"x": "y" * 10**7})
+    assert file.read_bytes() == before
+    file.write_bytes((10**7 + 1).to_bytes(8, "little") + b"{" * 10**7 + before)
+    refuse(file, "its header has 10000001 bytes, more than 10000000")
+    monkeypatch.setattr(checkpoint, "machine_memory", lambda: 1000)
+    refuse(file, "expected a file that memory of 1,000 bytes can hold")
+
+
+def test_loading_takes_three_times_the_file(tmp_path):
+    """Its tensors, the parameters, and room for gradients, which is not touched; nothing is drawn that is overwritten."""
+    nbcnn.Sequential([nbcnn.Linear(2000, 1000)]).save(tmp_path / "file")
+    tracemalloc.start()
+    try:
+        model = nbcnn.load(tmp_path / "file")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert model.vector.data.any() and peak < 3.1 * (tmp_path / "file").stat().st_size

@@ -222,7 +222,7 @@ def test_a_test_loss_that_is_not_finite():
     (dict(loss=nbcnn.MSELoss(reduction="sum")), "loss: expected reduction 'mean', got 'sum'"),
     (dict(epochs=-1), "epochs"),
     (dict(batch_size=0), "batch_size"),
-    (dict(progress=Progress(step=9)), "start: expected at most 5"),
+    (dict(progress=Progress(step=9, samples=9)), "start: expected at most 5"),
 ])
 def test_errors(arguments, message):
     model = small_model()
