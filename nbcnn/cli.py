@@ -258,10 +258,10 @@ def whole(minimum, maximum=MOST):
         try:
             if text.isascii() and minimum <= (value := int(text)) <= maximum:
                 return value
+            bound = f"at least {minimum}" if value < minimum else f"at most {maximum}"
         except ValueError:
-            pass
-        expected = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-        raise argparse.ArgumentTypeError(f"expected a whole number {expected}, got {brief(text)}")
+            bound = f"at least {minimum}"
+        raise argparse.ArgumentTypeError(f"expected a whole number of {bound}, got {brief(text)}")
     return parse
 
 

@@ -399,7 +399,7 @@ class BackpropScheduler:
             On the CPU, before anything is allocated: when they would take more than `nbcnn.set_max_memory` says.
         """
         if n > (self.backward_capacity if backward else self.capacity) and self.backend.device == "cpu":
-            self._require_memory(n, backward)       # a GPU has nothing but its own memory, and says so
+            self._require_memory(max(n, self.capacity), backward)       # a GPU has nothing but its own memory, and says so
         self._reserve(n)
         if backward:
             self._reserve_backward(n)

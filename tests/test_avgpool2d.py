@@ -209,6 +209,8 @@ FORWARD = [
     ({"stride": (1, 0)}, ValueError, "stride: .*>= 1, got"),
     ({"padding": -1}, ValueError, "padding: .*>= 0, got -1"),
     ({"padding": 2}, ValueError, "padding: expected at most half the window"),
+    ({"kernel_size": 2**33, "padding": 2**32}, ValueError, "kernel_size: expected at most 2147483647, got 8589934592"),
+    ({"divisor_override": 2**63}, ValueError, "divisor_override: expected an int <= 2147483647, got 9223372036854775808"),
     ({"divisor_override": 0}, ValueError, "divisor_override: expected an int >= 1, got 0"),
     ({"divisor_override": 2.0}, TypeError, "divisor_override: expected an int >= 1, got 2.0"),
 ]

@@ -51,6 +51,7 @@ def test_only_what_is_given_is_there(parser):
 
 @pytest.mark.parametrize("argv, message", [
     (["--lr", "-1"], "--lr: expected a number from 0 to 3.4e\\+38, got '-1'"),
+    (["--batch-size", "3000000000"], "whole number of at most 2147483647, got '3000000000'"),
     (["--batch-size", "0"], "whole number of at least 1, got '0'"),
     (["--batch-siz", "1"], "unrecognized arguments: --batch-siz.*did you mean --batch-size?"),
     (["--l", "1"], "unrecognized arguments"),
@@ -70,6 +71,17 @@ def test_bad_options_name_the_nearest(parser, argv, message):
 
 
 # ---- configuration files ----
+
+@pytest.mark.parametrize(("text", "size"), [("1", 1), ("500M", 500 * 2**20), ("2g", 2**31), ("1T", 2**40), ("64K", 2**16)])
+def test_sizes_of_memory(text, size):
+    assert cli.memory_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "0G", "-1", "1.5G", "2GB", "G", " 1", "1 G", "\u0967", "9" * 5000])
+def test_what_is_no_size_of_memory(text):
+    with pytest.raises(cli.argparse.ArgumentTypeError, match="expected a number of bytes, or one like 500M or 2G, got"):
+        cli.memory_size(text)
+
 
 def test_a_configuration_file_holds_options_by_their_names_and_flags_win(parser):
     file = config('batch-size = 32\nlr = 1e-2\nmodel = "-odd name"\naugment = false\nquiet = true\n')

@@ -190,6 +190,9 @@ X, W, B = np.zeros((2, 3, 8, 8), np.float32), np.zeros((4, 3, 3, 3), np.float32)
     ((X, W), {"stride": 0}, ValueError, "stride: expected an int or a pair of ints >= 1, got 0"),
     ((X, W), {"stride": 1.5}, TypeError, "stride: .* got 1.5"),
     ((X, W), {"padding": -1}, ValueError, "padding: .* >= 0, got -1"),
+    ((X, W), {"padding": 10**9}, ValueError, "padding: expected at most 64 for an input of 8 pixels .* got 10{9}"),
+    ((X, W), {"padding": 65}, ValueError, "padding: expected at most 64"),
+    ((X, W), {"stride": 2**64}, ValueError, "stride: expected at most 2147483647, got 18446744073709551616"),
     ((X, W), {"dilation": (1, 2, 3)}, ValueError, r"dilation: .* got \(1, 2, 3\)"),
     ((X, W), {"dilation": 4}, ValueError, "x: expected an output of at least 1x1, got 0x0 from an input of 8x8"),
 ])
@@ -233,3 +236,12 @@ def test_no_less_exact_than_torch(geometry, seed):
         assert np.abs(reference - double).max(initial=0) <= 8 * np.finfo(np.float64).eps * scale
         bound = 2 * np.abs(theirs - double).max(initial=0) + 2 * np.finfo(np.float32).eps * scale
         assert np.abs(mine - double).max(initial=0) <= bound
+
+
+def test_the_largest_stride_and_paddings():
+    """A stride beyond the picture is as good as any other; a padding may be as large as the picture or the window."""
+    x, w = np.arange(100, dtype=np.float32).reshape(1, 1, 1, 100), np.ones((1, 1, 1, 2), np.float32)
+    assert conv2d_forward(x, w, stride=2**31 - 1).tolist() == [[[[1]]]]
+    assert conv2d_backward(np.ones((1, 1, 1, 1), np.float32), x, w, stride=2**31 - 1)[0].sum() == 2
+    assert conv2d_forward(x, w, padding=(0, 100)).shape == (1, 1, 1, 299)
+    assert conv2d_forward(x, w, padding=(0, 150), dilation=(1, 150)).shape == (1, 1, 1, 250)

@@ -178,6 +178,14 @@ def test_errors_are_one_line(small, capsys, argv, message):
     assert sorted(small.iterdir()) == before
 
 
+def test_memory_has_a_limit_that_is_checked_before_pictures_are_read(small, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate.datasets, "choose", None)
+    nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3 * 32 * 32, 2)], input_shape=(3, 32, 32)).save("net.safetensors")
+    assert run("--max-memory", "20000") == 2
+    err = capsys.readouterr().err
+    assert "nbcnn evaluate: 1: expected buffers of at most 20,000 bytes" in err and err.count("\n") == 1
+
+
 def test_without_a_checkpoint(capsys):
     assert evaluate.main([]) == 2
     assert "--checkpoint: expected a file that training or model.save wrote, got none" in capsys.readouterr().err

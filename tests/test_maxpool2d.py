@@ -1,11 +1,14 @@
 """Max pooling: frozen values, oracle, gradients, contract, errors, and parity with PyTorch."""
+import itertools
+
 import numba
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nbcnn.kernels import cpu
+from nbcnn.kernels import arguments, cpu
+from nbcnn.kernels.arguments import pool_size
 from nbcnn.kernels.cpu import maxpool2d as kernels
 from nbcnn.kernels.cpu.launch import run
 from nbcnn.kernels.maxpool2d import maxpool2d_backward, maxpool2d_forward
@@ -34,6 +37,23 @@ def geometries(draw, half_kernel=False):
     assume(all(start % d < i for i, p, d, s in zip(size, padding, dilation, stride, strict=True) for start in range(-p, 0, s)))
     options = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": draw(st.booleans())}
     return (draw(st.integers(0, 3)), draw(st.integers(1, 40)), *size), options
+
+
+def test_windows_that_cover_no_cell_are_found(monkeypatch):
+    """As by looking at every window; where pictures and windows are small, all of them are looked at, so FEW is made smaller."""
+    monkeypatch.setattr(arguments, "FEW", 1)
+    seen = set()
+    for i, k, s, d, p in itertools.product(range(1, 5), range(1, 4), range(1, 4), range(1, 8), range(1, 8)):
+        if 2 * p <= (k - 1) * d + 1 <= i + 2 * p and p <= max(1, i, d):
+            count = (i + 2 * p - d * (k - 1) - 1) // s + 1
+            empty = any(all(not 0 <= start + j * d < i for j in range(k)) for start in range(-p, count * s - p, s))
+            try:
+                found = pool_size((i, 1), (k, 1), (s, 1), (p, 0), (d, 1), False, "x") != (count, 1)
+            except ValueError as error:
+                found = "every window to cover a cell" in str(error)
+            assert found == empty
+            seen.add(empty)
+    assert seen == {False, True}
 
 
 def pictures(seed, shape, dtype):
@@ -185,6 +205,11 @@ def test_any_number_of_threads_gives_equal_bits(geometry, seed):
     ({"padding": -1}, ValueError, "padding: .*>= 0, got -1"),
     ({"dilation": "2"}, TypeError, "dilation: .*got '2'"),
     ({"padding": 2}, ValueError, "padding: expected at most half the window"),
+    ({"kernel_size": 10**15, "padding": 5 * 10**14}, ValueError, "kernel_size: expected at most 2147483647, got 1000000000000000"),
+    ({"kernel_size": 10**9, "padding": 5 * 10**8, "stride": 1}, ValueError, "padding: expected at most 64 for an input of 4"),
+    ({"kernel_size": 2, "padding": 5 * 10**8, "dilation": 10**9 - 1, "stride": 1}, ValueError, "x: expected every window to cover"),
+    ({"x": np.ones((1, 1, 1000, 1000), np.float32), "kernel_size": 1000, "padding": 500, "stride": 1}, ValueError,
+     "kernel_size: expected windows that cover at most 4294967296 cells in all, got 1001x1001 windows of 1000x1000"),
     ({"kernel_size": 5}, ValueError, "x: expected an output of at least 1x1, got 0x0 from an input of 4x4"),
     ({"x": np.ones((1, 1, 1, 4), np.float32), "kernel_size": (2, 1), "padding": (1, 0), "dilation": (2, 1)}, ValueError,
      "x: expected every window to cover a cell, got one with padding only from an input of 1x4"),

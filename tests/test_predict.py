@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 import nbcnn
-from nbcnn import checkpoint, predict
+from nbcnn import checkpoint, memory, predict
+from nbcnn.pictures import read_pictures
 
 CLASSES = ["red", "green", "blue"]
 
@@ -255,6 +256,30 @@ def test_errors_are_one_line(folder, capsys, argv, message):
     out, err = capsys.readouterr()
     assert out == "" and message in err and err.startswith("nbcnn predict: ") and err.count("\n") == 1
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_checkpoint_of_pictures_larger_than_memory(folder, monkeypatch, capsys):
+    """Said before a picture is read at that size."""
+    for size in ([3, 16000, 16000], [3, 60000, 60000]):
+        nbcnn.Sequential([nbcnn.GlobalAvgPool2d(), nbcnn.Flatten(), nbcnn.Linear(3, 3)], input_shape=size).save("large.safetensors")
+        monkeypatch.setattr(predict, "read_pictures", None)
+        assert predict.main([picture("a.png", 1, 2, 3), "--checkpoint", "large.safetensors"]) == 2
+        out, err = capsys.readouterr()
+        assert not out and err.count("\n") == 1
+        assert err.startswith("nbcnn predict: --checkpoint large.safetensors: 0: expected buffers of at most 536,870,912 bytes for "
+                              "all layers and a batch of 1, got ") and "--max-memory" in err
+
+
+def test_memory_for_fewer_pictures_at_a_time(folder, monkeypatch, capsys):
+    files, sizes = [picture(f"{k}.png", k, 0, 255 - k) for k in range(20)], []
+    assert run(*files) == 0
+    expected = capsys.readouterr()
+    monkeypatch.setattr(predict, "read_pictures", lambda files, *rest: sizes.append(len(files)) or read_pictures(files, *rest))
+    assert run(*files, "--max-memory", "9K") == 0
+    assert capsys.readouterr() == expected and len(sizes) > 3 and sum(sizes) == 20
+    assert run(*files, "--max-memory", "900") == 2
+    assert "linear: expected buffers of at most 900 bytes for all layers and a batch of 1, got" in capsys.readouterr().err
+    assert memory.max_memory() == memory.machine_memory() // 2      # the command's limit ends with it
 
 
 def test_without_a_checkpoint(capsys):
