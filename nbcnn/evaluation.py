@@ -4,8 +4,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbcnn.datasets import Dataset, Loader
-from nbcnn.kernels.arguments import integer
-from nbcnn.losses import CrossEntropyLoss
+from nbcnn.kernels.arguments import function, instance, integer
+from nbcnn.kernels.shown import one_line
+from nbcnn.losses import CrossEntropyLoss, Loss
+from nbcnn.scheduler import BackpropScheduler
 from nbcnn.steps import DeviceSteps
 from nbcnn.table import format_table
 
@@ -98,8 +100,9 @@ def evaluate(scheduler, dataset, batch_size=256, on_batch=None):
     ValueError
         When there are no pictures, or they or their classes do not fit the network; when the loss's reduction is not "mean".
     """
-    model, loss = scheduler.model, scheduler.loss
+    model, loss = instance(scheduler, "scheduler", BackpropScheduler).model, scheduler.loss
     require_mean(loss)
+    function(on_batch, "on_batch")
     require_dataset(model, dataset, "dataset")
     scheduler.plan(dataset.images.shape[1:])
     outputs = scheduler.steps[-1].y_shape
@@ -124,19 +127,18 @@ def evaluate(scheduler, dataset, batch_size=256, on_batch=None):
 
 
 def require_mean(loss):
-    """Raise ValueError unless the loss is a mean, which batches are put together from."""
-    if loss.reduction != "mean":
+    """Raise TypeError or ValueError unless the loss is a mean, which batches are put together from."""
+    if instance(loss, "loss", Loss, "a loss of nbcnn.losses").reduction != "mean":
         raise ValueError(f"loss: expected reduction 'mean', got {loss.reduction!r}")
 
 
 def require_dataset(model, dataset, name):
     """Raise TypeError or ValueError unless it is a Dataset with pictures, and with the model's classes, as labels count these."""
-    if not isinstance(dataset, Dataset):
-        raise TypeError(f"{name}: expected a nbcnn.datasets.Dataset, got {type(dataset).__name__}")
-    if not len(dataset):
+    if not len(instance(dataset, name, Dataset, "a nbcnn.datasets.Dataset")):
         raise ValueError(f"{name}: expected at least one picture, got none")
     if model.classes is not None and dataset.classes != model.classes:
-        raise ValueError(f"{name}: expected the network's classes, {', '.join(model.classes)}, got {', '.join(dataset.classes)}")
+        raise ValueError(f"{name}: expected the network's classes, {one_line(', '.join(model.classes))}, "
+                         f"got {one_line(', '.join(dataset.classes))}")
 
 
 def make_targets(loss, classes, dtype):

@@ -1,7 +1,7 @@
 """The training loop: batches to the scheduler, a learning rate for each step, a test after each epoch."""
 import contextlib
 import math
-import numbers
+import sys
 import time
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from nbcnn.datasets import Loader
 from nbcnn.evaluation import evaluate, make_targets, require_dataset, require_mean
-from nbcnn.kernels.arguments import fraction, integer
+from nbcnn.kernels.arguments import flag, fraction, function, instance, integer, rate, real
+from nbcnn.kernels.shown import one_line
 from nbcnn.losses import CrossEntropyLoss
 from nbcnn.model import Sequential
 from nbcnn.optim import SGD
@@ -64,10 +65,7 @@ class Progress:
     def __post_init__(self):
         for name in ("epoch", "step", "samples", "best_epoch"):
             integer(getattr(self, name), name, 0)
-        if not isinstance(self.loss_sum, numbers.Real):
-            raise TypeError(f"loss_sum: expected a number, got {self.loss_sum!r}")
-        if not math.isfinite(self.loss_sum):
-            raise ValueError(f"loss_sum: expected a finite number, got {self.loss_sum}")
+        real(self.loss_sum, "loss_sum", "a finite number", -sys.float_info.max, sys.float_info.max)
         if self.samples < self.step:
             raise ValueError(f"samples: expected at least one for each of {self.step} batches, got {self.samples}")
         if self.best_epoch > self.epoch:
@@ -167,21 +165,27 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     >>> nbcnn.fit(model, train, train, epochs=10, batch_size=8).history[-1]["test_accuracy"]
     1.0
     """
-    loss = loss or CrossEntropyLoss()
+    instance(model, "model", Sequential, "a nbcnn.Sequential")
+    loss = CrossEntropyLoss() if loss is None else loss
     require_mean(loss)
     require_dataset(model, train, "train")
     if test is not None:
         require_dataset(model, test, "test")
         if test.classes != train.classes:
-            raise ValueError(f"test: expected the classes of train, {', '.join(train.classes)}, got {', '.join(test.classes)}")
-    optimizer = optimizer or SGD(model.parameters(), lr=0.01)
+            raise ValueError(f"test: expected the classes of train, {one_line(', '.join(train.classes))}, "
+                             f"got {one_line(', '.join(test.classes))}")
+    optimizer = SGD(model.parameters(), lr=0.01) if optimizer is None else instance(optimizer, "optimizer", SGD, "a nbcnn.SGD")
     if not set(optimizer.params) & set(model.parameters()):
         raise ValueError("optimizer: expected one with parameters of the model, got one with none of them")
-    progress = replace(progress) if progress else Progress()
+    progress = Progress() if progress is None else replace(instance(progress, "progress", Progress))
+    profile = flag(profile, "profile")
+    for name, call in (("schedule", schedule), ("on_step", on_step), ("on_epoch", on_epoch)):
+        function(call, name)
     loader = Loader(train, batch_size, shuffle, seed, augment, mean=model.mean, std=model.std, dtype=model.dtype)
     scheduler = BackpropScheduler(model, loss)
     scheduler.plan(train.images.shape[1:])
-    steps = training_steps(scheduler, optimizer, loader, make_targets(loss, len(train.classes), model.dtype), schedule)
+    steps = training_steps(scheduler, optimizer, loader, make_targets(loss, len(train.classes), model.dtype),
+                           schedule and (lambda k: rate(schedule(k), "schedule")))
     state = State(model, optimizer, scheduler, progress, integer(epochs, "epochs", 0), len(loader),
                   profile=Profile(model.dtype) if profile else None)
     while progress.epoch < epochs and not state.stop:

@@ -8,7 +8,8 @@ import math
 from types import MappingProxyType
 
 from nbcnn.kernels.activations import APPROXIMATIONS
-from nbcnn.kernels.arguments import conv_size, finite, integer, one_of, pair, pool_size
+from nbcnn.kernels.arguments import conv_size, finite, flag, integer, one_of, pair, pool_size
+from nbcnn.kernels.shown import one_line
 from nbcnn.parameter import Parameter
 
 MOST_FUSED = 2      # layers that one may be computed with in one go
@@ -88,11 +89,11 @@ class Conv2d(Layer):
         self.arguments = dict(
             in_channels=integer(in_channels, "in_channels", 1), out_channels=integer(out_channels, "out_channels", 1),
             kernel_size=pair(kernel_size, "kernel_size", 1), stride=pair(stride, "stride", 1),
-            padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), bias=bool(bias))
+            padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), bias=flag(bias, "bias"))
         self.__dict__.update({k: v for k, v in self.arguments.items() if k != "bias"})
         fan_in = self.in_channels * math.prod(self.kernel_size)
         self.weight = Parameter((self.out_channels, self.in_channels, *self.kernel_size), fan_in)
-        self.bias = Parameter((self.out_channels,), fan_in) if bias else None
+        self.bias = Parameter((self.out_channels,), fan_in) if self.arguments["bias"] else None
 
     def output_shape(self, shape):
         if len(shape) != 3 or shape[0] != self.in_channels:
@@ -140,7 +141,7 @@ class MaxPool2d(Layer):
         self.arguments = dict(
             kernel_size=pair(kernel_size, "kernel_size", 1),
             stride=None if stride is None else pair(stride, "stride", 1),
-            padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), ceil_mode=bool(ceil_mode))
+            padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), ceil_mode=flag(ceil_mode, "ceil_mode"))
         self.__dict__.update(self.arguments)
         self.stride = self.stride or self.kernel_size
 
@@ -174,7 +175,8 @@ class AvgPool2d(Layer):
         self.arguments = dict(
             kernel_size=pair(kernel_size, "kernel_size", 1),
             stride=None if stride is None else pair(stride, "stride", 1),
-            padding=pair(padding, "padding", 0), ceil_mode=bool(ceil_mode), count_include_pad=bool(count_include_pad),
+            padding=pair(padding, "padding", 0), ceil_mode=flag(ceil_mode, "ceil_mode"),
+            count_include_pad=flag(count_include_pad, "count_include_pad"),
             divisor_override=None if divisor_override is None else integer(divisor_override, "divisor_override", 1))
         self.__dict__.update(self.arguments)
         self.stride = self.stride or self.kernel_size
@@ -303,10 +305,10 @@ class Linear(Layer):
 
     def __init__(self, in_features, out_features, bias=True):
         self.arguments = dict(in_features=integer(in_features, "in_features", 1),
-                              out_features=integer(out_features, "out_features", 1), bias=bool(bias))
+                              out_features=integer(out_features, "out_features", 1), bias=flag(bias, "bias"))
         self.__dict__.update({k: v for k, v in self.arguments.items() if k != "bias"})
         self.weight = Parameter((self.out_features, self.in_features), self.in_features)
-        self.bias = Parameter((self.out_features,), self.in_features) if bias else None
+        self.bias = Parameter((self.out_features,), self.in_features) if self.arguments["bias"] else None
 
     def output_shape(self, shape):
         if tuple(shape) != (self.in_features,):
@@ -323,4 +325,4 @@ class Linear(Layer):
 
 def _batch(shape):
     """The shape of a batch of samples of this shape."""
-    return f"({', '.join(map(str, ('N', *shape)))})"
+    return one_line(f"({', '.join(map(str, ('N', *shape)))})")

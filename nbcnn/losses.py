@@ -9,8 +9,8 @@ Formulas, shapes and errors are those of the functions in nbcnn.kernels that a c
 import numpy as np
 
 from nbcnn.kernels import losses
-from nbcnn.kernels.arguments import fraction, one_of
-from nbcnn.kernels.backend import as_array, load_backend, on_device
+from nbcnn.kernels.arguments import INT64, floats, fraction, integer, numeric, one_of
+from nbcnn.kernels.backend import as_array, load_backend, on_device, on_host
 
 
 class Loss:
@@ -36,10 +36,11 @@ class Loss:
         self.reduction = one_of(reduction, "reduction", losses.REDUCTIONS)
         self._without_dtype = []
         for name, value in weights.items():
-            if value is not None and not isinstance(value, np.ndarray):
+            array = None if value is None else on_host(numeric(value, name))
+            if array is not None and not isinstance(value, np.ndarray):
                 self._without_dtype.append(name)
-                value = np.asarray(value, np.float64)
-            setattr(self, name, value)
+                array = array.astype(np.float64)
+            setattr(self, name, array)
 
     def __call__(self, x, t):
         return self.forward(x, t)
@@ -72,7 +73,7 @@ class Loss:
     def _arguments(self, x):
         arguments = {name: getattr(self, name) for name in self.options}
         if self._without_dtype:
-            dtype = as_array(x).dtype
+            dtype = floats(x, "x").dtype
             arguments.update({name: arguments[name].astype(dtype) for name in self._without_dtype})
         if on_device(x):        # the weights go where it is
             arguments = {name: load_backend("cuda").to_device(value) if isinstance(value, np.ndarray) else value
@@ -113,11 +114,11 @@ class CrossEntropyLoss(Loss):
     def __init__(self, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0,
                  size_average=None, reduce=None):
         super().__init__(reduction, size_average, reduce, weight=weight)
-        self.ignore_index = ignore_index
+        self.ignore_index = integer(ignore_index, "ignore_index", None, INT64)
         self.label_smoothing = fraction(label_smoothing, "label_smoothing")
 
     def targets(self, shape, dtype, t):
-        x, t, axis = _zeros(shape, dtype), np.asarray(t), min(1, len(shape) - 1)
+        x, t, axis = _zeros(shape, dtype), as_array(t, "t"), min(1, len(shape) - 1)
         if t.shape == shape:
             losses._class_probabilities(t, x, self.ignore_index)
             return np.ascontiguousarray(t)

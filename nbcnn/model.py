@@ -6,9 +6,21 @@ import numpy as np
 
 from nbcnn import layers as layer_types
 from nbcnn.evaluation import evaluate
-from nbcnn.kernels.arguments import FLOATS, integer
-from nbcnn.kernels.backend import as_array, load_backend, on_device
+from nbcnn.kernels.arguments import (
+    SEEDS,
+    finite_row,
+    float_dtype,
+    instance,
+    integer,
+    ints,
+    iterator,
+    numeric,
+    one_of,
+    strings,
+)
+from nbcnn.kernels.backend import BACKENDS, as_array, load_backend, on_device
 from nbcnn.kernels.images import normalization_table
+from nbcnn.kernels.shown import one_line, shown
 from nbcnn.layers import ConvPool, Layer, _Activation
 from nbcnn.losses import CrossEntropyLoss
 from nbcnn.parameter import ParameterVector
@@ -53,20 +65,21 @@ class Sequential:
                  state=None):
         if more or isinstance(layers, Layer):
             raise TypeError("layers: expected one list of layers or of (name, layer) pairs, got the layers themselves")
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in FLOATS:
-            raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
-        self.input_shape = None if input_shape is None else tuple(integer(size, "input_shape", 1) for size in input_shape)
-        self.mean, self.std = (None if v is None else [float(x) for x in v] for v in (mean, std))
-        self.classes = None if classes is None else [str(name) for name in classes]
-        self.seed = integer(seed, "seed", 0, None)
+        self.dtype = float_dtype(dtype, "dtype")
+        self.input_shape = None if input_shape is None else ints(input_shape, "input_shape", "a tuple of ints", 1)
+        self.mean, self.std = (None if value is None else finite_row(value, name).tolist()
+                               for name, value in (("mean", mean), ("std", std)))
+        self.classes = None if classes is None else strings(classes, "classes")
+        self.seed = integer(seed, "seed", 0, SEEDS)
         self.layers, self.vector, self._forward, added = {}, None, BackpropScheduler(self, None), set()
-        for position, item in enumerate(layers.items() if isinstance(layers, Mapping) else layers):
-            name, layer = item if isinstance(item, tuple | list) else (str(position), item)
+        layers = layers.items() if isinstance(layers, Mapping) else layers
+        for position, item in enumerate(iterator(layers, "layers", "a list of layers or of (name, layer) pairs")):
+            name, layer = item if isinstance(item, tuple | list) and len(item) == 2 else (str(position), item)
             self._add(name, layer, added)
         if not self.layers:
             raise ValueError("layers: expected at least one layer, got none")
         if state is not None:       # what a file says of sizes is checked before they are allocated
+            state = _arrays(state)
             _require_same_shapes(dict(self.named_parameters()), state)
         self.vector = ParameterVector(self.parameters(), self.dtype)
         if state is not None:
@@ -88,15 +101,15 @@ class Sequential:
 
     def _add(self, name, layer, added):
         if not isinstance(layer, Layer):
-            raise TypeError(f"layers: expected layers or (name, layer) pairs, got {layer!r} as {name!r}")
+            raise TypeError(f"layers: expected layers or (name, layer) pairs, got {shown(layer)} as {shown(name)}")
         if not isinstance(name, str) or not name or "." in name or keyword.iskeyword(name):
-            raise ValueError(f"layers: expected a name without dots for {layer!r}, got {name!r}")
+            raise ValueError(f"layers: expected a name without dots for {layer!r}, got {shown(name)}")
         if len(self.layers) == MOST_LAYERS:
             raise ValueError(f"layers: expected at most {MOST_LAYERS}, got more")
         if name in self.layers or name in vars(self) or hasattr(type(self), name):
-            raise ValueError(f"layers: the name {name!r} is taken")
+            raise ValueError(f"layers: the name {shown(name)} is taken")
         if any(parameter.vector is not None for parameter in layer.parameters.values()) or layer in added:
-            raise ValueError(f"layers: {name} is already part of a model; make a new {type(layer).__name__}")
+            raise ValueError(f"layers: {shown(name)} is already part of a model; make a new {type(layer).__name__}")
         self.layers[name] = layer
         added.add(layer)
 
@@ -131,13 +144,16 @@ class Sequential:
         logits : float array (N, classes)
             A device array for a device array.
         """
-        images = as_array(images)
+        images = as_array(images, "images")
         step = integer(batch_size, "batch_size", 1)
         if on_device(images):
             return self._forward.predict(images)
         self._forward.plan_for(images)
         step = self._forward.fitting(images.shape[1:], min(step, len(images)) or 1)
-        return np.concatenate([self._forward.predict(images[start:start + step]) for start in range(0, len(images), step) or [0]])
+        logits = np.empty((len(images), *self.output_shape(images.shape[1:])), self.dtype)      # first, as it may not fit in memory
+        for start in range(0, len(images), step) or [0]:
+            logits[start:start + step] = self._forward.predict(images[start:start + step])
+        return logits
 
     @property
     def device(self):
@@ -167,7 +183,7 @@ class Sequential:
         RuntimeError
             When no GPU can be used: a line that says why.
         """
-        backend = load_backend(device)
+        backend = load_backend(one_of(device, "device", BACKENDS))
         backend.require()
         self.vector.move(backend)
         return self
@@ -195,11 +211,13 @@ class Sequential:
 
         Raises
         ------
+        TypeError
+            When `state` is no mapping, or a value no array of numbers.
         ValueError
             When names are missing or unexpected or a shape differs: all of them are listed, and nothing is changed.
         """
         own = dict(self.named_parameters())
-        arrays = {name: np.asarray(value, self.dtype) for name, value in state.items()}
+        arrays = _arrays(state)
         _require_same_shapes(own, arrays)
         for name, parameter in own.items():
             parameter.set(arrays[name])
@@ -243,7 +261,7 @@ class Sequential:
         ValueError
             When there are no pictures, or they or their classes do not fit; when the loss's reduction is not "mean".
         """
-        return evaluate(BackpropScheduler(self, loss or CrossEntropyLoss()), dataset, batch_size)
+        return evaluate(BackpropScheduler(self, CrossEntropyLoss() if loss is None else loss), dataset, batch_size)
 
     def table(self, channels):
         """What uint8 pictures of so many channels are normalised with, (channels, 256)."""
@@ -257,7 +275,7 @@ class Sequential:
         ValueError
             When a layer cannot take what the one before gives: names the layer and both shapes.
         """
-        shape, shapes = tuple(input_shape), {}
+        shape, shapes = ints(input_shape, "input_shape", "a tuple of ints", 0), {}
         for name, layer in self.layers.items():
             try:
                 shape = shapes[name] = layer.output_shape(shape)
@@ -316,14 +334,20 @@ def _layer(name, kind, arguments):
     return layer(**arguments)
 
 
+def _arrays(state):
+    """The arrays of a state by name, wherever they are."""
+    instance(state, "state", Mapping, "arrays by name, as state_dict() gives them")
+    return {instance(name, "state", str, "names"): numeric(value, f"state[{shown(name)}]") for name, value in state.items()}
+
+
 def _require_same_shapes(own, arrays):
     """Raise ValueError unless the arrays have the names and the shapes of the parameters."""
     faults = [f"missing {name} {own[name].shape}" for name in own if name not in arrays]
-    faults += [f"unexpected {name} {np.shape(arrays[name])}" for name in arrays if name not in own]
-    faults += [f"{name} expected shape {own[name].shape}, got {np.shape(arrays[name])}"
-               for name in own if name in arrays and np.shape(arrays[name]) != own[name].shape]
+    faults += [f"unexpected {one_line(name)} {shown(arrays[name].shape)}" for name in arrays if name not in own]
+    faults += [f"{name} expected shape {own[name].shape}, got {shown(arrays[name].shape)}"
+               for name in own if name in arrays and arrays[name].shape != own[name].shape]
     if faults:
-        raise ValueError(f"state: {'; '.join(faults)}")
+        raise ValueError(f"state: {one_line('; '.join(faults), 1000)}")
 
 
 def _rebuilt(structure, state, options):

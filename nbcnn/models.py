@@ -9,6 +9,8 @@ import traceback
 
 import numpy as np
 
+from nbcnn.kernels.arguments import instance, strings
+from nbcnn.kernels.shown import one_line, shown
 from nbcnn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU
 from nbcnn.model import Sequential
 
@@ -21,12 +23,13 @@ def cifar10_quick(*, mean=None, std=None, classes=None, seed=0, dtype=np.float32
 
     Source: the CIFAR-10 quick model of Caffe, in the form that the PyTorch tutorials use.
     """
+    classes = None if classes is None else strings(classes, "classes")
     return Sequential(_layers(classes), input_shape=(3, 32, 32), mean=mean, std=std, classes=classes, seed=seed, dtype=dtype)
 
 
 def cifar10_quick_relu(*, mean=None, std=None, classes=None, seed=0, dtype=np.float32):
     """`cifar10_quick` with a ReLU after each pool and after linear1."""
-    layers = []
+    classes, layers = None if classes is None else strings(classes, "classes"), []
     for name, layer in _layers(classes):
         layers.append((name, layer))
         if isinstance(layer, MaxPool2d):
@@ -58,20 +61,24 @@ def find(name):
 
     Raises
     ------
+    TypeError
+        When the name is no str.
     ValueError
         When there is none, or what it lies in cannot be imported: a line that says where.
     """
+    instance(name, "name", str)
     if name in MODELS:
         return MODELS[name]
     place, colon, function = name.rpartition(":")
     if not colon or not place or not function:
-        raise ValueError(f"expected {', '.join(MODELS)}, module:function or FILE.py:function, got {name!r}")
+        raise ValueError(f"expected the name of a network, {', '.join(MODELS)}, module:function or FILE.py:function, "
+                         f"got {shown(name)}")
     with _explained():
         module = _module(place)
     maker = getattr(module, function, None)
     if not callable(maker):
         own = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
-        raise ValueError(f"no function {function!r} in {place}, which defines {', '.join(own) or 'none'}")
+        raise ValueError(f"no function {shown(function)} in {one_line(place)}, which defines {', '.join(own) or 'none'}")
     return maker
 
 
@@ -91,10 +98,12 @@ def make(network, **options):
 
     Raises
     ------
+    TypeError
+        When `network` is neither.
     ValueError
         When there is no such function, it fails, or it returns something else: a line that says where.
     """
-    maker = network if callable(network) else find(network)
+    maker = network if callable(network) else find(instance(network, "network", str, "the name of a network or a function"))
     with _explained():
         parameters = inspect.signature(maker).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -102,7 +111,7 @@ def make(network, **options):
             options = {name: value for name, value in options.items() if name in names}
         model = maker(**options)
     if not isinstance(model, Sequential):
-        raise ValueError(f"expected a function that returns a nbcnn.Sequential, got {type(model).__name__}")
+        raise ValueError(f"expected a function that returns a nbcnn.Sequential, got {one_line(type(model).__name__)}")
     return model
 
 
@@ -112,7 +121,7 @@ def _module(place):
         sys.path[:0] = [os.getcwd()] if os.getcwd() not in sys.path else []
         return importlib.import_module(place)
     if not os.path.isfile(place):
-        raise FileNotFoundError(f"no file {place}")
+        raise FileNotFoundError(f"no file {one_line(place)}")
     folder = os.path.dirname(os.path.abspath(place))
     sys.path[:0] = [folder] if folder not in sys.path else []
     spec = importlib.util.spec_from_file_location(place, place)
@@ -133,4 +142,4 @@ def _explained():
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
         if isinstance(error, SyntaxError):      # its message has the place
             where = ""
-        raise ValueError(f"{type(error).__name__}: {error}{where}") from None
+        raise ValueError(f"{type(error).__name__}: {one_line(str(error), 200)}{where}") from None

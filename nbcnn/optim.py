@@ -9,11 +9,10 @@ torch.optim.lr_scheduler stepped once per batch.
         step.train_step(images, labels, optimizer)
 """
 import math
-import numbers
+from collections.abc import Mapping
 
-import numpy as np
-
-from nbcnn.kernels.arguments import fraction, integer, nesterov_fits
+from nbcnn.kernels.arguments import INT64, flag, fraction, instance, integer, nesterov_fits, numeric, rate, sequence
+from nbcnn.kernels.shown import shown
 from nbcnn.parameter import Parameter
 
 
@@ -46,21 +45,21 @@ class SGD:
     """
 
     def __init__(self, params, lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, maximize=False):
-        self.params = list(params)
+        self.params = sequence(params, "params", "a list of nbcnn Parameters")
         if not self.params:
             raise ValueError("params: expected at least one Parameter, got none")
         for parameter in self.params:
-            if not isinstance(parameter, Parameter):
-                raise TypeError(f"params: expected nbcnn Parameters, got {parameter!r}")
+            instance(parameter, "params", Parameter, "nbcnn Parameters")
         self.vector = self.params[0].vector
         if self.vector is None or any(parameter.vector is not self.vector for parameter in self.params):
             raise ValueError("params: expected the Parameters of one nbcnn.Sequential; use one optimizer per model")
         if len(set(map(id, self.params))) < len(self.params):
             raise ValueError("params: expected each Parameter once, got one twice")
         self.lr = lr
-        self.momentum, self.dampening = _rate(momentum, "momentum"), _rate(dampening, "dampening")
-        self.weight_decay, self.nesterov, self.maximize = _rate(weight_decay, "weight_decay"), bool(nesterov), bool(maximize)
-        nesterov_fits(self.nesterov, momentum, dampening)
+        self.momentum, self.dampening = rate(momentum, "momentum"), rate(dampening, "dampening")
+        self.weight_decay = rate(weight_decay, "weight_decay")
+        self.nesterov, self.maximize = flag(nesterov, "nesterov"), flag(maximize, "maximize")
+        nesterov_fits(self.nesterov, self.momentum, self.dampening)
         cast = self.vector.data.dtype.type
         self._options = (cast(self.momentum), cast(1 - self.dampening), cast(self.weight_decay), self.weight_decay > 0,
                          self.momentum > 0, self.nesterov, self.maximize)
@@ -76,7 +75,7 @@ class SGD:
 
     @lr.setter
     def lr(self, value):
-        self._lr = _rate(value, "lr")
+        self._lr = rate(value, "lr")
 
     def zero_grad(self):
         """Set every grad to None."""
@@ -151,17 +150,20 @@ class SGD:
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             When an entry is missing or a momentum buffer does not fit; nothing is changed.
         """
-        state = dict(state)
+        state = dict(instance(state, "state", Mapping, "what SGD.state_dict() gives"))
         buffers = state.pop("momentum_buffers", None)
         if buffers is None or set(state) != {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"}:
-            raise ValueError(f"state: expected what SGD.state_dict() gives, got entries {', '.join(state)}")
-        shapes = [None if buffer is None else np.shape(buffer) for buffer in buffers]
+            raise ValueError(f"state: expected what SGD.state_dict() gives, got entries {shown(list(state))}")
+        buffers = [None if buffer is None else numeric(buffer, "state")
+                   for buffer in sequence(buffers, "state", "a list of momentum buffers")]
+        shapes = [None if buffer is None else tuple(buffer.shape) for buffer in buffers]
         if len(shapes) != len(self.params) or any(shape not in (None, parameter.shape)
                                                   for shape, parameter in zip(shapes, self.params, strict=True)):
-            raise ValueError(f"state: expected momentum of shapes {[parameter.shape for parameter in self.params]}, got {shapes}")
+            expected = [parameter.shape for parameter in self.params]
+            raise ValueError(f"state: expected momentum of shapes {shown(expected)}, got {shown(shapes)}")
         fresh = SGD(self.params, **state)
         if fresh.momentum > 0:
             fresh._has_momentum = [buffer is not None for buffer in buffers]
@@ -177,7 +179,7 @@ class SGD:
 
 def constant(lr):
     """The same learning rate in every step."""
-    lr = _rate(lr, "lr")
+    lr = rate(lr, "lr")
     return lambda k: lr
 
 
@@ -190,8 +192,14 @@ def step(lr, step_size, gamma=0.1):
     >>> [learning_rate(k) for k in range(7)]
     [0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
     """
-    lr, step_size, gamma = _rate(lr, "lr"), integer(step_size, "step_size", 1, None), _rate(gamma, "gamma")
-    return lambda k: lr * gamma ** (k // step_size)
+    lr, step_size, gamma = rate(lr, "lr"), integer(step_size, "step_size", 1, INT64), rate(gamma, "gamma")
+
+    def learning_rate(k):
+        try:
+            return lr * gamma ** (k // step_size)
+        except OverflowError:
+            return math.inf
+    return learning_rate
 
 
 def cosine(lr, total, final=0.0):
@@ -203,7 +211,7 @@ def cosine(lr, total, final=0.0):
     >>> [round(learning_rate(k), 4) for k in range(5)]
     [0.5, 0.4268, 0.25, 0.0732, 0.0]
     """
-    lr, total, final = _rate(lr, "lr"), integer(total, "total", 1, None), _rate(final, "final")
+    lr, total, final = rate(lr, "lr"), integer(total, "total", 1, INT64), rate(final, "final")
     return lambda k: _cosine(lr, final, k / total)
 
 
@@ -230,9 +238,10 @@ def one_cycle(peak, total, rise=0.2, divide_first=25.0, divide_last=1e4):
     >>> [round(learning_rate(k), 4) for k in range(11)]
     [0.04, 0.52, 1.0, 0.962, 0.8536, 0.6915, 0.5002, 0.3089, 0.1468, 0.0384, 0.0004]
     """
-    peak, total, rise = _rate(peak, "peak"), integer(total, "total", 1, None), fraction(rise, "rise")
-    if not (_rate(divide_first, "divide_first") > 0 and _rate(divide_last, "divide_last") > 0):
-        raise ValueError(f"divide_first, divide_last: expected positive numbers, got {divide_first!r} and {divide_last!r}")
+    peak, total, rise = rate(peak, "peak"), integer(total, "total", 1, INT64), fraction(rise, "rise")
+    divide_first, divide_last = rate(divide_first, "divide_first"), rate(divide_last, "divide_last")
+    if not (divide_first > 0 and divide_last > 0):
+        raise ValueError(f"divide_first, divide_last: expected positive numbers, got {divide_first} and {divide_last}")
     first, last = peak / divide_first, peak / divide_first / divide_last
     top = max(rise * total - 1, 0)
 
@@ -246,12 +255,3 @@ def one_cycle(peak, total, rise=0.2, divide_first=25.0, divide_last=1e4):
 def _cosine(start, end, part):
     """From start to end along half a cosine, `part` of the way; `end` beyond it."""
     return end + (start - end) * (1 + math.cos(math.pi * min(part, 1))) / 2
-
-
-def _rate(value, name):
-    """A finite number that is not negative."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a number >= 0, got {value!r}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
-    return float(value)

@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 
+from nbcnn.kernels.arguments import numeric
 from nbcnn.kernels.backend import load_backend, on_device
 
 
@@ -83,10 +84,7 @@ class Parameter:
     @grad.setter
     def grad(self, value):
         if value is not None:
-            shape = tuple(value.shape) if on_device(value) else np.shape(value)
-            if shape != self.shape:
-                raise ValueError(f"grad: expected shape {self.shape}, that of the parameter, got shape {shape}")
-            self.write(self.flat_grad, value)
+            self.write(self.flat_grad, numeric(value, "grad", self.shape, "that of the parameter"))
         self.has_grad = value is not None
 
     def numpy(self):
@@ -95,8 +93,9 @@ class Parameter:
 
     def set(self, values):
         """Overwrite the values with an array of PyTorch's shape; denormal numbers, which are slow to compute with, become 0."""
+        values = numeric(values, "values", self.shape, "that of the parameter")
         if not on_device(values):
-            values = np.array(values, self.flat.dtype)
+            values = values.astype(self.flat.dtype)
             values[abs(values) < np.finfo(values.dtype).tiny] = 0
         self.write(self.flat, values)
 

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from nbcnn.kernels.arguments import integer
+from nbcnn.kernels.arguments import ints
+from nbcnn.kernels.shown import shown
 
 LARGE = 1 << 12         # bytes of a file that takes longer to decode than to hand to another thread
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}    # formats that Pillow knows, but draws with help or not at all
@@ -70,9 +71,10 @@ def read_picture(file, shape):
 
 def picture_shape(shape):
     """`shape`, which must be that of a picture: (C, H, W) with C 1 or 3."""
-    if not isinstance(shape, tuple | list) or len(shape) != 3 or shape[0] not in MODES:
-        raise ValueError(f"shape: expected (C, H, W) of a picture with 1 or 3 channels, got {shape!r}")
-    return tuple(integer(size, "shape", 1) for size in shape)
+    sizes = ints(shape, "shape", "(C, H, W) of a picture", 1, 3)
+    if sizes[0] not in MODES:
+        raise ValueError(f"shape: expected (C, H, W) of a picture with 1 or 3 channels, got {shown(sizes)}")
+    return sizes
 
 
 def read_pictures(files, shape, threads=None):

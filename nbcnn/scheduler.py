@@ -19,10 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbcnn.kernels import turns
-from nbcnn.kernels.arguments import integer
+from nbcnn.kernels.arguments import flag, instance, integer, ints
 from nbcnn.kernels.backend import as_array, on_device
 from nbcnn.kernels.images import normalize_images
+from nbcnn.kernels.shown import one_line, shown
 from nbcnn.layers import MOST_FUSED
+from nbcnn.losses import Loss
 from nbcnn.memory import max_memory
 from nbcnn.profile import Profile
 from nbcnn.table import format_table
@@ -118,9 +120,9 @@ class BackpropScheduler:
     """
 
     def __init__(self, model, loss, *, fuse=True):
-        if loss is not None and loss.reduction == "none":
+        if loss is not None and instance(loss, "loss", Loss, "a loss of nbcnn.losses").reduction == "none":
             raise ValueError("loss: expected reduction 'mean' or 'sum', a single number to differentiate, got 'none'")
-        self.model, self.loss, self.fuse = model, loss, bool(fuse)
+        self.model, self.loss, self.fuse = model, loss, flag(fuse, "fuse")
         self.shape = self.backend = None        # of a sample and of the parameters, which the plan is made for
         self.steps = []
         self.capacity = 0           # samples the forward buffers hold
@@ -161,7 +163,7 @@ class BackpropScheduler:
         RuntimeError
             While another thread is using this scheduler; so do all methods of a step.
         """
-        self._dlogits, self._thread = None, threading.get_ident()
+        self._dlogits, self._thread, training = None, threading.get_ident(), flag(training, "training")
         profile = self._profile if training else None
         logits = self._run(images, profile)
         key = "loss", "both", type(self.loss).__name__
@@ -327,7 +329,7 @@ class BackpropScheduler:
 
     def _run(self, images, profile=None):
         """Forward through all layers; the last one's output, a view."""
-        images = as_array(images)
+        images = as_array(images, "images")
         self.plan_for(images)
         self._n = n = len(images)
         self.reserve(n)
@@ -345,9 +347,9 @@ class BackpropScheduler:
     def plan_for(self, images):
         """Plan for a batch of pictures; TypeError or ValueError where the model cannot take it."""
         if images.dtype not in (np.uint8, np.float32, np.float64):
-            raise TypeError(f"images: expected a uint8, float32 or float64 array, got {images.dtype}")
+            raise TypeError(f"images: expected a uint8, float32 or float64 array, got {one_line(str(images.dtype))}")
         if images.ndim < 2:
-            raise ValueError(f"images: expected shape (N, C, H, W), got shape {images.shape}")
+            raise ValueError(f"images: expected shape (N, C, H, W), got shape {shown(images.shape)}")
         try:
             self.plan(images.shape[1:])
         except ValueError as error:
@@ -375,9 +377,10 @@ class BackpropScheduler:
         ValueError
             When a layer cannot take what the one before gives: names the layer and both shapes.
         """
-        shape, backend = tuple(shape), self.model.vector.backend
-        if shape == self.shape and backend is self.backend:
+        backend = self.model.vector.backend
+        if isinstance(shape, tuple) and shape == self.shape and backend is self.backend:
             return
+        shape = ints(shape, "shape", "a tuple of ints", 0)
         shapes = self.model.shapes(shape)
         layers, steps, before, k = list(self.model.layers.items()), [], shape, 0
         while k < len(layers):

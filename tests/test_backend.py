@@ -30,7 +30,7 @@ def test_on_device():
 
 def test_as_array():
     x = np.ones(3)
-    assert as_array(x) is x and as_array([1, 2]).tolist() == [1, 2] and as_array(2.5).shape == ()
+    assert as_array(x, "x") is x and as_array([1, 2], "x").tolist() == [1, 2] and as_array(2.5, "x").shape == ()
 
 
 def test_backend_of():

@@ -112,7 +112,7 @@ def test_how_often_and_how_far():
     (dict(batch_size=0), ValueError, "batch_size: expected an int >= 1"),
     (dict(batch_size=2.0), TypeError, "batch_size: expected an int >= 1"),
     (dict(seed=-1), ValueError, "seed: expected an int >= 0"),
-    (dict(flip=1.5), ValueError, "flip: expected a probability, got 1.5"),
+    (dict(flip=1.5), ValueError, "flip: expected a number in .0, 1., got 1.5"),
     (dict(shift=-1), ValueError, "shift: expected an int >= 0"),
     (dict(shift=7, augment=True), ValueError, "shift: expected at most the pictures' 6 pixels, got 7"),
     (dict(mean=(0.5,)), ValueError, "mean: expected 3 finite numbers"),

@@ -73,7 +73,7 @@ def test_what_lies_beside_a_file_can_be_imported(folder):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("resnet", "expected cifar10_quick, cifar10_quick_relu, module:function or FILE.py:function, got 'resnet'"),
+    ("resnet", "expected the name of a network, cifar10_quick, cifar10_quick_relu, module:function or FILE.py:.*, got 'resnet'"),
     (":make", "got ':make'"), ("own.py:", "got 'own.py:'"), ("", "got ''"),
     ("nowhere.py:make", r"^FileNotFoundError: no file nowhere.py$"),
     ("nowhere:make", "^ModuleNotFoundError: No module named 'nowhere'$"),

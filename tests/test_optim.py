@@ -178,7 +178,7 @@ def test_a_state_dict_that_does_not_fit_changes_nothing():
 @pytest.mark.parametrize("options, error, message", [
     (dict(lr=-0.1), ValueError, "lr: expected a finite number >= 0, got -0.1"),
     (dict(lr=float("nan")), ValueError, "lr"),
-    (dict(lr="0.1"), TypeError, "lr: expected a number"),
+    (dict(lr="0.1"), TypeError, "lr: expected a finite number >= 0, got '0.1'"),
     (dict(momentum=-1), ValueError, "momentum"),
     (dict(dampening=-1), ValueError, "dampening"),
     (dict(weight_decay=float("inf")), ValueError, "weight_decay"),

@@ -392,7 +392,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeyp
     (["--momentum", 0, "--nesterov"], "nesterov: expected a momentum > 0"),
     (["--threads", 4096], "--threads: expected at most"), (["--threads", 0], "--threads"),
     (["--seed", -1], "--seed"), (["--save-every", 0], "--save-every"),
-    (["--model", "resnet"], "--model resnet: expected cifar10_quick, cifar10_quick_relu, module:function or FILE.py:function"),
+    (["--model", "resnet"], "--model resnet: expected the name of a network, cifar10_quick, cifar10_quick_relu, module:function"),
     (["--dataset", "mnist"], "invalid choice: 'mnist'"),
     (["--learning-rate", 1], "unrecognized arguments: --learning-rate"), (["--epoch", 1], "unrecognized arguments"),
     (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere: no CIFAR-10 there"),

@@ -3,6 +3,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nbcnn.kernels.arguments import instance, strings
+from nbcnn.kernels.backend import as_array, on_host
+from nbcnn.kernels.shown import one_line, shown
+
 
 @dataclass(eq=False)
 class Dataset:
@@ -28,21 +32,21 @@ class Dataset:
     name: str
 
     def __post_init__(self):
-        images, labels = np.asarray(self.images), np.asarray(self.labels)
+        images, labels = on_host(as_array(self.images, "images")), on_host(as_array(self.labels, "labels"))
+        self.classes, self.name = strings(self.classes, "classes"), instance(self.name, "name", str)
         if images.dtype != np.uint8:
-            raise TypeError(f"images: expected a uint8 array, got dtype {images.dtype}")
+            raise TypeError(f"images: expected a uint8 array, got dtype {one_line(str(images.dtype))}")
         if images.ndim != 4:
-            raise ValueError(f"images: expected shape (M, C, H, W), got shape {images.shape}")
+            raise ValueError(f"images: expected shape (M, C, H, W), got shape {shown(images.shape)}")
         if labels.dtype.kind not in "iu":
-            raise TypeError(f"labels: expected an integer array, got dtype {labels.dtype}")
+            raise TypeError(f"labels: expected an integer array, got dtype {one_line(str(labels.dtype))}")
         if labels.shape != images.shape[:1]:
-            raise ValueError(f"labels: expected shape {images.shape[:1]}, one per picture, got shape {labels.shape}")
+            raise ValueError(f"labels: expected shape {images.shape[:1]}, one per picture, got shape {shown(labels.shape)}")
         bad = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
         if bad.size:
             raise ValueError(f"labels: expected numbers in [0, {len(self.classes)}), the classes, "
                              f"got {labels[bad[0]]} at position {bad[0]}")
         self.images, self.labels = np.ascontiguousarray(images), labels.astype(np.int64)
-        self.classes = list(self.classes)
 
     def __len__(self):
         return len(self.images)

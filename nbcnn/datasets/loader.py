@@ -1,7 +1,8 @@
 """Batches: which pictures, in which order, how augmented; all of it follows from the seed and the epoch."""
 import numpy as np
 
-from nbcnn.kernels.arguments import integer
+from nbcnn.datasets.dataset import Dataset
+from nbcnn.kernels.arguments import SEEDS, flag, float_dtype, fraction, function, instance, integer
 from nbcnn.kernels.images import load_images, normalization_table
 
 
@@ -49,16 +50,14 @@ class Loader:
 
     def __init__(self, dataset, batch_size, shuffle=True, seed=0, augment=False, *,
                  flip=0.5, shift=2, mean=None, std=None, dtype=np.float32):
-        channels, height, width = dataset.images.shape[1:]
-        self.dataset, self.shuffle, self.augment = dataset, shuffle, augment
-        self.batch_size, self.seed = integer(batch_size, "batch_size", 1), integer(seed, "seed", 0, None)
-        self.flip, self.shift = flip, integer(shift, "shift", 0)
-        if not 0 <= flip <= 1:
-            raise ValueError(f"flip: expected a probability, got {flip!r}")
-        if augment and self.shift > min(height, width):
+        channels, height, width = instance(dataset, "dataset", Dataset).images.shape[1:]
+        self.dataset, self.shuffle, self.augment = dataset, flag(shuffle, "shuffle"), flag(augment, "augment")
+        self.batch_size, self.seed = integer(batch_size, "batch_size", 1), integer(seed, "seed", 0, SEEDS)
+        self.flip, self.shift = fraction(flip, "flip"), integer(shift, "shift", 0)
+        if self.augment and self.shift > min(height, width):
             raise ValueError(f"shift: expected at most the pictures' {min(height, width)} pixels, got {shift}")
-        self.dtype = np.dtype(dtype)
-        self.table = normalization_table(mean, std, channels, dtype)
+        self.dtype = float_dtype(dtype, "dtype")
+        self.table = normalization_table(mean, std, channels, self.dtype)
 
     def __len__(self):
         """The number of batches in an epoch."""
@@ -101,7 +100,7 @@ class Loader:
         epoch, start = integer(epoch, "epoch", 0), integer(start, "start", 0)
         if start > len(self):
             raise ValueError(f"start: expected at most {len(self)}, the number of batches, got {start}")
-        return self._batches(epoch, into or self._new, start)
+        return self._batches(epoch, function(into, "into") or self._new, start)
 
     def _batches(self, epoch, into, start):
         order, flips, shifts = self.order(epoch), self.flips(epoch), self.shifts(epoch).tolist()

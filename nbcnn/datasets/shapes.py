@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from nbcnn import user_cache
 from nbcnn.datasets.dataset import Dataset
-from nbcnn.kernels.arguments import integer
+from nbcnn.kernels.arguments import SEEDS, integer
 
 TRAIN, TEST, SIZE = 10_000, 2_000, 32
 ENDING = ".npz"
@@ -38,7 +38,7 @@ def shapes(seed=0):
     kept in the user's cache folder, where a damaged or unwritable file does no harm. Another release of NumPy or Pillow may draw
     others.
     """
-    seed = integer(seed, "seed", 0, None)
+    seed = integer(seed, "seed", 0, SEEDS)
     arrays = None
     with contextlib.suppress(OSError):
         arrays = read(_cache_path(seed))

@@ -2,19 +2,26 @@
 
 Nothing here touches the data: a public function checks first, and only then allocates and writes.
 """
+import itertools
 import math
 import numbers
 import operator
+import sys
+from collections.abc import Mapping
 
 import numpy as np
 
-from nbcnn.kernels.backend import as_array
+from nbcnn.kernels.backend import as_array, on_host
+from nbcnn.kernels.shown import one_line, shown
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 LARGEST = float(np.finfo(np.float32).max)
 MOST = 2**31 - 1        # of a size: the product of two is an int64, as the kernels compute with
 MOST_CELLS = 2**32      # that all windows of a plane cover: seconds of a kernel, which nothing interrupts
 FEW = 64                # the padding that even the smallest picture may have
+INT64 = 2**63 - 1
+SEEDS = 2**128 - 1      # the largest seed
+MOST_ITEMS = 1_000_000  # of a sequence: one may have no end
 
 
 def floats(value, name, *layouts):
@@ -35,95 +42,187 @@ def floats(value, name, *layouts):
     ValueError
         When its number of axes is not one of `layouts`.
     """
-    array = as_array(value)
+    array = as_array(value, name)
     if array.dtype not in FLOATS:
         raise TypeError(f"{name}: expected a float32 or float64 array, got {describe(value, array)}")
     axes(array, name, *layouts)
     return array
 
 
+def numeric(value, name, shape=None, reason=""):
+    """`value` as an array of real numbers, where it is; of the given shape, for which `reason` says where it comes from."""
+    array = as_array(value, name)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name}: expected an array of numbers, got {describe(value, array)}")
+    if shape is not None:
+        same_shape(array, name, shape, reason)
+    return array
+
+
+def finite_row(value, name, count=None):
+    """A sequence of finite numbers, of `count` where that is given, as a float64 array (C,)."""
+    array = on_host(numeric(value, name))
+    if array.ndim != 1 or count not in (None, len(array)) or not np.isfinite(array).all():
+        expected = "finite numbers" if count is None else f"{count} finite numbers"
+        raise ValueError(f"{name}: expected {expected}, one per channel, got {shown(value)}")
+    return array.astype(np.float64)
+
+
 def axes(array, name, *layouts):
     """Raise ValueError unless `array` has as many axes as one of `layouts`."""
     if layouts and array.ndim not in [layout.count(",") + (layout[-2:] != ",)") for layout in layouts]:
-        raise ValueError(f"{name}: expected shape {' or '.join(layouts)}, got shape {array.shape}")
+        raise ValueError(f"{name}: expected shape {' or '.join(layouts)}, got shape {shown(array.shape)}")
 
 
 def same_dtype(x, name, other, other_name):
     """Raise TypeError unless both arrays have the same dtype."""
     if x.dtype != other.dtype:
-        raise TypeError(f"{name}: expected {other.dtype}, the dtype of {other_name}, got {x.dtype}")
+        raise TypeError(f"{name}: expected {other.dtype}, the dtype of {other_name}, got {one_line(str(x.dtype))}")
 
 
 def same_shape(x, name, shape, reason):
     """Raise ValueError unless `x` has the given shape; `reason` says where that comes from."""
     if tuple(x.shape) != tuple(shape):
-        raise ValueError(f"{name}: expected shape {tuple(shape)}, {reason}, got shape {tuple(x.shape)}")
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, {reason}, got shape {shown(tuple(x.shape))}")
 
 
 def describe(value, array):
     """How a message names something of the wrong type."""
-    return f"{type(value).__name__}" + (f" of dtype {array.dtype}" if array.dtype != object else "")
+    return one_line(type(value).__name__ + (f" of dtype {array.dtype}" if array.dtype != object else ""))
+
+
+def float_dtype(value, name):
+    """float32 or float64, as a NumPy dtype."""
+    try:
+        dtype = np.dtype(value)
+    except Exception:
+        raise TypeError(f"{name}: expected float32 or float64, got {shown(value)}") from None
+    if dtype not in FLOATS:
+        raise TypeError(f"{name}: expected float32 or float64, got {one_line(str(dtype))}")
+    return dtype
+
+
+def integer(value, name, minimum=None, maximum=MOST, expected=""):
+    """An int from `minimum`, by default -`maximum`, to `maximum`."""
+    expected = expected or ("an int" if minimum is None else f"an int >= {minimum}")
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except Exception:
+        raise TypeError(f"{name}: expected {expected}, got {shown(value)}") from None
+    if not (-maximum if minimum is None else minimum) <= number <= maximum:
+        bound = f" up to {maximum}" * (number > maximum)
+        raise ValueError(f"{name}: expected {expected}{bound}, got {shown(value)}")
+    return number
+
+
+def ints(value, name, expected, minimum=None, count=None):
+    """A sequence of ints, of `count` where that is given, as a tuple."""
+    items = sequence(value, name, expected)
+    if count is not None and len(items) != count:
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+    return tuple(integer(item, name, minimum) for item in items)
 
 
 def pair(value, name, minimum):
     """An int or a pair of ints as (along H, along W), each at least `minimum` and at most MOST."""
     expected = f"an int or a pair of ints >= {minimum}"
-    items = tuple(value) if isinstance(value, tuple | list) or np.ndim(value) else (value, value)
-    if any(isinstance(item, bool) for item in items):
-        raise TypeError(f"{name}: expected {expected}, got {value!r}")
     try:
-        items = tuple(operator.index(item) for item in items)
-    except TypeError:
-        raise TypeError(f"{name}: expected {expected}, got {value!r}") from None
-    if len(items) != 2 or min(items) < minimum:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    if max(items) > MOST:
-        raise ValueError(f"{name}: expected at most {MOST}, got {value!r}")
-    return items
-
-
-def integer(value, name, minimum, maximum=MOST):
-    """An int that is at least `minimum` and, unless that is None, at most `maximum`."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an int >= {minimum}, got {value!r}") from None
-    if number < minimum:
-        raise ValueError(f"{name}: expected an int >= {minimum}, got {value!r}")
-    if maximum is not None and number > maximum:
-        raise ValueError(f"{name}: expected an int <= {maximum}, got {value!r}")
-    return number
+        operator.index(value)
+    except Exception:
+        both = sequence(value, name, expected)
+    else:
+        both = value, value
+    if len(both) != 2:
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+    return tuple(integer(item, name, minimum, expected=expected) for item in both)
 
 
 def four_sizes(value, name):
     """The shape of pictures (N, C, H, W), as ints."""
+    sizes = ints(value, name, "four sizes (N, C, H, W)", 0, 4)
+    if math.prod(max(size, 1) for size in sizes) > sys.maxsize // 8:
+        raise ValueError(f"{name}: expected the shape of an array that memory can hold, got {shown(sizes)}")
+    return sizes
+
+
+def iterator(value, name, expected):
+    """An iterator over the items of a list, or of anything else that has some but a string or a mapping."""
     try:
-        sizes = tuple(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected a tuple (N, C, H, W), got {value!r}") from None
-    if len(sizes) != 4:
-        raise ValueError(f"{name}: expected four sizes (N, C, H, W), got {sizes}")
-    return tuple(integer(size, name, 0) for size in sizes)
+        if isinstance(value, str | bytes | Mapping):
+            raise TypeError
+        return iter(value)
+    except Exception:
+        raise TypeError(f"{name}: expected {expected}, got {shown(value)}") from None
+
+
+def sequence(value, name, expected):
+    """The items of a list, or of anything else that `iterator` takes, as a list."""
+    items = list(itertools.islice(iterator(value, name, expected), MOST_ITEMS + 1))
+    if len(items) > MOST_ITEMS:
+        raise ValueError(f"{name}: expected {expected}, got more than {MOST_ITEMS:,}")
+    return items
+
+
+def strings(value, name):
+    """A sequence of str as a list."""
+    items = sequence(value, name, "a sequence of str")
+    for item in items:
+        instance(item, name, str, "a sequence of str")
+    return [str(item) for item in items]        # NumPy's too
+
+
+def instance(value, name, kind, expected=""):
+    """`value`, which must be an instance of a class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {expected or f'a {kind.__name__}'}, got {one_line(type(value).__name__)}")
+    return value
+
+
+def function(value, name):
+    """`value`, which must be None or something to call."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}: expected a function, got {shown(value)}")
+    return value
+
+
+def flag(value, name):
+    """The truth of a value."""
+    try:
+        return bool(value)
+    except Exception:       # that of an array, for instance
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}") from None
+
+
+def real(value, name, expected, low, high, bools=False):
+    """A number between two bounds, as a float."""
+    try:
+        if not isinstance(value, numbers.Real) or (isinstance(value, bool) and not bools):
+            raise TypeError
+        number = float(value)
+    except OverflowError:
+        number = math.nan
+    except Exception:
+        raise TypeError(f"{name}: expected {expected}, got {shown(value)}") from None
+    if not low <= number <= high:
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+    return number
 
 
 def fraction(value, name):
     """A number in [0, 1]."""
-    if not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number in [0, 1], got {value!r}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number in [0, 1], got {value!r}")
-    return value
+    return real(value, name, "a number in [0, 1]", 0, 1, bools=True)
 
 
 def finite(value, name):
     """A number that is finite in either dtype, as a float."""
-    if not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a finite number, got {value!r}")
-    if not abs(value) <= LARGEST:
-        raise ValueError(f"{name}: expected a finite number of float32, got {value!r}")
-    return float(value)
+    return real(value, name, "a finite number of float32", -LARGEST, LARGEST, bools=True)
+
+
+def rate(value, name):
+    """A finite number that is not negative, as a float."""
+    return real(value, name, "a finite number >= 0", 0, sys.float_info.max)
 
 
 def nesterov_fits(nesterov, momentum, dampening):
@@ -135,8 +234,8 @@ def nesterov_fits(nesterov, momentum, dampening):
 
 def one_of(value, name, choices):
     """`value`, which must be one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")
     return value
 
 

@@ -1,5 +1,5 @@
 """Average pooling: the mean of each window, or of each whole plane, and the gradient's way back to all cells of it."""
-from nbcnn.kernels.arguments import floats, four_sizes, integer, pair, pool_size, same_shape
+from nbcnn.kernels.arguments import flag, floats, four_sizes, integer, pair, pool_size, same_shape
 from nbcnn.kernels.backend import backend_of
 
 
@@ -201,8 +201,8 @@ def _geometry(x_shape, name, kernel_size, stride, padding, ceil_mode, count_incl
     kernel_size, padding = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0)
     stride = kernel_size if stride is None else pair(stride, "stride", 1)
     divisor_override = None if divisor_override is None else integer(divisor_override, "divisor_override", 1)
-    size = pool_size(x_shape[2:], kernel_size, stride, padding, (1, 1), ceil_mode, name)
-    return (x_shape[1], *size), (kernel_size, stride, padding, bool(count_include_pad), divisor_override)
+    size = pool_size(x_shape[2:], kernel_size, stride, padding, (1, 1), flag(ceil_mode, "ceil_mode"), name)
+    return (x_shape[1], *size), (kernel_size, stride, padding, flag(count_include_pad, "count_include_pad"), divisor_override)
 
 
 def _plane(x_shape, name):

@@ -1,5 +1,5 @@
 """2-D convolution (cross-correlation, as in every deep-learning library) and its gradients."""
-from nbcnn.kernels.arguments import conv_size, floats, pair, same_dtype, same_shape
+from nbcnn.kernels.arguments import conv_size, flag, floats, pair, same_dtype, same_shape
 from nbcnn.kernels.backend import backend_of
 
 
@@ -124,6 +124,7 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     same_dtype(dy, "dy", x, "x")
     N = len(x)
     same_shape(dy, "dy", (N, len(w), *operation.y_size), "that of the convolution's result")
+    need_dx = flag(need_dx, "need_dx")
     operation.reserve(N)
     return run_backward(backend, operation, dy, x, w, need_dx)
 

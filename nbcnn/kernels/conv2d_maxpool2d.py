@@ -3,8 +3,8 @@ import math
 
 import numpy as np
 
-from nbcnn.kernels.arguments import describe, floats, pair, pool_size, same_dtype, same_shape
-from nbcnn.kernels.backend import backend_of, on_device
+from nbcnn.kernels.arguments import describe, flag, floats, pair, pool_size, same_dtype, same_shape
+from nbcnn.kernels.backend import as_array, backend_of, on_host
 from nbcnn.kernels.conv2d import _check as check_conv
 from nbcnn.kernels.conv2d import run_backward
 from nbcnn.kernels.operation import NOBODY
@@ -174,29 +174,31 @@ def conv2d_maxpool2d_backward(dy, cells, x, w, *, padding=0, window=2, relu=Fals
     dy = floats(dy, "dy", "(N, O, PH, PW)")
     same_dtype(dy, "dy", x, "x")
     same_shape(dy, "dy", (len(x), len(w), *operation.size), "that of the pooling's result")
+    need_dx, cells = flag(need_dx, "need_dx"), _check_cells(cells, dy.shape, operation)
     operation.reserve(len(x))
-    operation.set_cells(_check_cells(backend.to_host(cells) if on_device(cells) else cells, dy.shape, operation))
+    operation.set_cells(cells)
     return run_backward(backend, operation, dy, x, w, need_dx)
 
 
 def _check(backend, x, w, padding, window, relu):
     """x and w as arrays, and the operation that fits them."""
     x, w, conv = check_conv(backend, x, w, 1, padding, 1)
-    window = pair(window, "window", 1)
+    window, relu = pair(window, "window", 1), flag(relu, "relu")
     if math.prod(window) > NOBODY or conv.kernel_size[1] + window[1] > 25:
         raise ValueError(f"window: expected at most {NOBODY} cells, and at most 25 columns together with the kernels' "
                          f"{conv.kernel_size[1]}, got {window}")
     pool_size(conv.y_size, window, window, (0, 0), (1, 1), False, "window")
     conv_shape = conv.O, *conv.y_size
-    return x, w, backend.Conv2dMaxPool2d(x.shape[1:], conv_shape, conv.kernel_size, conv.padding, window, bool(relu), x.dtype)
+    return x, w, backend.Conv2dMaxPool2d(x.shape[1:], conv_shape, conv.kernel_size, conv.padding, window, relu, x.dtype)
 
 
 def _check_cells(cells, shape, operation):
     """The cells as an array; each must be one of the window, since the kernels follow it without a look."""
-    array = np.asarray(cells)
+    array = as_array(cells, "cells")
     if array.dtype.kind not in "iu":
         raise TypeError(f"cells: expected an array of ints, got {describe(cells, array)}")
     same_shape(array, "cells", shape, "that of dy")
+    array = on_host(array)
     last = math.prod(operation.window) - 1
     outside = ((array < 0) | (array > last)) & ~((array == NOBODY) & operation.relu)
     if outside.any():

@@ -1,12 +1,11 @@
 """Pictures as stored, one byte a value, to a network's floating-point input."""
-import operator
-
 import numpy as np
 
-from nbcnn.kernels.arguments import FLOATS, axes, describe, floats, same_dtype, same_shape
-from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device
+from nbcnn.kernels.arguments import axes, describe, finite_row, float_dtype, floats, integer, ints, same_dtype, same_shape
+from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device, on_host
 from nbcnn.kernels.cpu import images as cpu
 from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.shown import shown
 
 
 def normalization_table(mean, std, channels, dtype):
@@ -35,21 +34,12 @@ def normalization_table(mean, std, channels, dtype):
     >>> float(normalization_table([0.5, 0.0], [0.25, 1.0], 2, np.float32)[0, 255])
     2.0
     """
-    if np.dtype(dtype) not in FLOATS:
-        raise TypeError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
-    mean = _per_channel(np.zeros(channels) if mean is None else mean, "mean", channels)
-    std = _per_channel(np.ones(channels) if std is None else std, "std", channels)
+    dtype, channels = float_dtype(dtype, "dtype"), integer(channels, "channels", 0)
+    mean = finite_row(np.zeros(channels) if mean is None else mean, "mean", channels)
+    std = finite_row(np.ones(channels) if std is None else std, "std", channels)
     if not (std > 0).all():
-        raise ValueError(f"std: expected positive numbers, got {std.tolist()}")
+        raise ValueError(f"std: expected positive numbers, got {shown(std.tolist())}")
     return ((np.arange(256) / 255 - mean[:, None]) / std[:, None]).astype(dtype)
-
-
-def _per_channel(value, name, channels):
-    """`value` as a float64 array (channels,)."""
-    array = np.asarray(value, np.float64)
-    if array.shape != (channels,) or not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected {channels} finite numbers, one per channel, got {value!r}")
-    return array
 
 
 def load_images(out, pictures, index, flip, shift, table):
@@ -113,23 +103,20 @@ def load_images(out, pictures, index, flip, shift, table):
     """
     backend = backend_of(out=out, pictures=pictures, index=index, flip=flip, table=table)
     array = floats(out, "out", "(B, C, H, W)")
-    if not on_device(out) and not (isinstance(out, np.ndarray) and out.flags.writeable):
+    if not on_device(out) and not (isinstance(out, np.ndarray) and array.flags.writeable):
         raise ValueError("out: expected a writable NumPy array, got a read-only one or a list")
     out, pictures = array, _array(pictures, "pictures", np.uint8, "(M, C, H, W)")
     batch, channels, height, width = out.shape
     same_shape(out, "out", (batch, *pictures.shape[1:]), "B and the pictures' (C, H, W)")
     index = _array(index, "index", np.integer, "(B,)")
     same_shape(index, "index", (batch,), "out's B")
-    chosen = backend.to_host(index) if on_device(index) else index
+    chosen = on_host(index)
     bad = np.flatnonzero((chosen < 0) | (chosen >= len(pictures)))
     if bad.size:
         raise IndexError(f"index: expected numbers in [0, {len(pictures)}), got {chosen[bad[0]]} at position {bad[0]}")
     flip = _array(flip, "flip", np.bool_, "(B,)")
     same_shape(flip, "flip", (batch,), "out's B")
-    try:
-        dy, dx = (operator.index(pixels) for pixels in shift)
-    except (TypeError, ValueError):
-        raise TypeError(f"shift: expected a pair of ints, got {shift!r}") from None
+    dy, dx = ints(shift, "shift", "a pair of ints", count=2)
     if abs(dy) > height or abs(dx) > width:
         raise ValueError(f"shift: expected at most {height} rows and {width} columns, got {(dy, dx)}")
     table = floats(table, "table", "(C, 256)")
@@ -164,8 +151,9 @@ def normalize_images(out, pictures, table):
     >>> bool((out == pictures / 255).all())
     True
     """
-    same_shape(out, "out", np.shape(pictures), "that of the pictures")
-    index, flip = np.arange(len(out)), np.zeros(len(out), bool)
+    shape = _array(pictures, "pictures", np.uint8, "(N, C, H, W)").shape
+    same_shape(as_array(out, "out"), "out", shape, "that of the pictures")
+    index, flip = np.arange(shape[0]), np.zeros(shape[0], bool)
     if on_device(out):
         index, flip = map(load_backend("cuda").to_device, (index, flip))
     load_images(out, pictures, index, flip, (0, 0), table)
@@ -173,7 +161,7 @@ def normalize_images(out, pictures, table):
 
 def _array(value, name, dtype, layout):
     """`value` as an array whose dtype is (a kind of) `dtype` and whose axes fit `layout`."""
-    array = as_array(value)
+    array = as_array(value, name)
     if not np.issubdtype(array.dtype, dtype):
         raise TypeError(f"{name}: expected an array of dtype {dtype.__name__}, got {describe(value, array)}")
     axes(array, name, layout)

@@ -1,5 +1,5 @@
 """The linear (fully connected) layer and its gradients."""
-from nbcnn.kernels.arguments import floats, same_dtype, same_shape
+from nbcnn.kernels.arguments import flag, floats, same_dtype, same_shape
 from nbcnn.kernels.backend import backend_of
 from nbcnn.kernels.conv2d import run_backward
 
@@ -103,6 +103,7 @@ def linear_backward(dy, x, w, *, need_dx=True):
     dy = floats(dy, "dy", "(N, out)")
     same_dtype(dy, "dy", x, "x")
     same_shape(dy, "dy", (len(x), len(w)), "that of the layer's result")
+    need_dx = flag(need_dx, "need_dx")
     operation.reserve(len(x))
     return run_backward(backend, operation, dy, x, w, need_dx)
 

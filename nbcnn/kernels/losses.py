@@ -6,13 +6,13 @@ for the upstream gradient `dloss`, a number or an array of the loss's shape. Sum
 input, equal bits. On a GPU a loss is a device array, of shape () where it is reduced.
 """
 import functools
-import operator
 
 import numpy as np
 
-from nbcnn.kernels.arguments import floats, fraction, one_of, same_dtype, same_shape
-from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device
+from nbcnn.kernels.arguments import INT64, floats, fraction, integer, one_of, same_dtype, same_shape
+from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device, on_host
 from nbcnn.kernels.cpu import losses as cpu
+from nbcnn.kernels.shown import one_line, shown
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -540,11 +540,6 @@ def _on_gpu(kind, x, t, reduction, weight=None, pos_weight=None, dloss=None):
     return _gpu().elementwise(getattr(_gpu(), kind), x, t, reduction, weight, pos_weight, dloss)
 
 
-def _host(x):
-    """x as a NumPy array, for a look at its values."""
-    return load_backend("cuda").to_host(x) if on_device(x) else x
-
-
 def _beside(value, x):
     """An array where x is."""
     return load_backend("cuda").to_device(value) if on_device(x) and not on_device(value) else value
@@ -559,15 +554,17 @@ def _packed(x):
 
 def _like(value, name, x):
     """`value` as an array of x's dtype. An array must have that already, and be where x is; lists and numbers are converted."""
-    if on_device(value) or (isinstance(value, np.ndarray) and value.ndim):
-        backend_of(x=x, **{name: value})
-        value = as_array(value)
-        same_dtype(value, name, x, "x")
-        return value
+    array = as_array(value, name)
+    if on_device(array) or (isinstance(value, np.ndarray) and array.ndim):
+        backend_of(x=x, **{name: array})
+        same_dtype(array, name, x, "x")
+        return array
     try:
-        return np.asarray(value, x.dtype)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected an array of {x.dtype}, got {value!r}") from None
+        if array.dtype.kind not in "biufO":
+            raise TypeError
+        return array.astype(x.dtype)
+    except Exception:
+        raise TypeError(f"{name}: expected an array of {x.dtype}, got {shown(value)}") from None
 
 
 def _broadcast(weight, name, x):
@@ -578,7 +575,7 @@ def _broadcast(weight, name, x):
     if on_device(weight) and weight.shape == x.shape:
         return _packed(weight)
     try:
-        return _beside(np.broadcast_to(_host(weight), x.shape), x)
+        return _beside(np.broadcast_to(on_host(weight), x.shape), x)
     except ValueError:
         raise ValueError(f"{name}: expected a shape that broadcasts to {x.shape}, the shape of x, "
                          f"got shape {weight.shape}") from None
@@ -590,32 +587,25 @@ def _ones(classes, dtype):
     return np.ones(classes, dtype)
 
 
-def _integer(value, name):
-    try:
-        return int(operator.index(value))
-    except TypeError:
-        raise TypeError(f"{name}: expected an int, got {value!r}") from None
-
-
 def _elementwise(x, t, reduction, integers=False):
     """Check the arguments of an elementwise loss; returns x and t packed and of one dtype."""
     one_of(reduction, "reduction", REDUCTIONS)
     backend_of(x=x, t=t)
     x = floats(x, "x")
-    if not (isinstance(t, np.ndarray) and t.dtype == x.dtype):
-        array = as_array(t)
+    array = as_array(t, "t")
+    same_shape(array, "t", x.shape, "the shape of x")
+    if array.dtype != x.dtype:
         if array.dtype.kind in "iub" and not integers:
-            raise TypeError(f"t: expected {x.dtype}, the dtype of x, got {array.dtype}")
+            raise TypeError(f"t: expected {x.dtype}, the dtype of x, got {one_line(str(array.dtype))}")
         if array.dtype.kind in "iu":
-            t = _gpu().converted(array, x.dtype) if on_device(array) else array.astype(x.dtype)
+            array = _gpu().converted(array, x.dtype) if on_device(array) else array.astype(x.dtype)
         else:
-            t = _like(t, "t", x)
-    same_shape(t, "t", x.shape, "the shape of x")
-    return _packed(x), _packed(t)
+            array = _like(t, "t", x)
+    return _packed(x), _packed(array)
 
 
 def _require_unit(x, name):
-    x = _host(x)
+    x = on_host(x)
     position = cpu.first_outside_unit(x.reshape(-1))
     if position >= 0:
         position = tuple(map(int, np.unravel_index(position, x.shape)))
@@ -631,17 +621,18 @@ def _classes(x, t, reduction, weight, ignore_index, label_smoothing):
     """
     one_of(reduction, "reduction", REDUCTIONS)
     backend_of(x=x, t=t)
-    x, t = floats(x, "x"), as_array(t)
+    x, t = floats(x, "x"), as_array(t, "t")
     axis = min(1, x.ndim - 1)
     if x.ndim == 0 or x.shape[axis] == 0:
-        raise ValueError(f"x: expected shape (C,), (N, C) or (N, C, d1, ..., dK) with C >= 1, got shape {x.shape}")
+        raise ValueError(f"x: expected shape (C,), (N, C) or (N, C, d1, ..., dK) with C >= 1, got shape {shown(x.shape)}")
     classes, shape = x.shape[axis], x.shape[:axis] + x.shape[axis + 1:]
     if weight is None:
         weight = None if on_device(x) else _ones(classes, x.dtype)
     else:
-        weight = _packed(_beside(_like(weight, "weight", x), x))
+        weight = _like(weight, "weight", x)
         same_shape(weight, "weight", (classes,), "one for each class")
-    ignore_index = _integer(ignore_index, "ignore_index")
+        weight = _packed(_beside(weight, x))
+    ignore_index = integer(ignore_index, "ignore_index", None, INT64)
     label_smoothing = fraction(label_smoothing, "label_smoothing")
     if t.shape == x.shape:
         t = _class_probabilities(t, x, ignore_index)
@@ -654,7 +645,7 @@ def _classes(x, t, reduction, weight, ignore_index, label_smoothing):
 def _class_probabilities(t, x, ignore_index):
     """Check probabilities t of x's shape; returns them as rows (R, C)."""
     if t.dtype != x.dtype:
-        raise TypeError(f"t: expected class probabilities of dtype {x.dtype}, as x and of x's shape, got {t.dtype}")
+        raise TypeError(f"t: expected class probabilities of dtype {x.dtype}, as x and of x's shape, got {one_line(str(t.dtype))}")
     if ignore_index >= 0:
         raise ValueError(f"ignore_index: expected a negative number with class probabilities, got {ignore_index}")
     return _rows(t, min(1, t.ndim - 1))
@@ -666,8 +657,8 @@ def _class_indices(t, x, shape, classes, ignore_index):
         raise ValueError(f"t: expected class indices of shape {shape} or class probabilities of shape {x.shape}, "
                          f"got shape {t.shape}")
     if t.dtype.kind not in "iu":
-        raise TypeError(f"t: expected class indices of an integer dtype, got {t.dtype}")
-    given, t = t, _host(t)
+        raise TypeError(f"t: expected class indices of an integer dtype, got {one_line(str(t.dtype))}")
+    given, t = t, on_host(t)
     if t.dtype == np.uint64:
         t = np.minimum(t, np.uint64(np.iinfo(np.int64).max))       # no number wraps round to a negative one
     indices = _packed(t.astype(np.int64, copy=False)).reshape(-1)
@@ -713,7 +704,7 @@ def _rows(x, axis):
 
 def _along(kernel, x, axis):
     """Run kernel(y, row, rows) along one axis of x; returns y in x's shape."""
-    x, axis = floats(x, "x"), _integer(axis, "axis")
+    x, axis = floats(x, "x"), integer(axis, "axis")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis: expected an axis of x of shape {x.shape}, got {axis}")
     if on_device(x):

@@ -2,8 +2,8 @@
 import numpy as np
 
 from nbcnn.kernels import cpu
-from nbcnn.kernels.arguments import describe, floats, four_sizes, pair, pool_size, same_shape
-from nbcnn.kernels.backend import as_array, backend_of, on_device
+from nbcnn.kernels.arguments import describe, flag, floats, four_sizes, pair, pool_size, same_shape
+from nbcnn.kernels.backend import as_array, backend_of, on_device, on_host
 from nbcnn.kernels.cpu.launch import launch
 from nbcnn.kernels.cpu.maxpool2d import maxpool2d_scatter
 
@@ -70,7 +70,7 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     kernel_size, padding, dilation = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1)
     stride = kernel_size if stride is None else pair(stride, "stride", 1)
     (N, C, H, W) = x.shape
-    y_shape = C, *pool_size((H, W), kernel_size, stride, padding, dilation, ceil_mode, "x")
+    y_shape = C, *pool_size((H, W), kernel_size, stride, padding, dilation, flag(ceil_mode, "ceil_mode"), "x")
     operation = backend.MaxPool2d((C, H, W), kernel_size, stride, padding, dilation, y_shape, x.dtype)
     operation.reserve(N)
     y = backend.Buffer(N, y_shape, x.dtype)
@@ -125,11 +125,11 @@ def maxpool2d_backward(dy, argmax, x_shape):
     N, C, H, W = four_sizes(x_shape, "x_shape")
     if dy.shape[:2] != (N, C):
         raise ValueError(f"dy: expected shape (N, C, OH, OW) with N, C = {N}, {C}, as x_shape says, got shape {dy.shape}")
-    cells = as_array(argmax)
+    cells = as_array(argmax, "argmax")
     if cells.dtype.kind not in "iu":
         raise TypeError(f"argmax: expected an array of ints, got {describe(argmax, cells)}")
     same_shape(cells, "argmax", dy.shape, "that of dy")
-    host = backend.to_host(cells) if on_device(cells) else cells
+    host = on_host(cells)
     outside = (host < 0) | (host >= H * W)
     if outside.any():
         position = tuple(map(int, np.argwhere(outside)[0]))

@@ -1,9 +1,9 @@
 """Stochastic gradient descent: one update of parameters along their gradient."""
-import numbers
+import math
 
 import numpy as np
 
-from nbcnn.kernels.arguments import FLOATS, axes, describe, floats, nesterov_fits, same_dtype, same_shape
+from nbcnn.kernels.arguments import FLOATS, axes, describe, flag, floats, nesterov_fits, real, same_dtype, same_shape
 from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device
 
 
@@ -62,11 +62,11 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
     >>> bool((param == expected).all() and (momentum_buffer == buffer).all())
     True
     """
-    for name, rate in (("lr", lr), ("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay)):
-        if not isinstance(rate, numbers.Real) or isinstance(rate, bool):
-            raise TypeError(f"{name}: expected a number, got {rate!r}")
-        if name != "dampening" and not rate >= 0:
-            raise ValueError(f"{name}: expected a number >= 0, got {rate!r}")
+    lr, momentum, weight_decay = (real(rate, name, "a number >= 0", 0, math.inf) for name, rate in (
+        ("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)))
+    dampening = real(dampening, "dampening", "a number", -math.inf, math.inf)
+    nesterov, maximize, first = (flag(value, name) for name, value in (
+        ("nesterov", nesterov), ("maximize", maximize), ("first", first)))
     nesterov_fits(nesterov, momentum, dampening)
     backend = backend_of(param=param, grad=grad, momentum_buffer=momentum_buffer)
     param = _written(param, "param")
@@ -87,12 +87,12 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
         momentum_buffer = param[:0]
     cast = param.dtype.type
     backend.update(param, momentum_buffer, grad, lr, (cast(momentum), cast(1 - dampening), cast(weight_decay), weight_decay > 0,
-                                                      momentum > 0, bool(nesterov), bool(maximize)), bool(first))
+                                                      momentum > 0, nesterov, maximize), first)
 
 
 def _written(value, name):
     """`value`, which must be a flat vector that a kernel can write."""
-    array = as_array(value)
+    array = as_array(value, name)
     if not (isinstance(value, np.ndarray) or on_device(value)) or array.dtype not in FLOATS:
         raise TypeError(f"{name}: expected a float32 or float64 array, got {describe(value, array)}")
     axes(array, name, "(P,)")

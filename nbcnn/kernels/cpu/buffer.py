@@ -1,5 +1,6 @@
 """Memory the kernels work on: aligned, with slack behind it, and with borders around pictures."""
 import math
+import sys
 
 import numpy as np
 
@@ -11,7 +12,10 @@ def allocate(shape, dtype):
     """A zeroed C-contiguous array that starts on 64 bytes, with SLACK readable elements behind its end."""
     dtype = np.dtype(dtype)
     count = math.prod(shape)
-    memory = np.zeros((count + SLACK) * dtype.itemsize + ALIGNMENT, np.uint8)
+    size = (count + SLACK) * dtype.itemsize + ALIGNMENT
+    if size > sys.maxsize:
+        raise MemoryError(f"{size} bytes for an array are more than any machine has")
+    memory = np.zeros(size, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start:start + count * dtype.itemsize].view(dtype).reshape(shape)
 
