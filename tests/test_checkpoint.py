@@ -262,7 +262,7 @@ def forge(file, change):
     (lambda about, _: about["structure"][0].__setitem__(1, ["Conv2d"]), "unknown layer type"),
     (lambda about, _: about["structure"][0][2].update(out_channels=10**9), "conv1.weight expected shape"),    # of terabytes
     (lambda about, _: about["structure"][0][2].update(padding=65), "conv1: padding: expected at most 64 for an input of 4 pixels"),
-    (lambda about, _: about["structure"][0][2].update(stride=2**31), "stride: expected at most 2147483647"),
+    (lambda about, _: about["structure"][0][2].update(stride=2**31), "stride: expected an int <= 2147483647"),
     (lambda about, _: about["structure"][2][2].update(kernel_size=10**15, padding=5 * 10**14), "kernel_size: expected"),
     (lambda about, _: about["structure"][2][2].update(kernel_size=10**9, padding=5 * 10**8), "maxpool1: padding: expected"),
     (lambda about, _: about["structure"][0].__setitem__(0, "predict"), "the name 'predict' is taken"),
@@ -278,7 +278,7 @@ def forge(file, change):
     (lambda about, _: about["progress"].update(samples=10**400), "samples: expected an int <= 2147483647"),
     (lambda about, _: about["progress"].update(samples=16), "samples: expected at least one for each of 17 batches, got 16"),
     (lambda about, _: about["progress"].update(loss_sum=float("nan")), "loss_sum: expected a finite number, got nan"),
-    (lambda about, _: about["progress"].update(loss_sum="x"), "loss_sum: expected a number, got 'x'"),
+    (lambda about, _: about["progress"].update(loss_sum="x"), "loss_sum: expected a finite number, got 'x'"),
     (lambda about, _: about["progress"].update(best_epoch=4), "best_epoch: expected at most the 3 epochs finished, got 4"),
     (lambda about, _: about["progress"].update(best_accuracy=[1]), "best_accuracy: expected a number in .0, 1., got .1."),
     (lambda about, _: about["progress"].update(best_accuracy=None), "best_accuracy: expected that of epoch 2, got None"),

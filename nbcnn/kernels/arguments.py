@@ -112,8 +112,8 @@ def integer(value, name, minimum=None, maximum=MOST, expected=""):
     except Exception:
         raise TypeError(f"{name}: expected {expected}, got {shown(value)}") from None
     if not (-maximum if minimum is None else minimum) <= number <= maximum:
-        bound = f" up to {maximum}" * (number > maximum)
-        raise ValueError(f"{name}: expected {expected}{bound}, got {shown(value)}")
+        expected = f"an int <= {maximum}" if number > maximum else expected
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
     return number
 
 
