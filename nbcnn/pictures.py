@@ -71,9 +71,10 @@ def read_picture(file, shape):
 
 def picture_shape(shape):
     """`shape`, which must be that of a picture: (C, H, W) with C 1 or 3."""
-    sizes = ints(shape, "shape", "(C, H, W) of a picture", 1, 3)
+    expected = "(C, H, W) of a picture with 1 or 3 channels"
+    sizes = ints(shape, "shape", expected, 1, 3)
     if sizes[0] not in MODES:
-        raise ValueError(f"shape: expected (C, H, W) of a picture with 1 or 3 channels, got {shown(sizes)}")
+        raise ValueError(f"shape: expected {expected}, got {shown(sizes)}")
     return sizes
 
 

@@ -96,6 +96,15 @@ def test_what_is_no_data_set(data):
         network().evaluate(data)
 
 
+def test_what_is_no_loss_and_no_scheduler():
+    with pytest.raises(TypeError, match=r"^loss: expected a loss of nbcnn\.losses, got int$"):
+        network().evaluate(dataset(PAIRS), loss=3)
+    with pytest.raises(TypeError, match=r"^scheduler: expected a BackpropScheduler, got int$"):
+        nbcnn.evaluation.evaluate(3, dataset(PAIRS))
+    with pytest.raises(TypeError, match=r"^on_batch: expected a function, got 3$"):
+        nbcnn.evaluation.evaluate(nbcnn.BackpropScheduler(network(), nbcnn.CrossEntropyLoss()), dataset(PAIRS), on_batch=3)
+
+
 def test_a_loss_that_is_no_mean():
     with pytest.raises(ValueError, match="loss: expected reduction 'mean', got 'sum'"):
         network().evaluate(dataset(PAIRS), nbcnn.CrossEntropyLoss(reduction="sum"))

@@ -130,6 +130,36 @@ def test_data_and_optimizers_that_do_not_fit():
         fit(small_model(), TRAIN, optimizer=nbcnn.SGD(small_model().parameters(), lr=0.1))
 
 
+@pytest.mark.parametrize("name, value, expected", [
+    ("model", 3, "a nbcnn.Sequential, got int"), ("train", 3, "a nbcnn.datasets.Dataset, got int"),
+    ("test", 3, "a nbcnn.datasets.Dataset, got int"), ("loss", 3, "a loss of nbcnn.losses, got int"),
+    ("loss", 0, "a loss of nbcnn.losses, got int"), ("optimizer", 3, "a nbcnn.SGD, got int"),
+    ("optimizer", {}, "a nbcnn.SGD, got dict"), ("schedule", 3, "a function, got 3"), ("on_step", 3, "a function, got 3"),
+    ("on_epoch", "x", "a function, got 'x'"), ("progress", 3, "a Progress, got int"), ("seed", 1.5, "an int >= 0, got 1.5"),
+    ("shuffle", np.zeros(2), r"True or False, got array\(\[0., 0.\]\)"), ("profile", np.zeros(2), "True or False, got array"),
+    ("schedule", lambda k: "fast", "a finite number >= 0, got 'fast'"),
+])
+def test_arguments_of_the_wrong_kind(name, value, expected):
+    with pytest.raises(TypeError, match=f"^{name}: expected {expected}"):
+        fit(**{"model": small_model(), "train": TRAIN, name: value})
+
+
+def test_a_schedule_that_is_no_rate():
+    with pytest.raises(ValueError, match=r"^schedule: expected a finite number >= 0, got nan"):
+        fit(small_model(), TRAIN, schedule=lambda k: math.nan)
+
+
+@pytest.mark.parametrize("options, error, message", [
+    (dict(loss_sum="x"), TypeError, "loss_sum: expected a finite number, got 'x'"),
+    (dict(loss_sum=math.inf), ValueError, "loss_sum: expected a finite number, got inf"),
+    (dict(epoch=2**63), ValueError, "epoch: expected an int <= 2147483647, got 9223372036854775808"),
+    (dict(best_accuracy=[1]), TypeError, r"best_accuracy: expected a number in \[0, 1\], got \[1\]"),
+])
+def test_progress_that_makes_no_sense(options, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        Progress(**options)
+
+
 def test_evaluate_at_any_batch_size():
     scheduler = BackpropScheduler(small_model(), nbcnn.CrossEntropyLoss())
     first, *others = (evaluate(scheduler, TRAIN, size) for size in (1, 5, 22, 100))

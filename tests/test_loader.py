@@ -113,6 +113,9 @@ def test_how_often_and_how_far():
     (dict(batch_size=2.0), TypeError, "batch_size: expected an int >= 1"),
     (dict(seed=-1), ValueError, "seed: expected an int >= 0"),
     (dict(flip=1.5), ValueError, "flip: expected a number in .0, 1., got 1.5"),
+    (dict(flip="x"), TypeError, "flip: expected a number in .0, 1., got 'x'"),
+    (dict(shuffle=np.zeros(2)), TypeError, "shuffle: expected True or False"),
+    (dict(dataset=3), TypeError, "dataset: expected a Dataset, got int"),
     (dict(shift=-1), ValueError, "shift: expected an int >= 0"),
     (dict(shift=7, augment=True), ValueError, "shift: expected at most the pictures' 6 pixels, got 7"),
     (dict(mean=(0.5,)), ValueError, "mean: expected 3 finite numbers"),
@@ -120,11 +123,12 @@ def test_how_often_and_how_far():
 ])
 def test_errors(options, error, message):
     with pytest.raises(error, match=message):
-        Loader(numbered(4), **{"batch_size": 2, **options})
+        Loader(**{"dataset": numbered(4), "batch_size": 2, **options})
 
 
 @pytest.mark.parametrize("arguments, error, message", [
     (dict(epoch=-1), ValueError, "epoch: expected an int >= 0"),
+    (dict(epoch=0, into=3), TypeError, "into: expected a function, got 3"),
     (dict(epoch=0, start=3), ValueError, "start: expected at most 2, the number of batches, got 3"),
 ])
 def test_epoch_errors_come_at_the_call(arguments, error, message):
@@ -143,3 +147,11 @@ def test_epoch_errors_come_at_the_call(arguments, error, message):
 def test_dataset_errors(images, labels, error, message):
     with pytest.raises(error, match=message):
         Dataset(images, labels, ["cat", "dog"], "pets")
+
+
+def test_names_of_classes_and_data_sets_are_strings():
+    for classes, name, message in ((3, "n", "classes: expected a sequence of str, got 3"),
+                                   (["a"], 3, "name: expected a str, got int"),
+                                   ([1], "n", "classes: expected a sequence of str, got int")):
+        with pytest.raises(TypeError, match=f"^{message}$"):
+            Dataset(np.zeros((1, 3, 4, 4), np.uint8), [0], classes, name)

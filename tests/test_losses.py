@@ -344,3 +344,9 @@ def test_errors_of_classes():
         nbcnn.losses.CrossEntropyLoss(label_smoothing=2)
     with pytest.raises(TypeError, match="weight: expected float32, the dtype of x, got float64"):
         nbcnn.losses.CrossEntropyLoss(weight=np.ones(3))(X, [0, 1])
+
+
+def test_an_index_to_ignore_that_is_no_int64():
+    for function in (losses.cross_entropy_forward, lambda x, t, **options: nbcnn.losses.CrossEntropyLoss(**options)(x, t)):
+        with pytest.raises(ValueError, match=r"^ignore_index: expected an int <= 9223372036854775807, got 1000"):
+            function(np.ones((2, 3)), [0, 1], ignore_index=10**30)

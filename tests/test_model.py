@@ -100,6 +100,53 @@ def test_denormal_weights_become_zero():
     assert model.linear.weight.numpy().tolist() == [[tiny, -tiny], [0, 0]]
 
 
+@pytest.mark.parametrize("change, error, message", [
+    (3, TypeError, "state: expected arrays by name, .*, got int"), ({1: 2}, TypeError, "state: expected names, got int"),
+    ({"conv1.bias": np.array(["a"] * 4)}, TypeError, r"state\['conv1.bias'\]: expected an array of numbers, got ndarray of"),
+    ({"linear1.bias": np.ones(5, complex)}, TypeError, r"state\['linear1.bias'\]: .* of dtype complex128"),
+    ({"linear1.bias": np.ma.masked_array(np.ones(5), [True] * 5)}, TypeError, r"state\['linear1.bias'\]: .* without a mask"),
+    ({"linear1.bias": np.broadcast_to(np.float32(1), 2**40)}, ValueError, r"state: linear1.bias expected shape \(5,\), got"),
+])
+def test_what_is_no_state_changes_nothing(change, error, message):
+    model = small()
+    before = model.state_dict()
+    state = {name: value + 1 for name, value in before.items()} | change if isinstance(change, dict) else change
+    with pytest.raises(error, match=f"^{message}"):
+        model.load_state_dict(state)
+    assert all((v == before[name]).all() for name, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("options, error, message", [
+    (dict(layers=3), TypeError, "layers: expected a list of layers"),
+    (dict(layers=[("a", "b", "c")]), TypeError, "layers: expected"),
+    (dict(classes=3), TypeError, "classes: expected a sequence of str, got 3"),
+    (dict(classes=[1]), TypeError, "classes: expected a sequence of str, got int"),
+    (dict(mean=["x"]), TypeError, "mean: expected an array of numbers"),
+    (dict(std=0.5), ValueError, "std: expected finite numbers"),
+    (dict(input_shape=3), TypeError, "input_shape: expected a tuple of ints, got 3"),
+    (dict(dtype="x"), TypeError, "dtype: expected"),
+    (dict(seed=2**128), ValueError, "seed: expected an int <= "),
+])
+def test_arguments_of_the_wrong_kind(options, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        nbcnn.Sequential(**{"layers": [nbcnn.ReLU()]} | options)
+
+
+@pytest.mark.parametrize("value, error, message", [
+    (np.ones(3), ValueError, r"expected shape \(4,\), that of the parameter, got shape \(3,\)"),
+    (0.5, ValueError, "expected shape"),
+    ("x", TypeError, "expected an array of numbers, got str"), (np.ones(4, complex), TypeError, "expected an array of numbers"),
+])
+def test_values_that_no_parameter_takes(value, error, message):
+    parameter = small().conv1.bias
+    before = parameter.numpy()
+    with pytest.raises(error, match=f"^values: {message}"):
+        parameter.set(value)
+    with pytest.raises(error, match=f"^grad: {message}"):
+        parameter.grad = value
+    assert (parameter.numpy() == before).all() and parameter.grad is None
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_has_aligned_memory_of_its_own(copied):
     model = small(classes=list("abcde"), mean=(0.1, 0.2, 0.3))

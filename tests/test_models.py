@@ -90,6 +90,15 @@ def test_what_can_be_wrong_is_one_line(name, message):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_no_name_is_refused():
+    with pytest.raises(TypeError, match=r"^network: expected the name of a network or a function, got NoneType$"):
+        models.make(None)
+    with pytest.raises(TypeError, match=r"^name: expected a str, got list$"):
+        models.find([])
+    with pytest.raises(TypeError, match=r"^classes: expected a sequence of str, got 0.5$"):
+        models.cifar10_quick(classes=0.5)
+
+
 @pytest.mark.parametrize("text, message", [
     ("def make(:\n", r"^SyntaxError: [^()]*\(own.py, line 1\)$"),
     ("x = 1\n1 / 0\n", r"ZeroDivisionError: division by zero \(.*own.py, line 2\)"),

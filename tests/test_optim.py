@@ -196,6 +196,24 @@ def test_errors_of_options(options, error, message):
         assert optimizer.lr == 0.1
 
 
+def test_what_is_no_state():
+    optimizer = SGD(small_model().parameters(), lr=0.1)
+    state = optimizer.state_dict()
+    for wrong, message in ((3, "what SGD"), (state | {"momentum_buffers": 3}, "a list of momentum buffers, got 3"),
+                           (state | {"momentum_buffers": ["x"] * 6}, "an array of numbers, got str")):
+        with pytest.raises(TypeError, match=f"^state: expected {message}"):
+            optimizer.load_state_dict(wrong)
+    with pytest.raises(ValueError, match=r"^state: expected what SGD.state_dict\(\) gives, got entries \[1\]"):
+        optimizer.load_state_dict({1: 2})
+    assert optimizer.state_dict() == state
+
+
+def test_rates_that_overflow():
+    with pytest.raises(ValueError, match=r"^lr: expected a finite number >= 0, got <int>"):
+        optim.constant(10**5000)
+    assert optim.step(0.1, 1, 1e300)(5) == float("inf")
+
+
 def test_errors_of_parameters():
     model, other = small_model(), small_model()
     for params, error, message in (
@@ -203,7 +221,8 @@ def test_errors_of_parameters():
             (model.parameters() + other.parameters(), ValueError, "of one nbcnn.Sequential"),
             (model.parameters() + model.parameters()[:1], ValueError, "got one twice"),
             (nbcnn.Linear(2, 3).parameters.values(), ValueError, "of one nbcnn.Sequential"),
-            ([np.zeros(3)], TypeError, "expected nbcnn Parameters")):
+            (3, TypeError, "params: expected a list of nbcnn Parameters, got 3"),
+            ([np.zeros(3)], TypeError, "params: expected nbcnn Parameters, got ndarray")):
         with pytest.raises(error, match=message):
             SGD(params, lr=0.1)
 

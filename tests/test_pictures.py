@@ -205,8 +205,10 @@ def test_files_that_cannot_be_read():
 
 
 @pytest.mark.parametrize("shape, error, message", [
-    *[(shape, ValueError, r"shape: expected \(C, H, W\) of a picture with 1 or 3 channels, got")
-      for shape in (None, 32, (3, 32), (2, 32, 32), (4, 32, 32), (3072,))],
+    *[(shape, error, r"shape: expected \(C, H, W\) of a picture with 1 or 3 channels, got")
+      for error, shapes in ((TypeError, (None, 32, "chw")), (ValueError, ((3, 32), (2, 32, 32), (4, 32, 32), (3072,))))
+      for shape in shapes],
+    (([], 32, 32), TypeError, r"shape: expected an int >= 1, got \[\]"),
     ((3, 0, 32), ValueError, "shape: expected an int >= 1, got 0"),
     ((3, 32.5, 32), TypeError, "shape: expected an int >= 1, got 32.5"),
 ])

@@ -325,3 +325,13 @@ def test_training_follows_torch(make, dtype, momentum, steps, tolerance):
         expected.backward()
         torch_optimizer.step()
         assert loss == pytest.approx(expected.item(), rel=tolerance), k
+
+
+def test_arguments_of_the_wrong_kind():
+    with pytest.raises(TypeError, match=r"^loss: expected a loss of nbcnn\.losses, got int$"):
+        nbcnn.BackpropScheduler(network(), 3)
+    step = nbcnn.BackpropScheduler(network(), nbcnn.MSELoss())
+    with pytest.raises(TypeError, match=r"^shape: expected a tuple of ints, got 3$"):
+        step.plan(3)
+    with pytest.raises(ValueError, match=r"^n: expected an int <= 2147483647"):
+        step.images(2**63)

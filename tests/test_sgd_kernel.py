@@ -1,5 +1,6 @@
 """SGD's kernel: frozen values, oracle, contract, errors, and parity with PyTorch."""
 import itertools
+from fractions import Fraction
 
 import numba
 import numpy as np
@@ -213,3 +214,18 @@ def test_follows_torch(dtype, options, steps, seed):
     # Each step rounds seven numbers, none larger than a few times the largest value and gradient so far, once or twice each.
     scale = np.abs([param, *grads]).sum(0)
     assert (np.abs(got - expected) <= 8 * steps * np.finfo(dtype).eps * scale).all()
+
+
+def test_rates_of_any_kind_of_number():
+    """A fraction is no type that Numba knows, and an int may be too large for a float."""
+    results = []
+    for lr in (Fraction(1, 4), np.float16(0.25), 0.25):
+        param = np.ones(3, np.float32)
+        sgd_step(param, np.ones(3, np.float32), np.ones(3, np.float32), lr=lr, momentum=lr)
+        results.append(param.tolist())
+    assert results[0] == results[1] == results[2]
+    with pytest.raises(ValueError, match=r"^lr: expected a number >= 0, got <int>"):
+        sgd_step(param, param.copy(), lr=10**5000)
+    with pytest.raises(TypeError, match=r"^first: expected True or False"):
+        sgd_step(param, param.copy(), lr=1, first=np.zeros(2))
+    assert param.tolist() == results[0]
