@@ -14,7 +14,7 @@ import nbcnn
 from nbcnn import kernels, losses, models, optim, pictures
 from nbcnn.datasets import Dataset, Loader
 
-from harness import outcomes, survey
+from campaign.harness import outcomes, survey
 
 TYPED = {"ok", "TypeError", "ValueError", "IndexError", "MemoryError"}
 LARGE = 2**31               # an array is small, or of more bytes than a worker gets: one that just fits is work, and no error
@@ -332,12 +332,12 @@ def test_the_table_has_all_that_is_public():
 def test_hostile_calls(full, seed, tmp_path):
     """Half of all with bounds checks: all is compiled anew then, which takes minutes."""
     count = 25_000 if full else 600
-    records, checked = survey("test_arguments", count, seed), []
+    records, checked = survey(__name__, count, seed), []
     # What took long as it was compiled is fast the second time, as compiled code is kept.
-    slow = [survey("test_arguments", 1, seed, first=record["case"])[0] for record in records if record["seconds"] > 2]
+    slow = [survey(__name__, 1, seed, first=record["case"])[0] for record in records if record["seconds"] > 2]
     if full:
         environment = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
-        checked = survey("test_arguments", count, seed + 1, environment=environment)
+        checked = survey(__name__, count, seed + 1, environment=environment)
     print(f"{outcomes(records)}, with bounds checks {outcomes(checked)}; {len(slow)} slow at first")
     wrong = [record for record in records + checked if fault(record)] + [record for record in slow if record["seconds"] > 2]
     unnamed = [record for record in records + checked
