@@ -177,7 +177,7 @@ def table():
             dtype=np.float32)),
         "Loader.epoch": (lambda **a: list(itertools.islice(Loader(data, 4).epoch(**a), 2)), lambda: dict(
             epoch=1, into=None, start=0)),
-        "read_picture": (pictures.read_picture, lambda: dict(file="nowhere.png", shape=(3, 8, 8))),
+        "read_picture": (lambda shape: pictures.read_picture("nowhere.png", shape), lambda: dict(shape=(3, 8, 8))),
     }
     return calls
 
@@ -332,12 +332,13 @@ def test_the_table_has_all_that_is_public():
 def test_hostile_calls(full, seed, tmp_path):
     """Half of all with bounds checks: all is compiled anew then, which takes minutes."""
     count = 25_000 if full else 600
-    records, checked = survey(__name__, count, seed), []
+    limits = {"seconds": 120}       # much of it the compiler's
+    records, checked = survey(__name__, count, seed, **limits), []
     # What took long as it was compiled is fast the second time, as compiled code is kept.
-    slow = [survey(__name__, 1, seed, first=record["case"])[0] for record in records if record["seconds"] > 2]
+    slow = [survey(__name__, 1, seed, first=record["case"], **limits)[0] for record in records if record["seconds"] > 2]
     if full:
         environment = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
-        checked = survey(__name__, count, seed + 1, environment=environment)
+        checked = survey(__name__, count, seed + 1, environment=environment, **limits)
     print(f"{outcomes(records)}, with bounds checks {outcomes(checked)}; {len(slow)} slow at first")
     wrong = [record for record in records + checked if fault(record)] + [record for record in slow if record["seconds"] > 2]
     unnamed = [record for record in records + checked
@@ -349,7 +350,7 @@ def test_hostile_calls(full, seed, tmp_path):
 def fault(record):
     """What must not be, whatever the call."""
     name, message, outcome = record["what"][0], record["message"], record["outcome"]
-    allowed = outcome in TYPED or (name == "read_picture" and outcome in ("FileNotFoundError", "OSError"))
+    allowed = outcome in TYPED or (name == "read_picture" and outcome == "FileNotFoundError")
     of_a_kernel = outcome == "IndexError" and "out of bounds" in message
     return not allowed or of_a_kernel or "\n" in message or len(message) > 400 or record["bytes"] > 2**30
 
