@@ -64,6 +64,10 @@ class Layer:
         """Floating-point operations of forward for one sample, a multiplication and an addition counted as two."""
         return 0
 
+    def window_cells(self, shape):
+        """How many cells of a plane all pooling windows read together."""
+        return 0
+
     def __repr__(self):
         defaults = {k: p.default for k, p in inspect.signature(type(self)).parameters.items()}
         shown = [f"{k}={v[0] if isinstance(v, tuple) and v[0] == v[1] else v}" for k, v in self.arguments.items()
@@ -125,7 +129,14 @@ class Conv2d(Layer):
         return 2 * self.weight.size * math.prod(self.output_shape(shape)[1:])
 
 
-class MaxPool2d(Layer):
+class _Pool(Layer):
+    """What pools windows of kernel_size."""
+
+    def window_cells(self, shape):
+        return math.prod(o * min(k, i) for o, k, i in zip(self.output_shape(shape)[1:], self.kernel_size, shape[1:], strict=True))
+
+
+class MaxPool2d(_Pool):
     """The largest value of each window; see `nbcnn.kernels.maxpool2d_forward`.
 
     Parameters
@@ -155,7 +166,7 @@ class MaxPool2d(Layer):
         return backend.MaxPool2d(shape, self.kernel_size, self.stride, self.padding, self.dilation, self.output_shape(shape), dtype)
 
 
-class AvgPool2d(Layer):
+class AvgPool2d(_Pool):
     """The mean of each window; see `nbcnn.kernels.avgpool2d_forward`.
 
     Parameters

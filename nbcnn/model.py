@@ -1,5 +1,6 @@
 """Sequential: layers in a row, their parameters, and what is known about the pictures they take."""
 import keyword
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,14 +22,15 @@ from nbcnn.kernels.arguments import (
 from nbcnn.kernels.backend import BACKENDS, as_array, load_backend, on_device
 from nbcnn.kernels.images import normalization_table
 from nbcnn.kernels.shown import one_line, shown
-from nbcnn.layers import ConvPool, Layer, _Activation
+from nbcnn.layers import ConvPool, Layer, _Activation, _Pool
 from nbcnn.losses import CrossEntropyLoss
 from nbcnn.parameter import ParameterVector
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.table import format_table
 
-MOST_LAYERS = 5_000        # a bound on the time that a file may take to load
-NO_LAYERS = Layer, _Activation, ConvPool        # of a structure: what these are made of
+MOST_LAYERS = 5_000     # these two bound the time that a file may take to load, and to be computed
+MOST_CELLS = 2**27      # that pooling windows may read more than four times each: a second
+NO_LAYERS = Layer, _Activation, _Pool, ConvPool         # of a structure: what these are made of
 
 
 class Sequential:
@@ -148,8 +150,7 @@ class Sequential:
         step = integer(batch_size, "batch_size", 1)
         if on_device(images):
             return self._forward.predict(images)
-        self._forward.plan_for(images)
-        step = self._forward.fitting(images.shape[1:], min(step, len(images)) or 1)
+        step = self._forward.at_once(images, step)
         logits = np.empty((len(images), *self.output_shape(images.shape[1:])), self.dtype)      # first, as it may not fit in memory
         for start in range(0, len(images), step) or [0]:
             logits[start:start + step] = self._forward.predict(images[start:start + step])
@@ -276,9 +277,14 @@ class Sequential:
             When a layer cannot take what the one before gives: names the layer and both shapes.
         """
         shape, shapes = ints(input_shape, "input_shape", "a tuple of ints", 0), {}
+        cells, most = 0, MOST_CELLS
         for name, layer in self.layers.items():
             try:
-                shape = shapes[name] = layer.output_shape(shape)
+                before, shape = shape, layer.output_shape(shape)
+                cells, most, shapes[name] = cells + layer.window_cells(before), most + 4 * math.prod(before), shape
+                if cells > most:
+                    raise ValueError(f"expected windows that read at most {most:,} cells of a plane in all layers up to here, got "
+                                     f"{cells:,}; a larger stride or a smaller kernel reads fewer")
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return shapes

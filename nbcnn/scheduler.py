@@ -330,7 +330,7 @@ class BackpropScheduler:
     def _run(self, images, profile=None):
         """Forward through all layers; the last one's output, a view."""
         images = as_array(images, "images")
-        self.plan_for(images)
+        self._plan_for(images)
         self._n = n = len(images)
         self.reserve(n)
         if images is not self._images:
@@ -344,7 +344,7 @@ class BackpropScheduler:
         self._launch(profile, "forward", n, lambda: self.forward_calls(n))
         return self.steps[-1].y.view(n)
 
-    def plan_for(self, images):
+    def _plan_for(self, images):
         """Plan for a batch of pictures; TypeError or ValueError where the model cannot take it."""
         if images.dtype not in (np.uint8, np.float32, np.float64):
             raise TypeError(f"images: expected a uint8, float32 or float64 array, got {one_line(str(images.dtype))}")
@@ -355,6 +355,12 @@ class BackpropScheduler:
         except ValueError as error:
             hint = "; a single picture is a batch as images[None]" if images.ndim == 3 else ""
             raise ValueError(f"{error} from images of shape {images.shape}{hint}") from None
+
+    def at_once(self, images, n):
+        """How many of these pictures are to be predicted at a time: n, or fewer; raises as `predict`."""
+        with turns.lock:        # other threads may predict pictures of another shape
+            self._plan_for(images)
+            return self.fitting(images.shape[1:], min(n, len(images)) or 1)
 
     def _launch(self, profile, direction, key, make):
         """Run the calls kept under a key; where there are none, `make` gives them, each with its step's name."""

@@ -17,7 +17,6 @@ from nbcnn.kernels.shown import one_line, shown
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 LARGEST = float(np.finfo(np.float32).max)
 MOST = 2**31 - 1        # of a size: the product of two is an int64, as the kernels compute with
-MOST_CELLS = 2**32      # that all windows of a plane cover: seconds of a kernel, which nothing interrupts
 FEW = 64                # the padding that even the smallest picture may have
 INT64 = 2**63 - 1
 SEEDS = 2**128 - 1      # the largest seed
@@ -274,9 +273,6 @@ def pool_size(size, kernel, stride, padding, dilation, ceil_mode, name):
         if any(start % d >= i for start in range(-p, min(0, o * s - p), s)[-FEW:]):
             raise ValueError(f"{name}: expected every window to cover a cell, got one with padding only from an input of "
                              f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
-    if math.prod(o * min(k, i) for o, k, i in zip(out, kernel, size, strict=True)) > MOST_CELLS:
-        raise ValueError(f"kernel_size: expected windows that cover at most {MOST_CELLS} cells in all, got {out[0]}x{out[1]} "
-                         f"windows of {kernel[0]}x{kernel[1]}; a larger stride makes fewer")
     return tuple(out)
 
 
