@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import outcomes, survey
 from PIL import Image
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
 import nbcnn
 from nbcnn import checkpoint, predict, train
+
+from campaign.harness import outcomes, survey
 
 EXAMPLES = Path(__file__).parent / "examples"
 RUNS = "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "subprocess.Popen", "socket.connect"
