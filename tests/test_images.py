@@ -145,3 +145,8 @@ def test_table_errors(mean, std, channels, dtype, error, message):
 def test_normalize_images_takes_as_many_as_there_are():
     with pytest.raises(ValueError, match="that of the pictures"):
         normalize_images(GOOD["out"], GOOD["pictures"], GOOD["table"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_std_next_to_zero_is_no_warning(dtype, recwarn):
+    assert normalization_table([0.0, 1e300], [5e-324, 1.0], 2, dtype)[0, 255] == np.inf and not recwarn.list

@@ -39,7 +39,8 @@ def normalization_table(mean, std, channels, dtype):
     std = finite_row(np.ones(channels) if std is None else std, "std", channels)
     if not (std > 0).all():
         raise ValueError(f"std: expected positive numbers, got {shown(std.tolist())}")
-    return ((np.arange(256) / 255 - mean[:, None]) / std[:, None]).astype(dtype)
+    with np.errstate(all="ignore"):     # a std next to 0 gives infinities: no line of NumPy's about it
+        return ((np.arange(256) / 255 - mean[:, None]) / std[:, None]).astype(dtype)
 
 
 def load_images(out, pictures, index, flip, shift, table):
