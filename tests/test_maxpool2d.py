@@ -205,7 +205,7 @@ def test_any_number_of_threads_gives_equal_bits(geometry, seed):
     ({"padding": -1}, ValueError, "padding: .*>= 0, got -1"),
     ({"dilation": "2"}, TypeError, "dilation: .*got '2'"),
     ({"padding": 2}, ValueError, "padding: expected at most half the window"),
-    ({"kernel_size": 10**15, "padding": 5 * 10**14}, ValueError, "kernel_size: expected at most 2147483647, got 1000000000000000"),
+    ({"kernel_size": 10**15, "padding": 5 * 10**14}, ValueError, "kernel_size: expected an int <= 2147483647, got 1"),
     ({"kernel_size": 10**9, "padding": 5 * 10**8, "stride": 1}, ValueError, "padding: expected at most 64 for an input of 4"),
     ({"kernel_size": 2, "padding": 5 * 10**8, "dilation": 10**9 - 1, "stride": 1}, ValueError, "x: expected every window to cover"),
     ({"kernel_size": 5}, ValueError, "x: expected an output of at least 1x1, got 0x0 from an input of 4x4"),
@@ -226,7 +226,7 @@ def test_errors_of_forward(options, error, message):
     ({"argmax": np.array([[[[0, 1], [2, -1]]]])}, IndexError, r"argmax: .*0 to 15 .*4x4, got -1 at position \(0, 0, 1, 1\)"),
     ({"argmax": np.array([[[[0, 16], [2, 3]]]])}, IndexError, r"argmax: .*got 16 at position \(0, 0, 0, 1\)"),
     ({"x_shape": (1, 4, 4)}, ValueError, r"x_shape: expected four sizes \(N, C, H, W\), got \(1, 4, 4\)"),
-    ({"x_shape": 4}, TypeError, r"x_shape: expected a tuple \(N, C, H, W\), got 4"),
+    ({"x_shape": 4}, TypeError, r"x_shape: expected four sizes \(N, C, H, W\), got 4"),
     ({"x_shape": (1, 1, 4, 4.0)}, TypeError, "x_shape: expected an int >= 0, got 4.0"),
 ])
 def test_errors_of_backward(options, error, message):

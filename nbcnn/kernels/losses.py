@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from nbcnn.kernels.arguments import INT64, floats, fraction, integer, one_of, same_dtype, same_shape
+from nbcnn.kernels.arguments import INT64, floats, fraction, integer, numeric, one_of, same_dtype, same_shape
 from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device, on_host
 from nbcnn.kernels.cpu import losses as cpu
 from nbcnn.kernels.shown import one_line, shown
@@ -592,8 +592,7 @@ def _elementwise(x, t, reduction, integers=False):
     one_of(reduction, "reduction", REDUCTIONS)
     backend_of(x=x, t=t)
     x = floats(x, "x")
-    array = as_array(t, "t")
-    same_shape(array, "t", x.shape, "the shape of x")
+    array = numeric(t, "t", x.shape, "the shape of x")
     if array.dtype != x.dtype:
         if array.dtype.kind in "iub" and not integers:
             raise TypeError(f"t: expected {x.dtype}, the dtype of x, got {one_line(str(array.dtype))}")
