@@ -19,6 +19,7 @@ from safetensors.numpy import save as to_bytes
 
 from nbcnn.files import require_file
 from nbcnn.fit import Progress
+from nbcnn.kernels.shown import one_line
 from nbcnn.memory import machine_memory
 from nbcnn.model import Sequential
 from nbcnn.optim import SGD
@@ -117,7 +118,7 @@ def load(path):
             entry = (file.metadata() or {}).get("nbcnn")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:
-        raise ValueError(f"{path}: not a safetensors file, or a damaged one ({_line(error)})") from None
+        raise ValueError(f"{path}: not a safetensors file, or a damaged one ({one_line(str(error), 300)})") from None
     if entry is None:
         raise ValueError(f"{path}: a safetensors file, but not a checkpoint of nbcnn")
     try:
@@ -129,7 +130,7 @@ def load(path):
         return _build(about, tensors)
     except Exception as error:      # whatever a file can hold that it should not
         reason = f"it has no entry {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path}: not a readable checkpoint: {_line(reason)}") from None
+        raise ValueError(f"{path}: not a readable checkpoint: {one_line(str(reason), 300)}") from None
 
 
 def load_model(path):
@@ -198,12 +199,6 @@ def write_atomically(path, data):
 def _header_size(start):
     """How many bytes of JSON follow the first eight of a safetensors file."""
     return int.from_bytes(start[:8], "little")
-
-
-def _line(reason):
-    """What is wrong, as one line: a file can put into it what it likes."""
-    text = " ".join(str(reason).split())
-    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _build(about, tensors):

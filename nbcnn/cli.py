@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import os
 import re
-import reprlib
 import signal
 import sys
 import warnings
@@ -17,6 +16,7 @@ from nbcnn.datasets import DATASETS
 from nbcnn.files import require_file
 from nbcnn.kernels.arguments import LARGEST, MOST
 from nbcnn.kernels.backend import load_backend
+from nbcnn.kernels.shown import shown
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
 from nbcnn.table import format_table
@@ -300,7 +300,7 @@ def load_checkpoint(options):
     for name, fits in USED.items():
         if name in saved.options and not fits(saved.options[name]):
             raise ValueError(f"{options['checkpoint']}: written with an option that does not exist, "
-                             f"{name} {reprlib.repr(saved.options[name])}")
+                             f"{name} {shown(saved.options[name])}")
     return saved
 
 

@@ -2,7 +2,7 @@
 import os
 import sys
 
-from nbcnn.kernels.arguments import integer
+from nbcnn.kernels.arguments import INT64, integer
 
 CGROUPS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"      # of a container, by either version
 
@@ -30,7 +30,7 @@ def set_max_memory(size):
     >>> nbcnn.set_max_memory(None)
     """
     global _most
-    _most = None if size is None else integer(size, "size", 1, None)
+    _most = None if size is None else integer(size, "size", 1, INT64)
 
 
 def max_memory():

@@ -95,8 +95,11 @@ class Parameter:
         """Overwrite the values with an array of PyTorch's shape; denormal numbers, which are slow to compute with, become 0."""
         values = numeric(values, "values", self.shape, "that of the parameter")
         if not on_device(values):
-            values = values.astype(self.flat.dtype)
-            values[abs(values) < np.finfo(values.dtype).tiny] = 0
+            values = np.array(values, self.flat.dtype, order="C")
+            flat, tiny = values.reshape(-1), np.finfo(values.dtype).tiny
+            for start in range(0, flat.size, 1 << 16):      # piece by piece, as comparing takes as much memory again
+                part = flat[start:start + (1 << 16)]
+                part[abs(part) < tiny] = 0
         self.write(self.flat, values)
 
     def shaped(self, flat):

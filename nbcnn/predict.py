@@ -44,7 +44,7 @@ def _main(argv):
     network, shape = saved.model.to(device), saved.model.input_shape
     try:
         picture_shape(shape)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"--checkpoint {options['checkpoint']}: {error} as the network's input_shape") from None
     outputs = network.output_shape(shape)
     if len(outputs) != 1:

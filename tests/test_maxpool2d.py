@@ -205,7 +205,7 @@ def test_any_number_of_threads_gives_equal_bits(geometry, seed):
     ({"padding": -1}, ValueError, "padding: .*>= 0, got -1"),
     ({"dilation": "2"}, TypeError, "dilation: .*got '2'"),
     ({"padding": 2}, ValueError, "padding: expected at most half the window"),
-    ({"kernel_size": 10**15, "padding": 5 * 10**14}, ValueError, "kernel_size: expected an int <= 2147483647, got 1"),
+    ({"kernel_size": 10**15, "padding": 5 * 10**14}, ValueError, "kernel_size: expected an int <= 2147483647, got 10{15}"),
     ({"kernel_size": 10**9, "padding": 5 * 10**8, "stride": 1}, ValueError, "padding: expected at most 64 for an input of 4"),
     ({"kernel_size": 2, "padding": 5 * 10**8, "dilation": 10**9 - 1, "stride": 1}, ValueError, "x: expected every window to cover"),
     ({"kernel_size": 5}, ValueError, "x: expected an output of at least 1x1, got 0x0 from an input of 4x4"),

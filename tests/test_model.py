@@ -209,7 +209,7 @@ def test_summary_without_input_shape():
     (lambda: nbcnn.Sequential([nbcnn.AvgPool2d(65, stride=1, padding=32) for _ in range(99)], input_shape=(1, 100, 100)),
      ValueError, "3: expected windows that read at most 134,377,728 cells of a plane in all layers up to here, got 169,000,000"),
     (lambda: nbcnn.Sequential([nbcnn.ReLU() for _ in range(5001)]), ValueError, "layers: expected at most 5000, got more"),
-    (lambda: nbcnn.Conv2d(3, 4, 2**31), ValueError, "kernel_size: expected at most 2147483647, got 2147483648"),
+    (lambda: nbcnn.Conv2d(3, 4, 2**31), ValueError, "kernel_size: expected an int <= 2147483647, got 2147483648"),
     (lambda: nbcnn.Linear(2**31, 4), ValueError, "in_features: expected an int <= 2147483647, got 2147483648"),
     (lambda: nbcnn.Conv2d(0, 4, 3), ValueError, "in_channels: expected an int >= 1, got 0"),
     (lambda: nbcnn.Conv2d(3, 4, 3, stride=0), ValueError, "stride: .* got 0"),
