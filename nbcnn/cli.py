@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import re
+import reprlib
 import signal
 import sys
 import warnings
@@ -16,7 +17,6 @@ from nbcnn.datasets import DATASETS
 from nbcnn.files import require_file
 from nbcnn.kernels.arguments import LARGEST, MOST
 from nbcnn.kernels.backend import load_backend
-from nbcnn.kernels.shown import shown
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
 from nbcnn.table import format_table
@@ -255,12 +255,14 @@ def whole(minimum, maximum=MOST):
     def parse(text):
         if len(text) > DIGITS:
             raise argparse.ArgumentTypeError(f"expected a whole number of at most {DIGITS} digits, got {brief(text)}")
+        bound = f"at least {minimum}"
         try:
-            if text.isascii() and minimum <= (value := int(text)) <= maximum:
-                return value
-            bound = f"at least {minimum}" if value < minimum else f"at most {maximum}"
+            if text.isascii() and (value := int(text)) >= minimum:
+                if value <= maximum:
+                    return value
+                bound = f"at most {maximum}"
         except ValueError:
-            bound = f"at least {minimum}"
+            pass
         raise argparse.ArgumentTypeError(f"expected a whole number of {bound}, got {brief(text)}")
     return parse
 
@@ -300,7 +302,7 @@ def load_checkpoint(options):
     for name, fits in USED.items():
         if name in saved.options and not fits(saved.options[name]):
             raise ValueError(f"{options['checkpoint']}: written with an option that does not exist, "
-                             f"{name} {shown(saved.options[name])}")
+                             f"{name} {brief(saved.options[name])}")
     return saved
 
 
