@@ -4,20 +4,16 @@ Tensors: the parameters with PyTorch's names and shapes, and `optimizer.momentum
 holds one entry, "nbcnn", JSON: the structure of the model, what it knows of its pictures and classes, the optimizer's options, how
 far the training is, and the options it was started with. Floats are written so that they read back with the same bits.
 """
-import contextlib
-import errno
 import json
 import os
-import secrets
 import zlib
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save as to_bytes
+from safetensors.numpy import save as safetensors_bytes
 
-from nbcnn.files import require_file
+from nbcnn.files import require_file, write_atomically
 from nbcnn.fit import Progress
 from nbcnn.kernels.shown import one_line
 from nbcnn.memory import machine_memory
@@ -69,6 +65,21 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
     ValueError
         When a layer is not one of nbcnn's, or the description is larger than `load` takes.
     """
+    write_atomically(path, to_bytes(model, optimizer, progress, options))
+
+
+def to_bytes(model, optimizer=None, progress=None, options=None):
+    """What `save` writes; of what `load` gives, these are the bytes that were read.
+
+    Parameters
+    ----------
+    model, optimizer, progress, options
+        As for `save`.
+
+    Returns
+    -------
+    bytes
+    """
     tensors = model.state_dict()
     about = {"format": FORMAT, "structure": model.structure(), **{name: getattr(model, name) for name in ABOUT_MODEL},
              "dtype": model.dtype.name, "optimizer": None, "progress": asdict(progress or Progress()), "options": options or {}}
@@ -80,11 +91,11 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
             if buffer is not None:
                 tensors[MOMENTUM + name] = buffer
     about["crc32"] = _checksum(about, tensors)
-    content = to_bytes(tensors, metadata={"nbcnn": json.dumps(about)})
+    content = safetensors_bytes(tensors, metadata={"nbcnn": json.dumps(about)})
     if _header_size(content) > MOST_HEADER:
         raise ValueError(f"options: expected a description of model and options of at most {MOST_HEADER} bytes, got "
                          f"{_header_size(content)}")
-    write_atomically(path, content)
+    return content
 
 
 def load(path):
@@ -163,37 +174,6 @@ def load_model(path):
     (['a', 'b', 'c'], True)
     """
     return load(path).model
-
-
-def write_atomically(path, data):
-    """Replace a file by bytes such that at any moment, power cuts included, the old or the new file is there whole.
-
-    Written is where a link leads to, with the old file's mode; what is no file, such as a device, stays what it is.
-    """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EEXIST, "not a regular file", os.fspath(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            if path.exists():
-                os.chmod(temporary, path.stat().st_mode)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            error.filename = os.fspath(path)        # not the temporary one
-        raise
-    if hasattr(os, "O_DIRECTORY"):      # elsewhere folders cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _header_size(start):

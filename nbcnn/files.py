@@ -1,7 +1,18 @@
-"""What files must be before they are opened."""
+"""Files: what they must be to be read, and how they outlive a crash; folders that one process works in; errors with names."""
+import contextlib
 import errno
 import os
+import re
+import secrets
 import stat
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:     # Windows
+    fcntl = None
+
+UNSUPPORTED = errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL      # what disks without locks say
 
 
 def require_file(path):
@@ -16,3 +27,167 @@ def require_file(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Let every OSError raised within name this file: those of writing and syncing name none, and others a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
+
+
+def write_atomically(path, data):
+    """Replace a file by bytes such that at any moment, power cuts included, the old or the new file is there whole.
+
+    Written is where a link leads to; what is no file, such as a device, stays what it is. The new file has the old one's mode,
+    access list and user attributes, and its owner and group where the process may give them away: else its own, and the group
+    may then do nothing with it. A process killed in between leaves a temporary file, see `remove_temporaries`.
+    """
+    path = Path(os.path.realpath(path))
+    with naming(path):
+        old = os.stat(path) if path.exists() else None
+        if old and not stat.S_ISREG(old.st_mode):
+            raise OSError(errno.EEXIST, "not a regular file")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        mode = 0o600 if old else 0o666      # nobody can ever read more of it than of the file it becomes
+        try:
+            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+                file.write(data)
+                file.flush()
+                if old and hasattr(os, "fchown"):       # elsewhere modes say little
+                    _make_like(file.fileno(), path, old)
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def _make_like(descriptor, path, old):
+    """Give a file the owner, attributes and mode of the one at `path`, whose `os.stat` is `old`."""
+    try:
+        os.fchown(descriptor, old.st_uid, old.st_gid)
+    except OSError:         # only root gives files away, but any group of its own is the process's to give
+        with contextlib.suppress(OSError):
+            os.fchown(descriptor, -1, old.st_gid)
+    names = []
+    with contextlib.suppress(AttributeError, OSError):      # not every system has them, nor every disk
+        names = os.listxattr(path)
+    for name in names:
+        if name.startswith("user.") or name == "system.posix_acl_access":
+            os.setxattr(descriptor, name, os.getxattr(path, name))
+    os.fchmod(descriptor, old.st_mode & (0o777 if os.fstat(descriptor).st_gid == old.st_gid else 0o707))
+
+
+def remove_temporaries(folder, names):
+    """Remove what `write_atomically` left in a folder when its process was killed, by a regular expression for the files' names.
+
+    Only for who knows that no other process is writing these files. What cannot be removed stays, as it does no harm.
+    """
+    for file in Path(folder).iterdir():
+        if re.fullmatch(rf"\.({names})\.[0-9a-f]{{8}}", file.name) and file.is_file():
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def make_folder(path):
+    """Make a folder, and those above it, such that it outlives a power cut; whether it was not there before."""
+    path = Path(path)
+    try:
+        path.mkdir()
+    except FileNotFoundError:
+        if path.parent == path:
+            raise
+        make_folder(path.parent)
+        return make_folder(path)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return False
+    try:
+        with naming(path):
+            sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        raise
+    return True
+
+
+def sync_folder(path):
+    """Make sure that what was made, renamed or removed in a folder outlives a power cut."""
+    if hasattr(os, "O_DIRECTORY"):      # elsewhere folders cannot be opened
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class Lock:
+    """A folder that this process is at work in, until `release`; the system takes the lock back when a process dies.
+
+    The lock is on a file of the folder, which can be told to outlive a crash with a mark: that nothing worth keeping was made
+    yet. Where files cannot be locked, as on Windows and on some network disks, it does nothing and there is never a mark.
+
+    Parameters
+    ----------
+    folder : path
+
+    Attributes
+    ----------
+    held : bool
+        False where files cannot be locked.
+
+    Raises
+    ------
+    BlockingIOError
+        When another process, or another Lock of this one, has it.
+    """
+    NAME = ".nbcnn.lock"
+
+    def __init__(self, folder):
+        self.path = Path(folder) / self.NAME
+        self.held = False
+        while fcntl and not self.held:
+            self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                with naming(self.path):
+                    fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with contextlib.suppress(FileNotFoundError):    # who had it may have removed the file since it was opened here
+                    self.held = os.path.samestat(os.fstat(self.descriptor), os.stat(self.path))
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+                self.path.unlink()
+                return
+            finally:
+                if not self.held:
+                    os.close(self.descriptor)
+
+    @property
+    def marked(self):
+        """Whether the mark is there, of this process or of one that was killed."""
+        return self.held and os.fstat(self.descriptor).st_size > 0
+
+    def mark(self, text):
+        """Leave the mark, a text for who finds the file; "" takes it away."""
+        if self.held and (text or self.marked):
+            with naming(self.path):
+                os.ftruncate(self.descriptor, 0)
+                os.pwrite(self.descriptor, text.encode(), 0)
+                os.fsync(self.descriptor)
+
+    def release(self):
+        """Let others have the folder, and remove the file unless it is marked."""
+        if self.held:
+            if not self.marked:
+                with contextlib.suppress(OSError):
+                    self.path.unlink()      # while it is locked: nobody else can have it
+            self.held = False
+            os.close(self.descriptor)
