@@ -16,6 +16,7 @@
 
 The command `nbcnn`, or `python -m nbcnn`, has train, predict and evaluate.
 """
+import nbcnn.interrupts  # first: Ctrl-C while the others, which take long, are imported
 from nbcnn import checkpoint, datasets, kernels, models, optim, pictures
 from nbcnn.checkpoint import load_model as load
 from nbcnn.evaluation import Evaluation

@@ -12,9 +12,9 @@ import warnings
 
 import numba
 
-from nbcnn import checkpoint
+from nbcnn import checkpoint, interrupts
 from nbcnn.datasets import DATASETS
-from nbcnn.files import require_file
+from nbcnn.files import naming, require_file
 from nbcnn.kernels.arguments import LARGEST, MOST
 from nbcnn.kernels.backend import load_backend
 from nbcnn.losses import LOSSES
@@ -50,9 +50,11 @@ def run(name, command, argv):
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:        # closed by who started the process
             setattr(sys, stream, open(os.devnull, "w"))
+    if ends := signal.getsignal(signal.SIGINT) is interrupts.end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *rest, **more: say(name, message, "yellow")
+            warnings.showwarning = lambda message, *rest, **more: remark(name, message, "yellow")
             return command(sys.argv[1:] if argv is None else argv)
     except (ValueError, ImportError, MemoryError) as error:
         return fail(name, error if str(error) else "out of memory")
@@ -64,15 +66,23 @@ def run(name, command, argv):
         return fail(name, said(error))
     finally:
         set_max_memory(None)        # what a command has set
+        if ends:
+            signal.signal(signal.SIGINT, interrupts.end)
+
+
+def say(text, end="\n"):
+    """Print to standard output, at once."""
+    with naming("standard output"):
+        print(text, end=end, flush=True)
 
 
 def fail(name, message, status=2):
     """Say in one line what is wrong; the exit status."""
-    say(name, message, "red")
+    remark(name, message, "red")
     return status
 
 
-def say(name, message, colour):
+def remark(name, message, colour):
     """Say something in one line of standard error."""
     line = printable(" ".join(str(message).split()))
     if len(line) > LONGEST_LINE:
@@ -87,8 +97,9 @@ def printable(text):
 
 def said(error):
     """What an exception says, for who does not know Python."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.filename:
+        file = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        return f"{file}: {error.strerror or ' '.join(map(str, error.args)) or type(error).__name__}"
     return str(error) or type(error).__name__
 
 
@@ -231,7 +242,7 @@ class Listing(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, const=const, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser, *rest):
-        print(self.const(), flush=True)
+        say(self.const())
         parser.exit()
 
 

@@ -39,12 +39,11 @@ def _main(argv):
     with bar:
         found = evaluate(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n))
     if options["json"]:
-        print(json.dumps({"checkpoint": options["checkpoint"], "dataset": dataset.name, "split": options["split"],
-                          **found.as_dict()}))
+        cli.say(json.dumps({"checkpoint": options["checkpoint"], "dataset": dataset.name, "split": options["split"],
+                            **found.as_dict()}))
     else:
         pictures = "the pictures" if name == "folder" else f"the {options['split']} pictures of {dataset.name},"
-        print(f"{options['checkpoint']} on {pictures} {why}\n\n{found}")
-    sys.stdout.flush()
+        cli.say(f"{options['checkpoint']} on {pictures} {why}\n\n{found}")
     return 0
 
 

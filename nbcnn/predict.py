@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nbcnn import cli
 from nbcnn.evaluation import number_or_none
+from nbcnn.files import naming
 from nbcnn.kernels import sigmoid_forward, softmax
 from nbcnn.memory import max_memory, set_max_memory
 from nbcnn.pictures import find_pictures, picture_shape, read_pictures
@@ -72,8 +73,9 @@ def _main(argv):
                 best = np.argsort(-values, axis=1, kind="stable")[:, :options["top"]]
                 lines = [_line(file, [(names[k], float(row[k])) for k in order], noun, options["json"])
                          for (file, _), row, order in zip(read, values, best, strict=True)]
-                tqdm.write("\n".join(lines), file=sys.stdout)
-                sys.stdout.flush()
+                with naming("standard output"):
+                    tqdm.write("\n".join(lines), file=sys.stdout)
+                    sys.stdout.flush()
                 done += len(read)
             bad += [error for error in results if isinstance(error, Exception)]
             bar.update(len(batch))

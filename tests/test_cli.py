@@ -202,16 +202,32 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch):
 
 # ---- exit statuses ----
 
+def named(error, file):
+    error.filename = file
+    return error
+
+
 @pytest.mark.parametrize("error, line, status", [
     (ValueError("a\nb"), "nbcnn test: a b\n", 2), (ImportError("install it"), "nbcnn test: install it\n", 2),
     (FileNotFoundError(2, "No such file or directory", "x"), "nbcnn test: x: No such file or directory\n", 2),
-    (OSError("odd"), "nbcnn test: odd\n", 2), (MemoryError(), "nbcnn test: out of memory\n", 2), (KeyboardInterrupt(), "", 130),
+    (OSError("odd"), "nbcnn test: odd\n", 2), (named(OSError("odd"), "x"), "nbcnn test: x: odd\n", 2),
+    (named(OSError(5, "Input/output error"), b"x"), "nbcnn test: x: Input/output error\n", 2),
+    (MemoryError(), "nbcnn test: out of memory\n", 2), (KeyboardInterrupt(), "", 130),
 ])
 def test_what_goes_wrong_is_one_line_and_a_status(capsys, error, line, status):
     def command(argv):
         raise error
     assert cli.run("nbcnn test", command, []) == status
     assert capsys.readouterr() == ("", line)
+
+
+def test_a_full_standard_output_is_named(monkeypatch, capsys):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert __main__.main(["train", "--list-models"]) == 2
+    assert capsys.readouterr().err == "nbcnn train: standard output: No space left on device\n"
 
 
 def test_a_fault_of_ours_is_not_hidden():
