@@ -11,10 +11,10 @@ import csv
 import io
 import json
 import math
+import os
 import platform
 import re
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 import nbcnn
-from nbcnn import checkpoint, cli, datasets, models, optim
+from nbcnn import checkpoint, cli, datasets, files, models, optim
 from nbcnn.cli import flag, number, paint, whole
 from nbcnn.fit import NonFiniteLoss, Progress, fit
 from nbcnn.losses import LOSSES
@@ -53,6 +53,8 @@ SCHEDULES = {
     "cosine": optim.cosine,
     "one_cycle": optim.one_cycle,
 }
+BEST = "best.safetensors"
+FILES = r"config\.json|metrics\.csv|(last|best|epoch-\d+)\.safetensors"
 COLUMNS = ["epoch", "lr", "train_loss", "test_loss", "test_accuracy", "images_per_second", "seconds"]
 
 
@@ -81,7 +83,8 @@ class Run:
         self.device, self.device_why = cli.choose_device(given.pop("device", "cpu"))
         if self.profile and self.device != "cpu":
             raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
-        self.interrupted = self.bar = self.claimed = self.trial = None
+        self.interrupted = self.bar = self.lock = self.trial = None
+        self.claimed = self.training = self.folder_is_ours = False
         classes = None
         if "resume" in given:
             self.source = Path(given["resume"])
@@ -131,66 +134,130 @@ class Run:
             self.optimizer = optim.SGD(self.model.parameters(), o["lr"], momentum=o["momentum"], nesterov=o["nesterov"],
                                        weight_decay=o["weight_decay"])
         self.model.to(self.device)
-        self.folder, self.rows = self._open_folder(given.get("out"))
-        self.last, self.best = self.folder / "last.safetensors", self.folder / "best.safetensors"
         config = {"options": o, "device": self.device, "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
                   "versions": {"nbcnn": nbcnn.__version__, "numba": numba.__version__, "numpy": np.__version__,
                                "python": platform.python_version()}}
+        self.handlers = {}
         try:
-            checkpoint.write_atomically(self.folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
-        except OSError:
+            self._handle_signals()
+            self._open_folder(given.get("out"), saved if self.source else None)
+            files.write_atomically(self.folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+        except BaseException:
             self.leave()
             raise
 
-    def _open_folder(self, out):
-        """The run's folder, and the rows of metrics.csv up to where it goes on. No file of another run is ever overwritten."""
+    def _open_folder(self, out, saved):
+        """Take the run's folder, with the files that the checkpoint speaks of. No file of another run is ever overwritten."""
         home = self.source and self.source.parent
-        if out is None and home is None:
-            model = re.sub(r"[^\w.-]+", "-", self.options["model"])
-            name = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{self.options['dataset']}-{model}"
-            folder = _new_folder(Path("runs") / name)
-            self._claim(folder)
-            return folder, []
-        folder = home if out is None else Path(out)
-        if home is not None and folder.resolve() == home.resolve():
-            self._require_furthest(folder)
+        self.rows = _read_metrics(home / "metrics.csv", self.progress.epoch) if home else []
+        if out is not None:
+            self.folder = Path(out)
+        elif home:
+            self.folder = home
         else:
-            self._claim(folder)
-        if home is None:
-            return folder, []
-        best = home / "best.safetensors"
-        if folder.resolve() != home.resolve() and best.exists() and \
-                checkpoint.load(best).progress.best_epoch == self.progress.best_epoch:
-            shutil.copy(best, folder)
-        return folder, _read_metrics(home / "metrics.csv", self.progress.epoch)
+            model = re.sub(r"[^\w.-]+", "-", self.options["model"])
+            self.folder = _new_folder(Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{self.options['dataset']}-{model}")
+            self.folder_is_ours = True
+        self.last, self.best = self.folder / "last.safetensors", self.folder / BEST
+        elsewhere = home and self.folder.resolve() != home.resolve()
+        self.copies = self._copies(saved, home / BEST if elsewhere else None) if home else {}
+        if home and not elsewhere:
+            self._lock("--resume", "wait for its end, or give --out another folder")
+            self._require_furthest()
+            self.lock.mark("")
+        else:
+            self._claim()
+            if self.rows:
+                files.write_atomically(self.folder / "metrics.csv", _csv(self.rows))
+        for name, content in self.copies.items():
+            if self._is_behind(self.folder / name):
+                files.write_atomically(self.folder / name, content)
 
-    def _claim(self, folder):
-        """Make the folder this run's; ValueError where it is another one's, be it one that has just begun."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def _lock(self, option, way_out):
+        """Be the only process at work in the folder, and clean up after one that was killed in it."""
         try:
-            if (folder / "metrics.csv").exists() or any(folder.glob("*.safetensors")):
-                raise FileExistsError
-            (folder / "config.json").touch(exist_ok=False)
-        except FileExistsError:
-            raise ValueError(f"--out: {folder} holds a run already; choose another folder, or continue that run with "
-                             f"--resume {shlex.quote(str(folder / 'last.safetensors'))}") from None
-        self.claimed = folder
+            self.lock = files.Lock(self.folder)
+        except BlockingIOError:
+            raise ValueError(f"{option}: {self.folder} holds a run already, which another process is at work on; "
+                             f"{way_out}") from None
+        if self.lock.held:
+            files.remove_temporaries(self.folder, FILES)
+
+    def _claim(self):
+        """Make the folder this run's; ValueError where it is another one's, be it one that has just begun."""
+        if not self.folder_is_ours:
+            self.folder_is_ours = files.make_folder(self.folder)
+        self._lock("--out", "choose another folder")
+        abandoned = self.lock.marked        # by a run that was killed before it had learned anything
+        found = sorted(file for file in self.folder.glob("*.safetensors")
+                       if not (abandoned and _holds(file, self.copies.get(file.name))))
+        records = [file for name in ("config.json", "metrics.csv") if (file := self.folder / name).exists()]
+        if found:
+            best = next((file for file in (self.last, self.best) if file in found), found[0])
+            raise ValueError(f"--out: {self.folder} holds a run already; choose another folder, or continue that run with "
+                             f"--resume {shlex.quote(str(best))}")
+        if records and not abandoned:
+            names = " and ".join(file.name for file in records)
+            raise ValueError(f"--out: {self.folder} holds a run already, but no checkpoint; choose another folder, or, if no "
+                             f"process is at work on it, move {names} away")
+        if not self.lock.held:      # where there are no locks, this is the first file of a run, made by one of them only
+            (self.folder / "config.json").touch(exist_ok=False)
+        self.claimed = True
+        self.lock.mark("a run that has no checkpoint yet\n")
+        for file in records:
+            file.unlink()
+
+    def _copies(self, saved, best):
+        """The bytes of checkpoints that must be there to go on from `saved`, by name; `best` is a file that may hold one of them.
+
+        A run writes last.safetensors first, so one that was killed may lack the others of that epoch, which are equal to it.
+        """
+        copies, p = {}, self.progress
+        if p.epoch and not p.step:
+            content = checkpoint.to_bytes(**vars(saved))
+            if p.best_epoch == p.epoch:
+                copies[BEST] = content
+            if self._keeps(p.epoch):
+                copies[f"epoch-{p.epoch}.safetensors"] = content
+        if BEST not in copies and best and best.exists() and (found := checkpoint.load(best)).progress.best_epoch == p.best_epoch:
+            copies[BEST] = checkpoint.to_bytes(**vars(found))
+        return copies
+
+    def _is_behind(self, path):
+        """Whether a checkpoint is older than where this run goes on, or not there."""
+        try:
+            return checkpoint.load(path).progress.epoch < self.progress.epoch
+        except (OSError, ValueError):
+            return True
+
+    def _keeps(self, epoch):
+        every = self.options["save_every"]
+        return every and epoch % every == 0
 
     def leave(self):
-        """Take away a folder of this run in which nothing was learned."""
-        if self.claimed and not any(self.claimed.glob("*.safetensors")):
-            (self.claimed / "config.json").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):      # it holds other files
-                self.claimed.rmdir()
+        """Give back the folder: where nothing was learned, without what this run has made in it."""
+        with contextlib.suppress(OSError):      # what then stays says that it is abandoned
+            if self.claimed:
+                if not self.last.exists():
+                    files.remove_temporaries(self.folder, FILES)
+                    for name in ("config.json", "metrics.csv", *self.copies):
+                        (self.folder / name).unlink(missing_ok=True)
+                self.lock.mark("")
+        if self.lock:
+            self.lock.release()
+        if self.folder_is_ours:
+            with contextlib.suppress(OSError):      # it is in use
+                self.folder.rmdir()
+        self._restore_signals()
 
-    def _require_furthest(self, folder):
+    def _require_furthest(self):
         """Raise ValueError when going on from `source` would overwrite a checkpoint that is further."""
         try:
-            last = checkpoint.load(folder / "last.safetensors").progress
+            last = checkpoint.load(self.last).progress
         except (OSError, ValueError):       # nothing there that could be lost
             return
         if (last.epoch, last.step) > (self.progress.epoch, self.progress.step):
-            raise ValueError(f"--resume: {folder / 'last.safetensors'} is further, with {last.epoch} epochs and {last.step} "
+            raise ValueError(f"--resume: {self.last} is further, with {last.epoch} epochs and {last.step} "
                              "batches done, and would be overwritten; resume from that, or give --out another folder")
 
     def train(self):
@@ -210,42 +277,55 @@ class Run:
         if self.source:
             self._say(f"resume   {self.source}: {self._where()}")
         self._say(f"\n{self.model.summary()}\n")
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:     # as under nohup
-            numbers.append(signal.SIGHUP)
-        handlers = {number: signal.signal(number, self._interrupt) for number in numbers}
         try:
             self._compile()
             self.trial = ThreadTrial()
+            self.training = True
             state = fit(self.model, self.train_set, self.test_set, epochs=o["epochs"], batch_size=o["batch_size"],
                         loss=self.loss, optimizer=self.optimizer, schedule=self.schedule, shuffle=o["shuffle"],
                         augment=o["augment"], seed=o["seed"], progress=self.progress, on_step=self._on_step,
                         on_epoch=self._on_epoch, profile=self.profile)
             self.progress = state.progress
             if self.interrupted:
-                self._save(self.last)
+                self._save_last()
         finally:
             self._close_bar()
             if self.trial:
                 self.trial.stop()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            self._restore_signals()
         if self.interrupted:
-            print(f"stopped: {self._where()}. To go on: python -m nbcnn.train --resume {shlex.quote(str(self.last))}", flush=True)
+            cli.say(f"stopped: {self._where()}. To go on: python -m nbcnn.train --resume {shlex.quote(str(self.last))}")
             self._print_profile(state)
             return 128 + self.interrupted
         best = f" as {self.best.name}" if self.best.exists() else ""
-        print(f"done: test accuracy at best {self.progress.best_accuracy:.2%} after epoch {self.progress.best_epoch}, "
-              f"kept in {self.folder}{best}", flush=True)
+        cli.say(f"done: test accuracy at best {self.progress.best_accuracy:.2%} after epoch {self.progress.best_epoch}, "
+                f"kept in {self.folder}{best}")
         self._print_profile(state)
         return 0
 
     def _print_profile(self, state):
         if self.profile:
-            print(f"\n{state.profile}", flush=True)
+            cli.say(f"\n{state.profile}")
+
+    def _handle_signals(self):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):        # the last one is not everywhere, and ignored under nohup
+            number = getattr(signal, name, None)
+            if number and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN):
+                self.handlers[number] = signal.signal(number, self._interrupt)
+
+    def _restore_signals(self):
+        while self.handlers:
+            signal.signal(*self.handlers.popitem())
 
     def _interrupt(self, number, frame):
-        """Handles a signal: the batch is finished first; a second signal ends the process at once."""
+        """Handles a signal: the batch is finished first, or a second signal ends the process at once.
+
+        Before the first batch there is nothing to finish, and an exception would come from within the compiler, which may ignore
+        it: the process ends here.
+        """
+        if not self.training:
+            self.leave()
+            os._exit(128 + number)
         self.interrupted = number
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
@@ -266,18 +346,18 @@ class Run:
         epoch = metrics["epoch"]
         self.rows.append({**metrics, "images_per_second": round(metrics["images_per_second"], 1),
                           "seconds": round(metrics["seconds"], 3)})
-        checkpoint.write_atomically(self.folder / "metrics.csv", _csv(self.rows))
+        files.write_atomically(self.folder / "metrics.csv", _csv(self.rows))
+        self._save_last()       # before the others, which can be made from it, see _copies: where any is, it is
         if self.progress.best_epoch == epoch:
             self._save(self.best)
-        if self.options["save_every"] and epoch % self.options["save_every"] == 0:
+        if self._keeps(epoch):
             self._save(self.folder / f"epoch-{epoch}.safetensors")
-        self._save(self.last)       # last: whatever it says is done has been written
         accuracy = f"accuracy {metrics['test_accuracy']:6.2%}"
         if self.progress.best_epoch == epoch:
             accuracy = paint(accuracy, "bold", sys.stdout)
-        print(f"epoch {epoch:{len(str(state.epochs))}}/{state.epochs}  train loss {metrics['train_loss']:.4f}  "
-              f"test loss {metrics['test_loss']:.4f}  {accuracy}  lr {metrics['lr']:.2e}  "
-              f"{metrics['images_per_second']:6,.0f} images/s  {metrics['seconds']:5.1f} s", flush=True)
+        cli.say(f"epoch {epoch:{len(str(state.epochs))}}/{state.epochs}  train loss {metrics['train_loss']:.4f}  "
+                f"test loss {metrics['test_loss']:.4f}  {accuracy}  lr {metrics['lr']:.2e}  "
+                f"{metrics['images_per_second']:6,.0f} images/s  {metrics['seconds']:5.1f} s")
         if self.trial.hint:
             self._hint(self.trial.hint)
             self.trial.hint = ""
@@ -288,10 +368,16 @@ class Run:
         state.stop = self.interrupted is not None
 
     def _hint(self, text):
-        print(paint("hint:", "yellow", sys.stdout), text, flush=True)
+        cli.say(f"{paint('hint:', 'yellow', sys.stdout)} {text}")
 
     def _save(self, path):
         checkpoint.save(path, self.model, optimizer=self.optimizer, progress=self.progress, options=self.options)
+
+    def _save_last(self):
+        self._save(self.last)
+        if self.claimed:        # until now nothing was learned that could be lost
+            self.claimed = False
+            self.lock.mark("")
 
     def _where(self):
         p = self.progress
@@ -312,7 +398,7 @@ class Run:
 
     def _say(self, text, end="\n"):
         if not self.quiet:
-            print(text, end=end, flush=True)
+            cli.say(text, end)
 
     def _close_bar(self):
         if self.bar is not None:
@@ -409,13 +495,14 @@ def _new_folder(path):
     """Make a folder that was not there, with a number behind its name if need be."""
     for k in range(1, 1000):
         folder = path if k == 1 else path.with_name(f"{path.name}-{k}")
-        try:
-            folder.mkdir(parents=True)
+        if files.make_folder(folder):
             return folder
-        except FileExistsError:
-            if not folder.is_dir():
-                raise
     raise ValueError(f"--out: {path} and 998 numbered ones are taken")
+
+
+def _holds(path, content):
+    """Whether there is a file with this content."""
+    return path.is_file() and path.read_bytes() == content
 
 
 def _read_metrics(path, epochs):
@@ -458,7 +545,8 @@ def _parser():
   nbcnn train --dataset folder --data-dir pets --size 32       pictures in pets/train/cat/..., pets/test/cat/...
   nbcnn train --config run.toml --lr 0.01                      options from a file, and one that wins over it
   nbcnn train --resume runs/.../last.safetensors               go on after Ctrl-C, with the same bits""",
-        "0 done, 2 cannot be done, 3 loss not finite, 130 Ctrl-C, 143 SIGTERM; after either of these --resume goes on")
+        "0 done, 2 cannot be done, 3 loss not finite, 130 Ctrl-C, 143 SIGTERM; after either of these --resume goes on, "
+        "unless training had not begun")
 
     def add(name, text, **arguments):
         dest = name[2:].replace("-", "_")

@@ -3,11 +3,13 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -294,14 +296,42 @@ def test_resume_from_any_epoch_into_another_folder(small, capsys, name):
     assert untimed(small / "fork") == untimed(small / "whole")
 
 
-def test_a_run_killed_between_two_files_goes_on(small):
-    """The files of an epoch are written one after the other, last.safetensors at the end."""
+@pytest.mark.parametrize("lost", [["epoch-3.safetensors"], ["epoch-3.safetensors", "best.safetensors", "last.safetensors"],
+                                  ["epoch-2.safetensors", "epoch-3.safetensors", "best.safetensors"]])
+def test_a_run_killed_between_two_files_goes_on(small, lost):
+    """The files of an epoch are written one after the other: metrics.csv, last.safetensors, and those that are equal to it."""
     run("--epochs", 3, "--out", "whole", "--quiet", "--save-every", 1)
     shutil.copytree("whole", "killed")
+    for name in lost:
+        os.remove(f"killed/{name}")
     shutil.copy("whole/epoch-2.safetensors", "killed/last.safetensors")
     assert train.main(["--resume", "killed/last.safetensors", "--quiet"]) == 0
     assert untimed(small / "killed") == untimed(small / "whole") and len(untimed(small / "killed")) == 3
-    assert (small / "killed" / "last.safetensors").read_bytes() == (small / "whole" / "last.safetensors").read_bytes()
+    assert {file.name for file in (small / "killed").iterdir()} == {file.name for file in (small / "whole").iterdir()}
+    for file in (small / "whole").glob("*.safetensors"):
+        assert (small / "killed" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_resumed_run_does_not_replace_a_better_best(small):
+    """As when somebody has removed last.safetensors, and goes on from an old checkpoint."""
+    run("--epochs", 3, "--out", "run", "--quiet", "--save-every", 1, "--no-augment")
+    best = (small / "run" / "best.safetensors").read_bytes()
+    found = checkpoint.load("run/epoch-1.safetensors")
+    assert found.progress.best_epoch == 1 < checkpoint.load("run/best.safetensors").progress.epoch
+    os.remove("run/last.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 1)
+        assert train.main(["--resume", "run/epoch-1.safetensors", "--quiet"]) == 130
+    assert (small / "run" / "best.safetensors").read_bytes() == best
+
+
+def test_the_metrics_are_in_the_other_folder_before_its_first_checkpoint(small, monkeypatch):
+    run("--epochs", 3, "--out", "whole", "--quiet", "--save-every", 1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert train.main(["--resume", "whole/epoch-2.safetensors", "--out", "fork", "--quiet"]) == 130
+    assert train.main(["--resume", "fork/last.safetensors", "--quiet"]) == 0
+    assert untimed(small / "fork") == untimed(small / "whole")
 
 
 def test_a_constant_rate_may_be_trained_on_with(small, capsys):
@@ -349,6 +379,71 @@ def test_a_run_that_learned_nothing_leaves_nothing_but_what_was_there(small, mon
     for out in (["--out", "run"], ["--out", "mine"], []):
         assert "broken" in fails(capsys, *out)
     assert os.listdir("mine") == ["notes.txt"] and not os.path.exists("run") and os.listdir("runs") == []
+
+
+def test_a_folder_that_was_the_users_stays(small, monkeypatch, capsys):
+    (small / "mine").mkdir(mode=0o700)
+
+    def fail(self):
+        raise ValueError("broken")
+    monkeypatch.setattr(train.Run, "_compile", fail)
+    assert "broken" in fails(capsys, "--out", "mine") and os.listdir("mine") == []
+
+
+def test_what_is_left_of_a_run_without_checkpoints_is_not_overwritten(small, capsys):
+    """Somebody has removed the large files, or keeps files of these names for something else."""
+    run("--epochs", 1, "--out", "run", "--quiet")
+    os.remove("run/last.safetensors")
+    assert "run holds a run already" in (error := fails(capsys, "--out", "run")) and "--resume run/best.safetensors\n" in error
+    os.remove("run/best.safetensors")
+    before = {file.name: file.read_bytes() for file in (small / "run").iterdir()}
+    assert "run holds a run already, but no checkpoint" in (error := fails(capsys, "--out", "run"))
+    assert "move config.json and metrics.csv away\n" in error
+    assert {file.name: file.read_bytes() for file in (small / "run").iterdir()} == before
+
+
+def test_two_processes_do_not_go_on_in_one_folder(small, monkeypatch, capsys):
+    run("--epochs", 2, "--out", "run", "--quiet", "--save-every", 1)
+    shutil.copy("run/epoch-1.safetensors", "run/last.safetensors")
+    begun = []
+
+    def on_step(self, state):
+        if not begun:
+            begun.append(fails(capsys, "--resume", "run/last.safetensors"))
+    monkeypatch.setattr(train.Run, "_on_step", on_step)
+    assert train.main(["--resume", "run/last.safetensors", "--quiet"]) == 0
+    assert "--resume: run holds a run already, which another process is at work on; wait for its end, or give --out" in begun[0]
+
+
+def test_temporary_files_of_killed_saves_are_removed(small):
+    run("--epochs", 1, "--out", "run", "--quiet")
+    stale = [".last.safetensors.0123abcd", ".metrics.csv.00000000", ".epoch-12.safetensors.ffffffff"]
+    mine = [".notes.0123abcd", ".last.safetensors.mine", "last.safetensors.0123abcd"]
+    for name in stale + mine:
+        (small / "run" / name).touch()
+    assert train.main(["--resume", "run/last.safetensors", "--quiet"]) == 0
+    assert {name for name in os.listdir("run") if name in stale + mine} == set(mine)
+
+
+def test_a_full_disk_leaves_no_part_of_a_copy(small, monkeypatch, capsys):
+    """Whichever write of --resume into another folder fails."""
+    run("--epochs", 3, "--out", "whole", "--quiet", "--save-every", 1, "--no-augment")
+    shutil.copy("whole/epoch-2.safetensors", "whole/last.safetensors")
+    fsync = os.fsync
+    for nth in range(1, 11):        # the folder, the lock's mark, and two each: metrics.csv, the best, epoch-2, config.json
+        calls = []
+
+        def full(descriptor, nth=nth, calls=calls):
+            calls.append(descriptor)
+            if len(calls) == nth:
+                raise OSError(28, "No space left on device")
+            fsync(descriptor)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            error = fails(capsys, "--resume", "whole/last.safetensors", "--out", "fork", "--quiet")
+        assert re.search(r"fork\S*: No space left on device", error) and not os.path.exists("fork")
+    assert train.main(["--resume", "whole/last.safetensors", "--out", "fork", "--quiet"]) == 0
+    assert untimed(small / "fork") == untimed(small / "whole")
 
 
 def test_no_run_is_overwritten(small, capsys):
@@ -641,17 +736,18 @@ def test_no_colour_where_there_is_no_terminal(small, monkeypatch, capsys):
 
 # ---- as a process ----
 
-def process(*arguments):
-    """The command in a process of its own, on small pictures."""
+def process(*arguments, before=""):
+    """The command in a process of its own, on small pictures; `before` it is a line of Python."""
     tests = os.path.dirname(os.path.abspath(__file__))
     code = textwrap.dedent("""
-        import sys
+        import os, sys, time
         from test_train import SMALL
         from nbcnn import train
         from nbcnn.datasets import choice
         choice.shapes = lambda: SMALL
+        BEFORE
         sys.exit(train.main(sys.argv[1:]))
-    """)
+    """).replace("BEFORE", before)
     return subprocess.Popen([sys.executable, "-c", code, "--batch-size", "16", *map(str, arguments)], text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.path.dirname(tests)]),
@@ -671,13 +767,41 @@ def test_a_process_that_gets_a_signal(number, status):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_run_killed_before_its_first_checkpoint_blocks_nothing(small, capsys):
+    with process("--out", "run", before="train.Run._compile = lambda self: os.kill(os.getpid(), 9)") as killed:
+        killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL and os.path.exists("run/config.json")
+    assert run("--epochs", 1, "--out", "run", "--quiet") == 0
+    assert sorted(os.listdir("run")) == ["best.safetensors", "config.json", "last.safetensors", "metrics.csv"]
+    assert "holds a run already" in fails(capsys, "--out", "run")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize("numbers", [["SIGTERM"], ["SIGHUP"], ["SIGINT", "SIGINT"]])
+def test_a_signal_while_kernels_are_compiled_ends_the_process_at_once(small, numbers):
+    """Also within something that swallows exceptions, as a callback of the compiler does."""
+    before = "\n".join(["def compile(self):", "    print('compiling', flush=True)", "    while True:", "        try:",
+                        "            time.sleep(0.01)", "        except BaseException:", "            pass",
+                        "train.Run._compile = compile"])
+    with process("--out", "run", "--quiet", before=before) as running:
+        assert running.stdout.readline() == "compiling\n" and os.path.exists("run/config.json")
+        for name in numbers:
+            running.send_signal(getattr(signal, name))
+        try:
+            out, error = running.communicate(timeout=10)
+        finally:
+            running.kill()
+    assert (running.returncode, out, error) == (128 + getattr(signal, numbers[0]), "", "") and os.listdir() == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_a_reader_that_goes_away():
     running = process("--epochs", 100_000, "--out", "run", "--quiet")
     running.stdout.readline()
     running.stdout.close()
     error = running.stderr.read()
     assert running.wait(60) == 141 and error == ""
-    assert len(rows(checkpoint.Path("run"))) == checkpoint.load("run/last.safetensors").progress.epoch
+    assert len(rows(Path("run"))) == checkpoint.load("run/last.safetensors").progress.epoch
 
 
 def test_the_module_runs():
