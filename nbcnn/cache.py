@@ -23,12 +23,11 @@ def main(argv=None):
 def _main(argv):
     kinds = list(_kinds())
     if _parser().options(argv).get("clear"):
-        print(_clear(kinds))
+        cli.put(_clear(kinds))
     else:
-        print(format_table(["what", "files", "MB", "damaged", "where"], [
+        cli.put(format_table(["what", "files", "MB", "damaged", "where"], [
             [what, str(len(files)), f"{sum(map(_size, files)) / 1e6:.1f}", str(sum(read(file) is None for file in files)),
-             cli.printable(str(folder))] for what, folder, files, read in kinds]))
-    sys.stdout.flush()
+             str(folder)] for what, folder, files, read in kinds]))
     return 0
 
 

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import os
 import re
-import reprlib
 import signal
 import sys
 import warnings
@@ -17,12 +16,12 @@ from nbcnn.datasets import DATASETS
 from nbcnn.files import naming, require_file
 from nbcnn.kernels.arguments import LARGEST, MOST
 from nbcnn.kernels.backend import load_backend
+from nbcnn.kernels.shown import shown
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
-from nbcnn.table import format_table
+from nbcnn.table import format_table, printable
 
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
-ESCAPES = {**{k: f"\\x{k:02x}" for k in (*range(32), 127)}, 9: "\\t", 10: "\\n", 13: "\\r"}
 DEVICES = ["cpu", "cuda", "auto"]
 LONGEST_LINE = 2000             # characters of a message: what it is about may be as long as its writer liked
 LONGEST_CONFIG = 8000           # bytes of a configuration file; time to read TOML grows with the square of a dotted key's length
@@ -50,11 +49,15 @@ def run(name, command, argv):
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:        # closed by who started the process
             setattr(sys, stream, open(os.devnull, "w"))
+    if hasattr(sys.stdout, "reconfigure"):      # names that are no text come out as the bytes they are, or in other words
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     if ends := signal.getsignal(signal.SIGINT) is interrupts.end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *rest, **more: remark(name, message, "yellow")
+            warnings.filterwarnings("ignore", module=r"PIL\.")      # of what it could read nevertheless; the rest are errors
             return command(sys.argv[1:] if argv is None else argv)
     except (ValueError, ImportError, MemoryError) as error:
         return fail(name, error if str(error) else "out of memory")
@@ -68,12 +71,6 @@ def run(name, command, argv):
         set_max_memory(None)        # what a command has set
         if ends:
             signal.signal(signal.SIGINT, interrupts.end)
-
-
-def say(text, end="\n"):
-    """Print to standard output, at once."""
-    with naming("standard output"):
-        print(text, end=end, flush=True)
 
 
 def fail(name, message, status=2):
@@ -90,9 +87,15 @@ def remark(name, message, colour):
     print(paint(f"{name}:", colour, sys.stderr), line, file=sys.stderr, flush=True)
 
 
-def printable(text):
-    """The text as one line that leaves a terminal as it is: control characters, which names of files may hold, escaped."""
-    return text.translate(ESCAPES)
+def put(text, end="\n"):
+    """Print a text of our own, colours and all."""
+    with naming("standard output"):
+        print(text, end=end, flush=True)
+
+
+def say(*lines, end="\n"):
+    """Print lines as `printable` makes them: they may hold names from files."""
+    put("\n".join(map(printable, lines)), end)
 
 
 def said(error):
@@ -108,14 +111,6 @@ def paint(text, colour, stream):
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\033[{COLOURS[colour]}m{text}\033[0m"
-
-
-def brief(value):
-    """How a message shows a value that may be long or deep."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:      # a number in it has more digits than Python writes
-        return f"a {type(value).__name__}"
 
 
 def nearest(name, names):
@@ -155,6 +150,10 @@ class Parser(argparse.ArgumentParser):
     def add_checkpoint(self):
         self.add("--checkpoint", "what training or model.save wrote; it holds the network, its classes and all else that is needed",
                  metavar="FILE")
+
+    def add_max_pixels(self):
+        self.add("--max-pixels", "how many pixels a file may have; each takes 4 to 16 bytes of memory (default: 110 million; TIFF "
+                                 "80, WEBP and AVIF 50)", type=whole(1), metavar="N")
 
     def add_config(self):
         self.add_argument("--config", metavar="FILE", help="TOML file with options by their names, as batch-size = 32; those given "
@@ -212,14 +211,14 @@ class Parser(argparse.ArgumentParser):
         arguments = []
         for key, value in table.items():
             if key not in self.names:
-                raise ValueError(f"{path}: unknown key {brief(key)}{nearest(key, self.names)}")
+                raise ValueError(f"{path}: unknown key {shown(key)}{nearest(key, self.names)}")
             if self.names[key].nargs == 0:
                 if not isinstance(value, bool):
-                    raise ValueError(f"{path}: {key}: expected true or false, got {brief(value)}")
+                    raise ValueError(f"{path}: {key}: expected true or false, got {shown(value)}")
                 off = [string for string in self.names[key].option_strings if string == f"--no-{key}"]
                 arguments += [f"--{key}"] if value else off
             elif isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise ValueError(f"{path}: {key}: expected a string or a number, got {brief(value)}")
+                raise ValueError(f"{path}: {key}: expected a string or a number, got {shown(value)}")
             elif isinstance(value, int) and abs(value) >= 10**DIGITS:       # Python may not even write it
                 raise ValueError(f"{path}: {key}: expected at most {DIGITS} digits, got more")
             else:
@@ -242,7 +241,7 @@ class Listing(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, const=const, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser, *rest):
-        say(self.const())
+        say(*self.const().split("\n"))
         parser.exit()
 
 
@@ -265,7 +264,7 @@ def whole(minimum, maximum=MOST):
     """The type of options that are whole numbers."""
     def parse(text):
         if len(text) > DIGITS:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at most {DIGITS} digits, got {brief(text)}")
+            raise argparse.ArgumentTypeError(f"expected a whole number of at most {DIGITS} digits, got {shown(text)}")
         bound = f"at least {minimum}"
         try:
             if text.isascii() and (value := int(text)) >= minimum:
@@ -274,7 +273,7 @@ def whole(minimum, maximum=MOST):
                 bound = f"at most {maximum}"
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"expected a whole number of {bound}, got {brief(text)}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of {bound}, got {shown(text)}")
     return parse
 
 
@@ -294,14 +293,14 @@ def number(maximum=LARGEST):
                 return value
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to {maximum:.2g}, got {brief(text)}")
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to {maximum:.2g}, got {shown(text)}")
     return parse
 
 
 def text(value):
     """The type of all other options: what may be part of a path."""
     if "\0" in value:
-        raise argparse.ArgumentTypeError(f"expected text without NUL, got {brief(value)}")
+        raise argparse.ArgumentTypeError(f"expected text without NUL, got {shown(value)}")
     return value
 
 
@@ -313,7 +312,7 @@ def load_checkpoint(options):
     for name, fits in USED.items():
         if name in saved.options and not fits(saved.options[name]):
             raise ValueError(f"{options['checkpoint']}: written with an option that does not exist, "
-                             f"{name} {brief(saved.options[name])}")
+                             f"{name} {shown(saved.options[name])}")
     return saved
 
 

@@ -34,7 +34,8 @@ def _main(argv):
     scheduler = BackpropScheduler(model, cli.make_loss(saved.options))
     if model.input_shape is not None:
         scheduler.fitting(model.input_shape, 1)       # before pictures are read that large
-    (dataset,), why = datasets.choose(name, place, [options["split"]], shape=model.input_shape, classes=model.classes)
+    (dataset,), why = datasets.choose(name, place, [options["split"]], shape=model.input_shape, classes=model.classes,
+                                      max_pixels=options.get("max_pixels"))
     bar = tqdm(total=len(dataset), unit=" pictures", leave=False, disable=not sys.stderr.isatty())
     with bar:
         found = evaluate(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n))
@@ -43,7 +44,7 @@ def _main(argv):
                             **found.as_dict()}))
     else:
         pictures = "the pictures" if name == "folder" else f"the {options['split']} pictures of {dataset.name},"
-        cli.say(f"{options['checkpoint']} on {pictures} {why}\n\n{found}")
+        cli.say(f"{options['checkpoint']} on {pictures} {why}", "", *str(found).split("\n"))
     return 0
 
 
@@ -61,6 +62,7 @@ def _parser():
     parser.add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and "
                              "test, or the classes themselves (default: where training found them, else data)", metavar="DIR")
     parser.add("--split", "which of them (default: test)", choices=["train", "test"])
+    parser.add_max_pixels()
     parser.add("--batch-size", "pictures at a time (default: 256)", type=cli.whole(1), metavar="N")
     parser.add("--json", "one JSON object instead of tables", action="store_true")
     parser.add_device("where to compute")

@@ -1,20 +1,70 @@
-"""Pictures from files of any kind, as a network takes them."""
+"""Pictures from files, as a network takes them.
+
+A file may come from anybody: only formats that are decoded in this process, by decoders in wide use, are opened; what a picture
+takes of memory is known from its header before anything is decoded; and large ones are made small before they are converted.
+"""
+import importlib
+import math
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from nbcnn.kernels.arguments import ints
+from nbcnn.files import require_file
+from nbcnn.kernels.arguments import integer, ints
 from nbcnn.kernels.shown import shown
 
+# The formats, and how many pixels a picture may have: more than the cameras of 100 and 108 megapixels give, and fewer where Pillow
+# holds more at once than the 4 bytes of a pixel (16 for WEBP, 12 for AVIF and a TIFF in one strip), so that none takes a gigabyte.
+FORMATS = {"JPEG": 110_000_000, "PNG": 110_000_000, "GIF": 110_000_000, "BMP": 110_000_000, "PPM": 110_000_000,
+           "TIFF": 80_000_000, "WEBP": 50_000_000, "AVIF": 50_000_000}
+for name in ("Jpeg", "Png", "Gif", "Bmp", "Ppm", "Tiff", "WebP", "Avif"):      # Pillow by itself would import all it has
+    importlib.import_module(f"PIL.{name}ImagePlugin")
+ENDINGS = {end for end, kind in Image.EXTENSION.items() if kind in FORMATS}
+RUNS = 5_000_000        # pixels of a BMP of run lengths, which Pillow decodes in Python: 10 million a second
 LARGE = 1 << 12         # bytes of a file that takes longer to decode than to hand to another thread
-NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}    # formats that Pillow knows, but draws with help or not at all
+FULL = 1 << 22          # pixels of a picture that is converted as a whole; of a larger one a band after the other
+BAND = 1 << 20          # pixels of a band
+SCAN = b"\xff\xda"      # begins a scan of a JPEG; a progressive one has about ten, each of which takes time, however short
+SCANS = 30              # of the largest picture; a smaller one may have more
 ORIENTATION = 0x0112    # of EXIF; 1 is upright
+TURNS = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+                               Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
+                               Image.Transpose.ROTATE_90), strict=True))
+SIDEWAYS = range(5, 9)  # those that make the width the height
 MODES = {1: "L", 3: "RGB"}      # by the number of channels
 
 
-def read_picture(file, shape):
+class _Room:
+    """Room for the pictures that threads decode at once: as much as the largest one takes."""
+    SIZE = 1000
+
+    def __init__(self):
+        self.taken, self.changed = 0, threading.Condition()
+
+    @contextmanager
+    def share(self, part):
+        """Wait until `part` of SIZE is free, or all of it where that is more."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.taken or self.taken + part <= self.SIZE)
+            self.taken += part
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.taken -= part
+                self.changed.notify_all()
+
+
+_room = _Room()
+if hasattr(os, "register_at_fork"):     # a child has none of the threads that would leave
+    os.register_at_fork(after_in_child=_room.__init__)
+
+
+def read_picture(file, shape, max_pixels=None):
     """Read a picture and bring it to a network's shape.
 
     Turned as its EXIF entry says; transparency laid on white; 16 bits and floats scaled to 8 bits; of a picture with other
@@ -23,9 +73,12 @@ def read_picture(file, shape):
     Parameters
     ----------
     file : path or binary stream
-        Anything that Pillow opens; of an animation the first frame.
+        Of one of the FORMATS, whatever its name ends in; of an animation the first frame.
     shape : tuple (C, H, W)
         C is 1, grey, or 3, red, green and blue.
+    max_pixels : int, optional
+        How many pixels the file may have; by default as FORMATS says. A number above Pillow's own limit, which is the whole
+        process's, raises that as well.
 
     Returns
     -------
@@ -34,10 +87,9 @@ def read_picture(file, shape):
     Raises
     ------
     OSError
-        When the file cannot be read.
+        When the file cannot be read, or is no regular file.
     ValueError
-        When it is no picture, a damaged one, or one of more pixels than Pillow takes for an honest picture; it names the file.
-        Also for a shape that is none.
+        When it is no picture, a damaged one, or one of too many pixels; it names the file. Also for a shape that is none.
 
     Examples
     --------
@@ -48,23 +100,39 @@ def read_picture(file, shape):
     [255, 128, 0]
     """
     channels, height, width = picture_shape(shape)
+    if max_pixels is not None:
+        integer(max_pixels, "max_pixels", 1)
+        if Image.MAX_IMAGE_PIXELS is not None:
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    is_path = isinstance(file, str | os.PathLike)
     try:
-        with Image.open(file) as image:
-            image.draft(None, (4 * max(height, width),) * 2)        # a large JPEG is decoded at a fraction of its size
-            image.load()
-            # A picture that is right as it is is not copied again and again.
-            if image.getexif().get(ORIENTATION, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-            image = _plain(image, MODES[channels])
-            if image.size != (width, height):
-                image = ImageOps.fit(image, (width, height))
-            picture = np.asarray(image)
+        if is_path:
+            require_file(file)
+        with Image.open(file, formats=tuple(FORMATS)) as image:
+            runs = any(tile[0] == "bmp_rle" for tile in image.tile)
+            limit = max_pixels or (RUNS if runs else FORMATS.get(image.format, FORMATS["JPEG"]))    # a JPEG may come out as MPO
+            pixels = math.prod(image.size)
+            if pixels > limit:
+                raise Image.DecompressionBombError(f"it has {image.width:,} x {image.height:,} pixels, more than {limit:,}")
+            mode = MODES[channels]
+            image.draft(mode, (4 * max(height, width),) * 2)        # a large JPEG is decoded at a fraction of its size
+            if "progressive" not in image.info:
+                pixels = math.prod(image.size)
+            elif (1 + image.fp.read().count(SCAN)) * pixels > SCANS * limit:    # of these the decoder goes through all coefficients
+                raise ValueError("more scans than a progressive JPEG of its size has")
+            part = _Room.SIZE * pixels // limit
+            with _room.share(part) if part else nullcontext():      # which small ones need not ask for
+                picture = _fitted(image, mode, (width, height))
     except Exception as error:      # what a damaged file makes Pillow raise
-        name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", "the stream")
+        name = file if is_path else getattr(file, "name", "the stream")
         if isinstance(error, OSError) and error.errno:
             error.filename = os.fspath(name)
             raise
-        reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"none of {', '.join(FORMATS)}"
+        elif isinstance(error, Image.DecompressionBombError):
+            reason = f"{reason.rstrip('.')}; max_pixels (--max-pixels) allows more"
         raise ValueError(f"{name}: not a picture that can be read: {reason}") from None
     return picture.reshape(height, width, channels).transpose(2, 0, 1)
 
@@ -78,7 +146,7 @@ def picture_shape(shape):
     return sizes
 
 
-def read_pictures(files, shape, threads=None):
+def read_pictures(files, shape, threads=None, max_pixels=None):
     """Read pictures as `read_picture` does, large ones in several threads.
 
     Parameters
@@ -87,6 +155,8 @@ def read_pictures(files, shape, threads=None):
     shape : tuple (C, H, W)
     threads : int, optional
         As many as there are cores by default.
+    max_pixels : int, optional
+        As of `read_picture`.
 
     Returns
     -------
@@ -95,10 +165,11 @@ def read_pictures(files, shape, threads=None):
     """
     def attempt(file):
         try:
-            return read_picture(file, shape)
+            return read_picture(file, shape, max_pixels)
         except (OSError, ValueError) as error:
             return error
-    if sum(map(_size, files)) < LARGE * len(files):
+    some = files[::len(files) // 32 + 1]        # whose sizes say enough
+    if sum(map(_size, some)) < LARGE * len(some):
         return [attempt(file) for file in files]
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         return list(pool.map(attempt, files))
@@ -129,8 +200,6 @@ def find_pictures(path):
     OSError
         When a folder cannot be read.
     """
-    Image.preinit()     # the common formats first: otherwise each file would be tried as rarer ones before
-    kinds = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in NO_PICTURES}
     found = []
 
     def fail(error):
@@ -138,17 +207,65 @@ def find_pictures(path):
     for folder, folders, names in os.walk(path, onerror=fail):
         folders[:] = [name for name in folders if name[0] != "."]
         found += [os.path.join(folder, name) for name in names
-                  if os.path.splitext(name)[1].lower() in kinds and name[0] != "."]
+                  if os.path.splitext(name)[1].lower() in ENDINGS and name[0] != "."]
     return sorted(file for file in found if os.path.isfile(file) or os.path.islink(file))       # no pipes, which may wait forever
 
 
-def _plain(image, mode):
+def _fitted(image, mode, size):
+    """The picture as an array: decoded, upright, of the mode and size."""
+    image.load()
+    orientation = image.getexif().get(ORIENTATION)
+    full = _full_scale(image)
+    if math.prod(image.size) > FULL:
+        image = _reduced(image, mode, full, size[::-1] if orientation in SIDEWAYS else size)
+    else:
+        image = _plain(image, mode, full)
+    # A picture that is right as it is is not copied again and again.
+    if orientation in TURNS:
+        image = image.transpose(TURNS[orientation])
+    if image.size != size:
+        image = ImageOps.fit(image, size)
+    return np.asarray(image)
+
+
+def _reduced(image, mode, full, size):
+    """The centre of a large picture, in the proportions of `size`, made smaller by a whole factor to no less than 4 times of it."""
+    scale = min(image.width / size[0], image.height / size[1])
+    factor = max(1, int(scale / 4))
+    width, height = (min(all_, math.ceil(scale * part)) // factor * factor for all_, part in zip(image.size, size, strict=True))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    small = Image.new(mode, (width // factor, height // factor))
+    for y, band in _bands(image, (left, top, left + width, top + height), factor):
+        small.paste(_plain(band, mode, full).reduce(factor), (0, y // factor))
+    return small
+
+
+def _bands(image, box, factor=1):
+    """(how far down, a part as wide as the box): parts of BAND pixels, or of `factor` rows where these are more."""
+    left, top, right, bottom = box
+    rows = max(1, BAND // (right - left) // factor) * factor
+    for y in range(top, bottom, rows):
+        yield y - top, image.crop((left, y, right, min(y + rows, bottom)))
+
+
+def _values(image):
+    """The values of a picture of more than 8 bits; what is no number is 0."""
+    return np.nan_to_num(np.array(image, np.float32), copy=False)
+
+
+def _full_scale(image):
+    """Which value of a picture of more than 8 bits is white; None for others."""
+    if image.mode[0] not in "IF":
+        return None
+    peak = max(_values(band).max() for _, band in _bands(image, (0, 0, *image.size)))
+    # Integers have 16 bits, whatever mode Pillow chose. Floats have no scale: taken is the smallest usual one that holds them.
+    return next((scale for scale in ((1, 255, 65535) if image.mode == "F" else (65535,)) if peak <= scale), peak)
+
+
+def _plain(image, mode, full):
     """The picture in the mode "RGB" or "L", without transparency and with 8 bits a channel."""
-    if image.mode[0] in "IF":
-        values = np.nan_to_num(np.array(image, np.float32), copy=False)
-        peak = values.max()
-        # Integers have 16 bits, whatever mode Pillow chose. Floats have no scale: taken is the smallest usual one that holds them.
-        full = next((scale for scale in ((1, 255, 65535) if image.mode == "F" else (65535,)) if peak <= scale), peak)
+    if full is not None:
+        values = _values(image)
         values *= np.float32(255 / full)
         image = Image.fromarray(np.rint(values, out=values).clip(0).astype(np.uint8))
     elif image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import sys
-import warnings
 
 import numpy as np
 from tqdm import tqdm
@@ -57,15 +56,11 @@ def _main(argv):
         raise MemoryError(f"--checkpoint {options['checkpoint']}: {error}") from None
     meaning, noun = MEANINGS[cli.loss_name(saved.options)]
     (files, bad), done = _files(options["picture"]), 0
-    if hasattr(sys.stdout, "reconfigure"):      # names that are no text come out as the bytes they are, or in other words
-        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
-        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     bar = tqdm(total=len(files), unit=" pictures", leave=False, disable=len(files) <= at_once or not sys.stderr.isatty())
-    with bar, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")      # of what it could read nevertheless; the rest are errors
+    with bar:
         for start in range(0, len(files), at_once):
             batch = files[start:start + at_once]
-            results = read_pictures([_opened(file) for file in batch], shape, options["threads"])
+            results = read_pictures([_opened(file) for file in batch], shape, options["threads"], options.get("max_pixels"))
             read = [(file, result) for file, result in zip(batch, results, strict=True) if not isinstance(result, Exception)]
             if read:
                 values = meaning(network.predict(np.stack([picture for _, picture in read]), at_once))
@@ -126,12 +121,13 @@ def _parser():
   nbcnn predict holidays/ more/*.png --top 1 --checkpoint best.safetensors
   curl -s https://example.org/cat.png | nbcnn predict - --json --checkpoint best.safetensors""",
         "0 done, 1 some pictures could not be read, 2 none could, or something else is wrong, 130 Ctrl-C")
-    parser.add("picture", "files of any kind that Pillow opens, of any size; folders, with all in them whose names say that they "
-                          "are pictures; - for one on standard input", nargs="*", metavar="PICTURE")
+    parser.add("picture", "JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP and AVIF files, of any size; folders, with all in them whose names "
+                          "say that they are pictures; - for one on standard input", nargs="*", metavar="PICTURE")
     parser.add_checkpoint()
     parser.add("--top", "how many classes to name (default: 3)", type=cli.whole(1), metavar="N")
     parser.add("--json", 'a JSON object a line: {"picture": ..., "classes": [{"class": ..., "probability": ...}, ...]}',
                action="store_true")
+    parser.add_max_pixels()
     parser.add_device("where to compute", "512M, or half of what there is where that is less")
     parser.add_config()
     return parser

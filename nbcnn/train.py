@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import nbcnn
 from nbcnn import checkpoint, cli, datasets, files, models, optim
-from nbcnn.cli import flag, number, paint, whole
+from nbcnn.cli import flag, number, paint, say, whole
 from nbcnn.fit import NonFiniteLoss, Progress, fit
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
@@ -85,6 +85,7 @@ class Run:
             raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
         self.interrupted = self.bar = self.lock = self.trial = None
         self.claimed = self.training = self.folder_is_ours = False
+        max_pixels = given.pop("max_pixels", None)
         classes = None
         if "resume" in given:
             self.source = Path(given["resume"])
@@ -107,7 +108,7 @@ class Run:
         if o["dataset"] == "auto" and "data_dir" in given:
             o["dataset"] = "cifar10"        # who says where it is does not want the shapes
         (self.train_set, self.test_set), self.why = datasets.choose(o["dataset"], o["data_dir"], shape=(3, o["size"], o["size"]),
-                                                                    classes=classes)
+                                                                    classes=classes, max_pixels=max_pixels)
         if classes not in (None, self.train_set.classes):
             raise ValueError(f"--resume: {self.source} knows the classes {', '.join(classes)}, the pictures have "
                              f"{', '.join(self.train_set.classes)}")
@@ -276,7 +277,7 @@ class Run:
         self._say(f"folder   {self.folder}")
         if self.source:
             self._say(f"resume   {self.source}: {self._where()}")
-        self._say(f"\n{self.model.summary()}\n")
+        self._say("", *self.model.summary().split("\n"), "")
         try:
             self._compile()
             self.trial = ThreadTrial()
@@ -294,18 +295,18 @@ class Run:
                 self.trial.stop()
             self._restore_signals()
         if self.interrupted:
-            cli.say(f"stopped: {self._where()}. To go on: python -m nbcnn.train --resume {shlex.quote(str(self.last))}")
+            say(f"stopped: {self._where()}. To go on: python -m nbcnn.train --resume {shlex.quote(str(self.last))}")
             self._print_profile(state)
             return 128 + self.interrupted
         best = f" as {self.best.name}" if self.best.exists() else ""
-        cli.say(f"done: test accuracy at best {self.progress.best_accuracy:.2%} after epoch {self.progress.best_epoch}, "
-                f"kept in {self.folder}{best}")
+        say(f"done: test accuracy at best {self.progress.best_accuracy:.2%} after epoch {self.progress.best_epoch}, "
+            f"kept in {self.folder}{best}")
         self._print_profile(state)
         return 0
 
     def _print_profile(self, state):
         if self.profile:
-            cli.say(f"\n{state.profile}")
+            say("", *str(state.profile).split("\n"))
 
     def _handle_signals(self):
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):        # the last one is not everywhere, and ignored under nohup
@@ -355,7 +356,7 @@ class Run:
         accuracy = f"accuracy {metrics['test_accuracy']:6.2%}"
         if self.progress.best_epoch == epoch:
             accuracy = paint(accuracy, "bold", sys.stdout)
-        cli.say(f"epoch {epoch:{len(str(state.epochs))}}/{state.epochs}  train loss {metrics['train_loss']:.4f}  "
+        cli.put(f"epoch {epoch:{len(str(state.epochs))}}/{state.epochs}  train loss {metrics['train_loss']:.4f}  "
                 f"test loss {metrics['test_loss']:.4f}  {accuracy}  lr {metrics['lr']:.2e}  "
                 f"{metrics['images_per_second']:6,.0f} images/s  {metrics['seconds']:5.1f} s")
         if self.trial.hint:
@@ -368,7 +369,7 @@ class Run:
         state.stop = self.interrupted is not None
 
     def _hint(self, text):
-        cli.say(f"{paint('hint:', 'yellow', sys.stdout)} {text}")
+        cli.put(f"{paint('hint:', 'yellow', sys.stdout)} {text}")
 
     def _save(self, path):
         checkpoint.save(path, self.model, optimizer=self.optimizer, progress=self.progress, options=self.options)
@@ -396,9 +397,9 @@ class Run:
         fit(model, few, few, epochs=epochs, batch_size=size, loss=self.loss, optimizer=optimizer)
         self._say(f"{time.perf_counter() - started:.1f} s")
 
-    def _say(self, text, end="\n"):
+    def _say(self, *lines, end="\n"):
         if not self.quiet:
-            cli.say(text, end)
+            say(*lines, end=end)
 
     def _close_bar(self):
         if self.bar is not None:
@@ -565,6 +566,7 @@ def _parser():
     add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and test",
         metavar="DIR")
     add("--size", "pictures of --dataset folder are scaled to N x N", type=whole(2, 65_535), metavar="N")
+    parser.add_max_pixels()
     add("--split", "pictures to train on; test is for comparison with tutorials that do so", choices=["train", "test"])
     add("--model", "network: a name of --list-models, or module:function or FILE.py:function that returns a nbcnn.Sequential; it "
                    "is called with those of input_shape, mean, std, classes and seed that it has parameters for", metavar="NAME")

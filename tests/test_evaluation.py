@@ -148,14 +148,14 @@ def test_where_the_pictures_are_from(small, monkeypatch, capsys):
     """Those of the training by default, from where they were; any others when asked for."""
     places = []
 
-    def folder(path, shape, classes):
-        places.append((str(path), tuple(shape), classes))
+    def folder(path, shape, classes, max_pixels):
+        places.append((str(path), tuple(shape), classes, max_pixels))
         return dataset(PAIRS)
     monkeypatch.setattr(choice, "folder", folder)
     checkpoint.save("net.safetensors", network(), options={"dataset": "folder", "data_dir": "pets"})
-    assert run() == 0 and run("--data-dir", "other") == 0
+    assert run() == 0 and run("--data-dir", "other", "--max-pixels", "9") == 0
     assert "net.safetensors on the pictures from other\n" in capsys.readouterr().out
-    assert places == [("pets", (1, 1, 3), CLASSES), ("other", (1, 1, 3), CLASSES)]
+    assert places == [("pets", (1, 1, 3), CLASSES, None), ("other", (1, 1, 3), CLASSES, 9)]
     network().save("net.safetensors")       # of a library user: says nothing of pictures
     assert run() == 0
     assert "built in, as there is no CIFAR-10 in data" in capsys.readouterr().out

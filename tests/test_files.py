@@ -37,7 +37,7 @@ def test_a_regular_file_also_behind_a_link(tmp_path):
 def test_pipes_devices_and_folders_also_behind_links(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, target, number, text in (("a", "pipe", errno.EINVAL, "not a regular file"), ("b", "/dev/zero", errno.EINVAL, "not a"),
-                                       ("c", ".", errno.EISDIR, ""), ("d", "nowhere", errno.ENOENT, "")):
+                                       ("c", ".", errno.EISDIR, "directory"), ("d", "nowhere", errno.ENOENT, "No such file")):
         os.symlink(target, tmp_path / name)
         with pytest.raises(OSError, match=text) as caught:
             files.require_file(tmp_path / name)

@@ -15,6 +15,7 @@ from nbcnn import checkpoint, memory, predict
 from nbcnn.pictures import read_pictures
 
 CLASSES = ["red", "green", "blue"]
+NO_PICTURE = "not a picture that can be read: none of JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP, AVIF"
 
 
 def network(classes=CLASSES, **options):
@@ -120,7 +121,7 @@ def test_standard_input(monkeypatch, capsys):
     assert capsys.readouterr().out == f"-\tred {shares(255, 0, 0)[0]:.3f}\n"
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"no picture")))
     assert run("-") == 2
-    assert capsys.readouterr() == ("", "nbcnn predict: -: not a picture that can be read: no format that Pillow knows\n")
+    assert capsys.readouterr() == ("", f"nbcnn predict: -: {NO_PICTURE}\n")
 
 
 def test_a_progress_bar_on_a_terminal_for_many(monkeypatch, capsys):
@@ -135,6 +136,13 @@ def test_a_progress_bar_on_a_terminal_for_many(monkeypatch, capsys):
     assert run(*names[:2]) == 0 and capsys.readouterr().err == ""
 
 
+def test_many_pixels_where_that_is_asked_for(capsys):
+    picture("a.png", 255, 0, 0)
+    assert run("a.png", "--max-pixels", "127") == 2
+    assert "a.png: not a picture that can be read: it has 16 x 8 pixels, more than 127; max_pixels" in capsys.readouterr().err
+    assert run("a.png", "--max-pixels", "128") == 0
+
+
 # ---- bad pictures ----
 
 def test_one_bad_picture_is_reported_and_the_rest_go_on(folder, capsys):
@@ -145,7 +153,7 @@ def test_one_bad_picture_is_reported_and_the_rest_go_on(folder, capsys):
     out, err = capsys.readouterr()
     assert [line.split("\t")[0] for line in out.splitlines()] == ["a.png", "a.png"]
     assert sorted(err.splitlines()) == [
-        "nbcnn predict: bad.png: not a picture that can be read: no format that Pillow knows",
+        f"nbcnn predict: bad.png: {NO_PICTURE}",
         "nbcnn predict: empty: no pictures in this folder, by the ends of their names",
         "nbcnn predict: nowhere.png: No such file or directory"]
 
@@ -193,7 +201,7 @@ def test_closed_streams():
     predict = f"{sys.executable} -m nbcnn.predict --checkpoint net.safetensors --top 1"
     done = subprocess.run(f"{predict} - a.png <&-", shell=True, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout.startswith("a.png\tred") and done.stderr == (
-        "nbcnn predict: -: not a picture that can be read: no format that Pillow knows\n")
+        f"nbcnn predict: -: {NO_PICTURE}\n")
     done = subprocess.run(f"{predict} a.png >&-", shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     done = subprocess.run(f"{predict} nowhere.png {'a.png ' * 300} 2>&-", shell=True, capture_output=True, text=True)
@@ -201,14 +209,17 @@ def test_closed_streams():
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
-def test_a_pipe_in_a_folder_is_not_waited_for(folder, capsys):
+def test_pipes_and_devices_are_not_waited_for(folder, capsys):
     (folder / "in").mkdir()
     os.mkfifo("in/a.png")
     picture("in/b.png", 255, 0, 0)
     os.symlink("nowhere", "in/c.png")
-    assert run("in", "--top", "1") == 1
+    os.symlink("a.png", "in/d.png")
+    assert run("in", "in/a.png", "/dev/zero", "--top", "1") == 1
     out, err = capsys.readouterr()
-    assert out.startswith("in/b.png\t") and out.count("\n") == 1 and err == "nbcnn predict: in/c.png: No such file or directory\n"
+    assert out.startswith("in/b.png\t") and out.count("\n") == 1
+    assert err.splitlines() == ["nbcnn predict: in/c.png: No such file or directory",
+                                *(f"nbcnn predict: {name}: not a regular file" for name in ("in/d.png", "in/a.png", "/dev/zero"))]
 
 
 def test_what_is_not_finite_is_null_in_json(capsys):

@@ -13,7 +13,7 @@ DATASETS = {
 }
 
 
-def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=None):
+def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=None, max_pixels=None):
     """Data sets by name.
 
     Parameters
@@ -24,7 +24,7 @@ def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=
         Where files are looked for.
     splits : sequence of "train" and "test"
         Which are wanted. If only one is, a "folder" without either may hold the classes itself.
-    shape, classes
+    shape, classes, max_pixels
         Of `folder`, which takes the classes of the first split for the others.
 
     Returns
@@ -48,7 +48,7 @@ def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=
             if holds_splits and not (home / split).is_dir():
                 raise FileNotFoundError(f"{home / split}: no such folder; expected {home} to hold train and test, and these a "
                                         "folder for each class")
-            found.append(folder(home / split if holds_splits else home, shape, classes))
+            found.append(folder(home / split if holds_splits else home, shape, classes, max_pixels))
             classes = found[-1].classes
         return found, f"from {home / splits[0] if holds_splits and len(splits) == 1 else home}"
     found = find_cifar10(place) if name == "auto" else None

@@ -10,7 +10,7 @@ from nbcnn.pictures import find_pictures, picture_shape, read_pictures
 AT_ONCE = 1000      # pictures that are read before they are put in their place
 
 
-def folder(path, shape=(3, 32, 32), classes=None):
+def folder(path, shape=(3, 32, 32), classes=None, max_pixels=None):
     """Read the pictures of a folder whose own folders are the classes, as torchvision's ImageFolder.
 
     Parameters
@@ -21,6 +21,8 @@ def folder(path, shape=(3, 32, 32), classes=None):
         What every picture is brought to; see `nbcnn.pictures.read_picture`.
     classes : sequence of str, optional
         The names of all classes in the order of their labels; by default those of the folders, sorted.
+    max_pixels : int, optional
+        How many pixels a file may have; see `nbcnn.pictures.read_picture`.
 
     Returns
     -------
@@ -47,11 +49,12 @@ def folder(path, shape=(3, 32, 32), classes=None):
     for name in names:
         found = find_pictures(Path(path) / name)
         if not found:
-            raise ValueError(f"{Path(path) / name}: expected pictures, got no file that Pillow knows by the end of its name")
+            raise ValueError(f"{Path(path) / name}: expected pictures, got no file whose name ends as a picture's")
         files += [(file, classes.index(name)) for file in found]
     images = np.empty((len(files), *shape), np.uint8)
     for start in range(0, len(files), AT_ONCE):
-        for k, picture in enumerate(read_pictures([file for file, _ in files[start:start + AT_ONCE]], shape), start):
+        some = [file for file, _ in files[start:start + AT_ONCE]]
+        for k, picture in enumerate(read_pictures(some, shape, max_pixels=max_pixels), start):
             if isinstance(picture, Exception):
                 raise picture
             images[k] = picture

@@ -6,16 +6,14 @@ more: it imports and calls nothing that a file names, and what it makes takes no
 import codecs
 import io
 import os
-import reprlib
 
 from nbcnn.files import require_file
+from nbcnn.kernels.shown import shown
 
 LARGEST = 5 * 10_000 * 3072     # bytes of a file: the oldest protocol writes up to four for one of a picture
 MOST = 200_000                  # operations: the longest files take twelve for each picture's label and name
 DEPTH = 20                      # of values in values
 DIGITS = 20                     # of a number: as many as 64 bits have
-SHORT = reprlib.Repr()          # how a message shows a name
-SHORT.maxstring = 100
 
 
 class Pickled:
@@ -196,7 +194,7 @@ class _Machine:
     def name(self, module, name):
         full = ".".join([module, name])
         if full not in KNOWN:
-            raise ValueError(f"refused to load {SHORT.repr(full)}, which no CIFAR-10 file needs")
+            raise ValueError(f"refused to load {shown(full)}, which no CIFAR-10 file needs")
         self.push(KNOWN[full])
 
     def call(self, function, arguments):
