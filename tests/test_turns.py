@@ -206,7 +206,7 @@ def test_a_spawned_process_works():
 
 
 def test_the_lock_of_a_child_is_fresh(monkeypatch):
-    monkeypatch.setattr(turns, "lock", turns.lock)
+    monkeypatch.setattr(turns, "lock", threading.RLock())
     monkeypatch.setattr(turns.numba, "threading_layer", lambda: "tbb")      # its threads are started anew after a fork
     held = turns.lock
     assert in_a_thread(held.acquire) is None        # by a thread that will not be there
