@@ -14,7 +14,7 @@
     fit         the training loop, with callbacks
     evaluation  accuracy, precision, recall, confusion matrix
 
-The command `nbcnn`, or `python -m nbcnn`, has train, predict and evaluate.
+The command `nbcnn`, or `python -m nbcnn`, has train, predict, evaluate and cache.
 """
 import nbcnn.interrupts  # first: Ctrl-C while the others, which take long, are imported
 from nbcnn import checkpoint, datasets, kernels, models, optim, pictures

@@ -15,6 +15,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from nbcnn.files import require_file, write_atomically
 from nbcnn.fit import Progress
+from nbcnn.kernels import turns
 from nbcnn.kernels.shown import one_line
 from nbcnn.memory import machine_memory
 from nbcnn.model import Sequential
@@ -80,12 +81,12 @@ def to_bytes(model, optimizer=None, progress=None, options=None):
     -------
     bytes
     """
-    tensors = model.state_dict()
+    with turns.lock:        # another thread may train: all of it is from between the same two updates
+        tensors, state = model.state_dict(), None if optimizer is None else optimizer.state_dict()
     about = {"format": FORMAT, "structure": model.structure(), **{name: getattr(model, name) for name in ABOUT_MODEL},
              "dtype": model.dtype.name, "optimizer": None, "progress": asdict(progress or Progress()), "options": options or {}}
     if optimizer is not None:
         names = {parameter: name for name, parameter in model.named_parameters()}
-        state = optimizer.state_dict()
         about["optimizer"] = {"params": [names[parameter] for parameter in optimizer.params], **state}
         for name, buffer in zip(about["optimizer"]["params"], about["optimizer"].pop("momentum_buffers"), strict=True):
             if buffer is not None:
@@ -120,7 +121,7 @@ def load(path):
     require_file(path)
     with open(path, "rb") as file:
         header_size, size = _header_size(file.read(8)), os.fstat(file.fileno()).st_size
-    if size > machine_memory():
+    if 4 * size > machine_memory():      # which loading may take: the file, parameters, gradients and a copy
         raise ValueError(f"{path}: expected a file that memory of {machine_memory():,} bytes can hold, got one of {size:,} bytes")
     try:
         if header_size > MOST_HEADER:

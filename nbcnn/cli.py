@@ -1,5 +1,6 @@
 """What the commands share: options, configuration files, devices, messages and exit statuses."""
 import argparse
+import contextlib
 import difflib
 import importlib
 import importlib.util
@@ -13,8 +14,8 @@ import numba
 
 from nbcnn import checkpoint, interrupts
 from nbcnn.datasets import DATASETS
-from nbcnn.files import naming, require_file
-from nbcnn.kernels.arguments import LARGEST, MOST
+from nbcnn.files import naming, require_file, said
+from nbcnn.kernels.arguments import INT64, LARGEST, MOST
 from nbcnn.kernels.backend import load_backend
 from nbcnn.kernels.shown import shown
 from nbcnn.losses import LOSSES
@@ -84,7 +85,8 @@ def remark(name, message, colour):
     line = printable(" ".join(str(message).split()))
     if len(line) > LONGEST_LINE:
         line = f"{line[:LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2:]}"
-    print(paint(f"{name}:", colour, sys.stderr), line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):      # then the exit status says it alone
+        print(paint(f"{name}:", colour, sys.stderr), line, file=sys.stderr, flush=True)
 
 
 def put(text, end="\n"):
@@ -96,14 +98,6 @@ def put(text, end="\n"):
 def say(*lines, end="\n"):
     """Print lines as `printable` makes them: they may hold names from files."""
     put("\n".join(map(printable, lines)), end)
-
-
-def said(error):
-    """What an exception says, for who does not know Python."""
-    if isinstance(error, OSError) and error.filename:
-        file = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
-        return f"{file}: {error.strerror or ' '.join(map(str, error.args)) or type(error).__name__}"
-    return str(error) or type(error).__name__
 
 
 def paint(text, colour, stream):
@@ -170,6 +164,9 @@ class Parser(argparse.ArgumentParser):
         self.add("--max-memory", "how much memory the network's buffers may take on the CPU: bytes, or 500M, 2G, ... (default: "
                                  f"{memory})", type=memory_size, metavar="SIZE")
 
+    def print_help(self, file=None):        # instead of ignoring that it cannot be written
+        put(self.format_help(), end="")
+
     def error(self, message):       # instead of three lines of usage and sys.exit
         raise ValueError(f"{message} (--help lists the options)")
 
@@ -203,7 +200,7 @@ class Parser(argparse.ArgumentParser):
         if len(content) > LONGEST_CONFIG:
             raise ValueError(f"{path}: expected a TOML file with options, of at most {LONGEST_CONFIG} bytes, got more")
         try:
-            table = toml.loads(content.decode())
+            table = toml.loads(content.decode("utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{path}: not a TOML file: {error}") from None
         except RecursionError:
@@ -279,10 +276,11 @@ def whole(minimum, maximum=MOST):
 
 def memory_size(text):
     """The type of --max-memory: a number of bytes, or of the units K, M, G and T of 1024 bytes and its powers."""
-    match = re.fullmatch(r"(\d{1,18})([KMGT]?)", text.upper(), re.ASCII)
-    if not match or not int(match[1]):
-        raise argparse.ArgumentTypeError(f"expected a number of bytes, or one like 500M or 2G, got {text!r}")
-    return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
+    match = re.fullmatch(r"(\d{1,19})([KMGT]?)", text.upper(), re.ASCII)
+    size = int(match[1]) * 1024 ** " KMGT".index(match[2] or " ") if match else 0
+    if not 0 < size <= INT64:
+        raise argparse.ArgumentTypeError(f"expected a number of bytes, or one like 500M or 2G, got {shown(text)}")
+    return size
 
 
 def number(maximum=LARGEST):

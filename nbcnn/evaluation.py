@@ -7,9 +7,12 @@ from nbcnn.datasets import Dataset, Loader
 from nbcnn.kernels.arguments import function, instance, integer
 from nbcnn.kernels.shown import one_line
 from nbcnn.losses import CrossEntropyLoss, Loss
+from nbcnn.memory import max_memory
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.steps import DeviceSteps
 from nbcnn.table import format_table
+
+SHOWN = 100         # classes whose confusion matrix is printed
 
 
 @dataclass(eq=False)
@@ -69,8 +72,10 @@ class Evaluation:
         classes = format_table(["class", "pictures", "accuracy", "precision", "recall"], [
             [name, f"{count:,}", *("-" if np.isnan(share) else f"{share:.2%}" for share in shares)]
             for name, count, *shares in self._rows()])
-        confusion = format_table(["is \\ taken for", *self.classes], [
-            [name, *(str(count) for count in row)] for name, row in zip(self.classes, self.confusion, strict=True)])
+        confusion = f"the confusion matrix of more than {SHOWN} classes is not shown; it is in `confusion`, and in --json"
+        if len(self.classes) <= SHOWN:
+            confusion = format_table(["is \\ taken for", *self.classes], [
+                [name, *(str(count) for count in row)] for name, row in zip(self.classes, self.confusion, strict=True)])
         return (f"loss {self.loss:.4f}  accuracy {self.accuracy:.2%} of {self.confusion.sum():,} pictures\n\n"
                 f"{classes}\n\n{confusion}")
 
@@ -109,6 +114,9 @@ def evaluate(scheduler, dataset, batch_size=256, on_batch=None):
     if len(outputs) != 1 or outputs[0] < len(dataset.classes):
         raise ValueError(f"dataset: expected as many classes as the network has outputs, {outputs}, got {len(dataset.classes)}")
     batch_size, (K,) = integer(batch_size, "batch_size", 1), outputs
+    if 24 * K**2 > max_memory():        # with one-hot rows, and as JSON
+        raise MemoryError(f"dataset: expected a confusion matrix of at most {max_memory():,} bytes, got one of {K} x {K} classes; "
+                          "--max-memory or nbcnn.set_max_memory allows more")
     loader = Loader(dataset, batch_size, shuffle=False, mean=model.mean, std=model.std, dtype=model.dtype)
     targets, loss_sum, confusion, done = make_targets(loss, K, model.dtype), 0.0, np.zeros((K, K), np.int64), 0
     if model.device == "cpu":

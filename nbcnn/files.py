@@ -39,6 +39,14 @@ def naming(path):
         raise
 
 
+def said(error):
+    """What an exception says, for who does not know Python."""
+    if isinstance(error, OSError) and error.filename:
+        file = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        return f"{file}: {error.strerror or ' '.join(map(str, error.args)) or type(error).__name__}"
+    return str(error) or type(error).__name__
+
+
 def write_atomically(path, data):
     """Replace a file by bytes such that at any moment, power cuts included, the old or the new file is there whole.
 
@@ -149,7 +157,7 @@ class Lock:
     BlockingIOError
         When another process, or another Lock of this one, has it.
     """
-    NAME = ".nbcnn.lock"
+    NAME, MARK = ".nbcnn.lock", b"nbcnn: "
 
     def __init__(self, folder):
         self.path = Path(folder) / self.NAME
@@ -158,6 +166,10 @@ class Lock:
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
                 with naming(self.path):
+                    status = os.fstat(self.descriptor)
+                    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or \
+                            os.pread(self.descriptor, len(self.MARK), 0) not in (b"", self.MARK):
+                        raise OSError(errno.EEXIST, "not a lock of nbcnn; move it away")
                     fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with contextlib.suppress(FileNotFoundError):    # who had it may have removed the file since it was opened here
                     self.held = os.path.samestat(os.fstat(self.descriptor), os.stat(self.path))
@@ -179,8 +191,9 @@ class Lock:
         """Leave the mark, a text for who finds the file; "" takes it away."""
         if self.held and (text or self.marked):
             with naming(self.path):
-                os.ftruncate(self.descriptor, 0)
-                os.pwrite(self.descriptor, text.encode(), 0)
+                data = self.MARK + text.encode() if text else b""
+                os.pwrite(self.descriptor, data, 0)     # over an older mark, so that there is one at any moment
+                os.ftruncate(self.descriptor, len(data))
                 os.fsync(self.descriptor)
 
     def release(self):

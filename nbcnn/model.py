@@ -7,6 +7,7 @@ import numpy as np
 
 from nbcnn import layers as layer_types
 from nbcnn.evaluation import evaluate
+from nbcnn.kernels import turns
 from nbcnn.kernels.arguments import (
     SEEDS,
     finite_row,
@@ -150,8 +151,8 @@ class Sequential:
         step = integer(batch_size, "batch_size", 1)
         if on_device(images):
             return self._forward.predict(images)
-        step = self._forward.at_once(images, step)
-        logits = np.empty((len(images), *self.output_shape(images.shape[1:])), self.dtype)      # first, as it may not fit in memory
+        step, shape = self._forward.at_once(images, step)
+        logits = np.empty((len(images), *shape), self.dtype)        # first, as it may not fit in memory
         for start in range(0, len(images), step) or [0]:
             logits[start:start + step] = self._forward.predict(images[start:start + step])
         return logits
@@ -199,11 +200,12 @@ class Sequential:
         return [parameter for _, parameter in self.named_parameters()]
 
     def state_dict(self):
-        """The parameters as contiguous arrays with PyTorch's names and shapes: copies."""
-        return {name: parameter.numpy() for name, parameter in self.named_parameters()}
+        """The parameters as contiguous arrays with PyTorch's names and shapes: copies, all from between two updates."""
+        with turns.lock:
+            return {name: parameter.numpy() for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state):
-        """Take over parameters.
+        """Take over parameters; a prediction by another thread is made with all of the old ones, or all of these.
 
         Parameters
         ----------
@@ -220,8 +222,9 @@ class Sequential:
         own = dict(self.named_parameters())
         arrays = _arrays(state)
         _require_same_shapes(own, arrays)
-        for name, parameter in own.items():
-            parameter.set(arrays[name])
+        with turns.lock:
+            for name, parameter in own.items():
+                parameter.set(arrays[name])
 
     def save(self, path):
         """Write structure, parameters and all else that `nbcnn.load` needs to a file; see `nbcnn.checkpoint`.

@@ -21,17 +21,18 @@ from nbcnn.kernels.shown import shown
 # holds more at once than the 4 bytes of a pixel (16 for WEBP, 12 for AVIF and a TIFF in one strip), so that none takes a gigabyte.
 FORMATS = {"JPEG": 110_000_000, "PNG": 110_000_000, "GIF": 110_000_000, "BMP": 110_000_000, "PPM": 110_000_000,
            "TIFF": 80_000_000, "WEBP": 50_000_000, "AVIF": 50_000_000}
-for name in ("Jpeg", "Png", "Gif", "Bmp", "Ppm", "Tiff", "WebP", "Avif"):      # Pillow by itself would import all it has
-    importlib.import_module(f"PIL.{name}ImagePlugin")
+for _plugin in ("Jpeg", "Png", "Gif", "Bmp", "Ppm", "Tiff", "WebP", "Avif"):      # Pillow by itself would import all it has
+    importlib.import_module(f"PIL.{_plugin}ImagePlugin")
 ENDINGS = {end for end, kind in Image.EXTENSION.items() if kind in FORMATS}
 RUNS = 5_000_000        # pixels of a BMP of run lengths, which Pillow decodes in Python: 10 million a second
+LARGEST = 500_000_000   # bytes of a file: what is decoded may be in memory together with it
 LARGE = 1 << 12         # bytes of a file that takes longer to decode than to hand to another thread
 FULL = 1 << 22          # pixels of a picture that is converted as a whole; of a larger one a band after the other
 BAND = 1 << 20          # pixels of a band
 SCAN = b"\xff\xda"      # begins a scan of a JPEG; a progressive one has about ten, each of which takes time, however short
 SCANS = 30              # of the largest picture; a smaller one may have more
 ORIENTATION = 0x0112    # of EXIF; 1 is upright
-TURNS = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+UPRIGHT = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
                                Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
                                Image.Transpose.ROTATE_90), strict=True))
 SIDEWAYS = range(5, 9)  # those that make the width the height
@@ -108,6 +109,8 @@ def read_picture(file, shape, max_pixels=None):
     try:
         if is_path:
             require_file(file)
+            if os.stat(file).st_size > LARGEST:
+                raise ValueError(f"it has more than {LARGEST:,} bytes")
         with Image.open(file, formats=tuple(FORMATS)) as image:
             runs = any(tile[0] == "bmp_rle" for tile in image.tile)
             limit = max_pixels or (RUNS if runs else FORMATS.get(image.format, FORMATS["JPEG"]))    # a JPEG may come out as MPO
@@ -116,10 +119,11 @@ def read_picture(file, shape, max_pixels=None):
                 raise Image.DecompressionBombError(f"it has {image.width:,} x {image.height:,} pixels, more than {limit:,}")
             mode = MODES[channels]
             image.draft(mode, (4 * max(height, width),) * 2)        # a large JPEG is decoded at a fraction of its size
-            if "progressive" not in image.info:
-                pixels = math.prod(image.size)
-            elif (1 + image.fp.read().count(SCAN)) * pixels > SCANS * limit:    # of these the decoder goes through all coefficients
-                raise ValueError("more scans than a progressive JPEG of its size has")
+            if image.format in ("JPEG", "MPO"):
+                if (1 + image.fp.read().count(SCAN)) * pixels > SCANS * limit:      # each goes through all coefficients
+                    raise ValueError("more scans than a JPEG of its size has")
+                if "progressive" not in image.info:
+                    pixels = math.prod(image.size)
             part = _Room.SIZE * pixels // limit
             with _room.share(part) if part else nullcontext():      # which small ones need not ask for
                 picture = _fitted(image, mode, (width, height))
@@ -221,8 +225,8 @@ def _fitted(image, mode, size):
     else:
         image = _plain(image, mode, full)
     # A picture that is right as it is is not copied again and again.
-    if orientation in TURNS:
-        image = image.transpose(TURNS[orientation])
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
     if image.size != size:
         image = ImageOps.fit(image, size)
     return np.asarray(image)
@@ -232,7 +236,7 @@ def _reduced(image, mode, full, size):
     """The centre of a large picture, in the proportions of `size`, made smaller by a whole factor to no less than 4 times of it."""
     scale = min(image.width / size[0], image.height / size[1])
     factor = max(1, int(scale / 4))
-    width, height = (min(all_, math.ceil(scale * part)) // factor * factor for all_, part in zip(image.size, size, strict=True))
+    width, height = (min(side, math.ceil(scale * part)) // factor * factor for side, part in zip(image.size, size, strict=True))
     left, top = (image.width - width) // 2, (image.height - height) // 2
     small = Image.new(mode, (width // factor, height // factor))
     for y, band in _bands(image, (left, top, left + width, top + height), factor):

@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from nbcnn import cli
 from nbcnn.evaluation import number_or_none
-from nbcnn.files import naming
 from nbcnn.kernels import sigmoid_forward, softmax
 from nbcnn.memory import max_memory, set_max_memory
-from nbcnn.pictures import find_pictures, picture_shape, read_pictures
+from nbcnn.pictures import LARGEST, find_pictures, picture_shape, read_pictures
 from nbcnn.scheduler import BackpropScheduler
 
 NAME = "nbcnn predict"
@@ -68,9 +67,8 @@ def _main(argv):
                 best = np.argsort(-values, axis=1, kind="stable")[:, :options["top"]]
                 lines = [_line(file, [(names[k], float(row[k])) for k in order], noun, options["json"])
                          for (file, _), row, order in zip(read, values, best, strict=True)]
-                with naming("standard output"):
-                    tqdm.write("\n".join(lines), file=sys.stdout)
-                    sys.stdout.flush()
+                with tqdm.external_write_mode(sys.stdout):
+                    cli.put("\n".join(lines))
                 done += len(read)
             bad += [error for error in results if isinstance(error, Exception)]
             bar.update(len(batch))
@@ -100,7 +98,7 @@ def _opened(file):
     """What Pillow opens: the path, or what - stands for."""
     if file != "-":
         return file
-    stream = io.BytesIO(sys.stdin.buffer.read() if sys.stdin else b"")
+    stream = io.BytesIO(sys.stdin.buffer.read(LARGEST) if sys.stdin else b"")
     stream.name = file
     return stream
 

@@ -78,16 +78,20 @@ class Step:
 
 
 def _alone(method):
-    """A method that refuses to begin while another thread is in one of the same scheduler, whose buffers they would share."""
+    """A method that refuses to begin while one of the same scheduler is running, whose buffers they would share."""
     @functools.wraps(method)
     def alone(self, *arguments, **options):
-        if not self._in_use.acquire(blocking=False):
-            name = method.__name__.strip("_")
-            raise RuntimeError(f"{name}: another thread is using this scheduler; give each thread one of its own")
-        try:
+        user = object()
+        try:        # whatever interrupts it, a scheduler that nobody uses is free
+            self._users.append(user)
+            if self._users[0] is not user:
+                self.model.vector.backend.require()     # who has it may have stayed behind in another process
+                raise RuntimeError(f"{method.__name__.strip('_')}: another thread is using this scheduler, or this one further up; "
+                                   "give each one of its own")
             return method(self, *arguments, **options)
         finally:
-            self._in_use.release()
+            if user in self._users:
+                self._users.remove(user)
     return alone
 
 
@@ -128,7 +132,7 @@ class BackpropScheduler:
         self.capacity = 0           # samples the forward buffers hold
         self.backward_capacity = 0
         self._calls = {}            # what to run, by number of samples and, for backward, which gradients are added to
-        self._in_use = threading.RLock()
+        self._users = []            # calls of methods that are `_alone`: the first one runs, the others are refused
         self._thread = None         # which called forward
         self._profile = None        # inside a block that records
         self._dlogits = None        # the loss's gradient, after a forward pass that backward may follow
@@ -163,7 +167,10 @@ class BackpropScheduler:
         RuntimeError
             While another thread is using this scheduler; so do all methods of a step.
         """
-        self._dlogits, self._thread, training = None, threading.get_ident(), flag(training, "training")
+        return self._forward(images, targets, flag(training, "training"))
+
+    def _forward(self, images, targets, training):
+        self._dlogits, self._thread = None, threading.get_ident()
         profile = self._profile if training else None
         logits = self._run(images, profile)
         key = "loss", "both", type(self.loss).__name__
@@ -193,6 +200,9 @@ class BackpropScheduler:
         RuntimeError
             When no forward pass with training=True came directly before, or it was another thread's.
         """
+        self._backward()
+
+    def _backward(self):
         if self._dlogits is None:
             raise RuntimeError("backward: expected a forward pass of its own before it; call forward(images, targets) first")
         if self._thread != threading.get_ident():
@@ -228,9 +238,9 @@ class BackpropScheduler:
         loss : float
         """
         optimizer.zero_grad()
-        loss = self.forward(images, targets)
+        loss = self._forward(images, targets, True)
         if math.isfinite(float(loss)):
-            self.backward()
+            self._backward()
             _call(self._profile, ("optimizer", "update", type(optimizer).__name__), optimizer.step)
         return loss
 
@@ -357,10 +367,10 @@ class BackpropScheduler:
             raise ValueError(f"{error} from images of shape {images.shape}{hint}") from None
 
     def at_once(self, images, n):
-        """How many of these pictures are to be predicted at a time: n, or fewer; raises as `predict`."""
+        """How many of these pictures are to be predicted at a time, n or fewer, and the output's shape; raises as `predict`."""
         with turns.lock:        # other threads may predict pictures of another shape
             self._plan_for(images)
-            return self.fitting(images.shape[1:], min(n, len(images)) or 1)
+            return self.fitting(images.shape[1:], min(n, len(images)) or 1), self.steps[-1].y_shape
 
     def _launch(self, profile, direction, key, make):
         """Run the calls kept under a key; where there are none, `make` gives them, each with its step's name."""
@@ -395,9 +405,10 @@ class BackpropScheduler:
             after = shapes[names[-1]]
             steps.append(Step(names, reason, layer, layer.operation(backend, before, self.model.dtype), before, after))
             before, k = after, k + len(names)
-        self.shape, self.backend, self.steps = shape, backend, steps
-        self.capacity, self.backward_capacity, self._calls = 0, 0, {}
-        self._images, self._parameters = None, self.model.parameters()
+        self.shape = None       # what follows may be interrupted
+        self._forget_buffers()
+        self.backend, self.steps, self._parameters = backend, steps, self.model.parameters()
+        self.shape = shape
 
     def reserve(self, n, *, backward=False):
         """Make the buffers for n samples, unless there are large enough ones: those of a forward pass, and of a backward pass.
@@ -457,10 +468,15 @@ class BackpropScheduler:
                 f"{sum(taken):,}, {taken[largest]:,} of them for this layer; {smaller}--max-memory or nbcnn.set_max_memory "
                 "allows more")
 
+    def _forget_buffers(self):
+        """Nothing that was reserved, or bound to it, is good any more: the first thing to do before any of it is replaced."""
+        self.capacity, self.backward_capacity, self._calls, self._images, self._dlogits = 0, 0, {}, None, None
+
     def _reserve(self, n):
         """Forward buffers for n samples, each with the border its reader needs."""
         if n <= self.capacity and self.steps[0].x is not None:
             return
+        self._forget_buffers()
         dtype, Buffer = self.model.dtype, self.backend.Buffer
         x = Buffer(n, self.shape, dtype, self.steps[0].operation.x_border)
         borders = [step.operation.x_border for step in self.steps[1:]] + [(0, 0)]
@@ -468,12 +484,13 @@ class BackpropScheduler:
             step.x = x
             x = step.y = x.reshaped(step.y_shape) if step.operation.shares else Buffer(n, step.y_shape, dtype, border)
             step.operation.reserve(n)
-        self.capacity, self._calls, self._images = n, {}, None
+        self.capacity = n
 
     def _reserve_backward(self, n):
         """Gradient buffers, back to the first layer that learns."""
         if n <= self.backward_capacity and self.steps[-1].dy is not None:
             return
+        self.backward_capacity, self._calls = 0, {}
         first = next((k for k, step in enumerate(self.steps) if step.layer.parameters), len(self.steps))
         learning, after = self.steps[first:], None
         parts = {p: step.operation.parts for step in learning for p in step.layer.parameters.values()}
@@ -486,7 +503,7 @@ class BackpropScheduler:
             if after is not None:
                 after.dx = step.dy
             step.partials, after = self._partials, step
-        self.backward_capacity, self._calls = self.capacity, {}
+        self.backward_capacity = self.capacity
 
     def __str__(self):
         shape = self.shape or self.model.input_shape

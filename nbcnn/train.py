@@ -55,6 +55,7 @@ SCHEDULES = {
 }
 BEST = "best.safetensors"
 FILES = r"config\.json|metrics\.csv|(last|best|epoch-\d+)\.safetensors"
+LONGEST_METRICS = 10**7      # bytes of metrics.csv: a line has about a hundred
 COLUMNS = ["epoch", "lr", "train_loss", "test_loss", "test_accuracy", "images_per_second", "seconds"]
 
 
@@ -265,9 +266,9 @@ class Run:
         """Train to the end or until a signal; the exit status."""
         o = self.options
         if o["split"] == "test":
-            print(paint("WARNING:", "yellow", sys.stderr),
-                  "--split test trains on the TEST pictures, as some tutorials do. The test accuracy below is measured on the very "
-                  "pictures trained on: it does not say how well the network does on others.", file=sys.stderr, flush=True)
+            cli.remark("WARNING", "--split test trains on the TEST pictures, as some tutorials do. The test accuracy below is "
+                                  "measured on the very pictures trained on: it does not say how well the network does on others.",
+                       "yellow")
         self._say(f"data     {self.train_set.name}: {len(self.train_set):,} pictures to train, {len(self.test_set):,} to test; "
                   f"{self.why}")
         if self.device_why:
@@ -509,6 +510,9 @@ def _holds(path, content):
 def _read_metrics(path, epochs):
     """The rows of a metrics.csv up to an epoch."""
     try:
+        files.require_file(path)
+        if os.stat(path).st_size > LONGEST_METRICS:
+            raise ValueError
         with open(path, newline="") as file:
             reader = csv.DictReader(file)
             rows = [row for row in reader if int(row["epoch"]) <= epochs]

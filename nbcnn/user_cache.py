@@ -5,6 +5,8 @@ import sys
 import uuid
 from pathlib import Path
 
+from nbcnn.files import naming
+
 
 def folder():
     """The user's cache folder by the platform's custom, in it a folder of our own.
@@ -56,15 +58,14 @@ def write(path, save, keep):
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")     # of the same kind: what dead writers leave goes in time
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            save(file)
-        os.replace(temporary, path)
-    except BaseException as error:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "xb") as file:
+                save(file)
+            os.replace(temporary, path)
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if isinstance(error, OSError):      # a full disk names no file
-            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     for other in files(path.parent, path.suffix)[keep:]:
         with contextlib.suppress(OSError):

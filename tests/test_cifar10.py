@@ -195,6 +195,9 @@ def batch(labels=None, shape=b"M\x0a\x00M\x00\x0c\x86", end=b"\x89"):
 
 MILLION = 10**6
 HOSTILE = {
+    "copies of a text": b"X" + (10**6).to_bytes(4, "little") + b"x" * 10**6 + b"q\0c_codecs\nencode\nq\1X\6\0\0\0latin1q\2("
+                        + b"h\1h\0h\2\x86R" * 1000 + b"t.",
+    "copies of a key": b"C\xff" + b"x" * 255 + b"q\0}(" + b"h\0K\1" * 90_000 + b"u.",
     "a tuple in a tuple ...": b")" + b"\x85" * MILLION + b".",
     "... as a key": b"})" + b"\x85" * MILLION + b"Ns.",
     "a list in a list ...": b"]" * MILLION + b"a" * (MILLION - 1) + b".",

@@ -77,7 +77,7 @@ def test_sizes_of_memory(text, size):
     assert cli.memory_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "0G", "-1", "1.5G", "2GB", "G", " 1", "1 G", "\u0967", "9" * 5000])
+@pytest.mark.parametrize("text", ["", "0", "0G", "-1", "1.5G", "2GB", "G", " 1", "1 G", "\u0967", "9" * 5000, "9" * 18 + "T"])
 def test_what_is_no_size_of_memory(text):
     with pytest.raises(cli.argparse.ArgumentTypeError, match="expected a number of bytes, or one like 500M or 2G, got"):
         cli.memory_size(text)

@@ -198,3 +198,16 @@ def test_memory_has_a_limit_that_is_checked_before_pictures_are_read(small, monk
 def test_without_a_checkpoint(capsys):
     assert evaluate.main([]) == 2
     assert "--checkpoint: expected a file that training or model.save wrote, got none" in capsys.readouterr().err
+
+
+def test_a_confusion_matrix_is_bounded_and_printed_only_where_it_is_small():
+    model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(1, 101)], input_shape=(1, 1, 1))
+    data = Dataset(np.zeros((3, 1, 1, 1), np.uint8), np.arange(3), list("abc"), "x")
+    shown = str(model.evaluate(data))
+    assert "is not shown" in shown and "is \\ taken for" not in shown and len(shown.splitlines()) < 120
+    nbcnn.set_max_memory(100_000)       # 24 bytes for each pair of classes are more
+    try:
+        with pytest.raises(MemoryError, match="confusion matrix of at most 100,000 bytes, got one of 101 x 101"):
+            model.evaluate(data)
+    finally:
+        nbcnn.set_max_memory(None)

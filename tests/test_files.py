@@ -240,3 +240,31 @@ def test_where_files_cannot_be_locked_nothing_is_held_or_left(tmp_path, monkeypa
     assert not lock.held and not lock.marked
     lock.release()
     assert os.listdir(tmp_path) == []
+
+
+@posix
+@pytest.mark.parametrize("make", [
+    lambda lock, other: other.write_text("precious") and os.link(other, lock), lambda lock, other: lock.write_text("precious"),
+    lambda lock, other: os.mkfifo(lock), lambda lock, other: os.symlink(other, lock)])
+def test_a_file_of_somebody_else_s_is_no_lock(tmp_path, make):
+    lock, other = tmp_path / files.Lock.NAME, tmp_path / "other"
+    make(lock, other)
+    before = lock.lstat()
+    with pytest.raises(OSError, match=r"not a lock of nbcnn|symbolic links") as caught:
+        files.Lock(tmp_path)
+    assert str(caught.value.filename) == str(lock) and os.path.samestat(lock.lstat(), before)
+    assert not other.exists() or other.read_text() == "precious"
+
+
+@posix
+def test_a_mark_that_is_written_again_is_there_at_any_moment(tmp_path, monkeypatch):
+    # A run that takes over an abandoned folder may be killed, too.
+    lock, sizes = files.Lock(tmp_path), []
+    lock.mark("by the first")
+    for name in ("ftruncate", "pwrite", "fsync"):
+        def watched(*arguments, real=getattr(os, name)):
+            sizes.append(lock.path.stat().st_size)
+            return real(*arguments)
+        monkeypatch.setattr(os, name, watched)
+    lock.mark("by the second")
+    assert len(sizes) == 3 and min(sizes) > 0 and lock.path.read_text().endswith("by the second")

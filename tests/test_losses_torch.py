@@ -107,7 +107,8 @@ def test_parity_over_the_grid(name, one_thread):
             assert (np.isnan(double) == nan).all() and (np.isnan(single) == nan).all(), f"{what} of {x.shape} {options}"
             scale = max(scale, np.abs(reference_value[~nan]).max(initial=0)) or 1
             errors = [np.abs(value - reference_value)[~nan].max(initial=0) / scale for value in (double, single, single_torch)]
-            assert errors[0] < 1e-14, f"{what} of {x.shape} {options}"
+            # PyTorch adds up a row of n numbers in as few as four lanes: n/4 roundings each.
+            assert errors[0] < max(1e-14, max(x.shape, default=1) / 4 * np.finfo(np.float64).eps), f"{what} of {x.shape} {options}"
             worst[what, reduction] = np.maximum(worst.get((what, reduction), 0), errors[1:])
     for key, (error, error_torch) in worst.items():
         assert error <= 2 * error_torch + 2 * eps, f"{key}: {error / eps:.2f} eps, PyTorch {error_torch / eps:.2f} eps"

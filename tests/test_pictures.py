@@ -276,17 +276,25 @@ def test_a_bmp_of_run_lengths_may_have_fewer_pixels():
         read_picture("x.bmp", (3, 32, 32))
 
 
-def test_a_jpeg_of_many_scans(monkeypatch):
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_jpeg_of_many_scans(monkeypatch, progressive):
     """Each takes as long as the picture has pixels, and a hundred bytes of the file."""
     monkeypatch.setitem(pictures.FORMATS, "JPEG", 10_000)
-    plain(7, (100, 100), "L").save("x.jpg", progressive=True)
+    plain(7, (100, 100), "L").save("x.jpg", progressive=progressive)
     content = open("x.jpg", "rb").read()
     assert near(read_picture("x.jpg", (3, 32, 32)), [7] * 3, 1)
     at = content.rindex(pictures.SCAN)
     with open("x.jpg", "wb") as file:
-        file.write(content[:at] + content[at:-2] * pictures.SCANS + content[-2:])
-    with pytest.raises(ValueError, match=r"x.jpg: not a picture that can be read: more scans than a progressive JPEG"):
+        file.write(content[:at] + content[at:-2] * (pictures.SCANS + 1) + content[-2:])
+    with pytest.raises(ValueError, match=r"x.jpg: not a picture that can be read: more scans than a JPEG"):
         read_picture("x.jpg", (3, 32, 32))
+
+
+def test_a_file_that_is_too_large_is_not_read(monkeypatch):
+    monkeypatch.setattr(pictures, "LARGEST", 100)
+    plain(7, (100, 100), "L").save("x.png")
+    with pytest.raises(ValueError, match=r"x.png: not a picture that can be read: it has more than 100 bytes"):
+        read_picture("x.png", (3, 32, 32))
 
 
 @pytest.mark.parametrize("make, message", [

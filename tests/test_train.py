@@ -402,6 +402,16 @@ def test_what_is_left_of_a_run_without_checkpoints_is_not_overwritten(small, cap
     assert {file.name: file.read_bytes() for file in (small / "run").iterdir()} == before
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_metrics_that_are_no_file_or_have_no_end_are_not_read(small, capsys, monkeypatch):
+    run("--epochs", 1, "--out", "run", "--quiet")
+    monkeypatch.setattr(train, "LONGEST_METRICS", 10)
+    assert "run/metrics.csv: expected the columns" in fails(capsys, "--resume", "run/last.safetensors")
+    os.remove("run/metrics.csv")
+    os.mkfifo("run/metrics.csv")
+    assert "run/metrics.csv: not a regular file" in fails(capsys, "--resume", "run/last.safetensors")
+
+
 def test_two_processes_do_not_go_on_in_one_folder(small, monkeypatch, capsys):
     run("--epochs", 2, "--out", "run", "--quiet", "--save-every", 1)
     shutil.copy("run/epoch-1.safetensors", "run/last.safetensors")

@@ -133,6 +133,80 @@ def test_a_backward_pass_after_another_threads_forward_is_refused():
     step.backward()
 
 
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("k", range(8))
+def test_buffers_that_could_not_be_made_are_never_used(k, error, monkeypatch):
+    # At ac8c110 the last answers and gradients are those of other pictures.
+    def make():
+        model = nbcnn.Sequential([nbcnn.Conv2d(1, 2, 2), nbcnn.ReLU(), nbcnn.Flatten(), nbcnn.Linear(8, 2)], input_shape=(1, 3, 3))
+        return nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss())
+
+    def step(scheduler, n):
+        for parameter in scheduler.model.parameters():
+            parameter.grad = None
+        loss = scheduler.forward(images[:n], np.zeros(n, int))
+        scheduler.backward()
+        return loss, [parameter.grad.copy() for parameter in scheduler.model.parameters()]
+
+    images = np.random.default_rng(0).random((16, 1, 3, 3), dtype=np.float32)
+    expected, scheduler = step(make(), 3), make()
+    step(scheduler, 4)
+    count, buffer = [0], scheduler.backend.Buffer.__init__
+
+    def failing(self, *arguments):
+        count[0] += 1
+        if count[0] == k + 1:
+            raise error
+        buffer(self, *arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler.backend.Buffer, "__init__", failing)
+        with pytest.raises(error):
+            step(scheduler, 16)
+    images = images[::-1].copy()
+    expected = step(make(), 3)
+    loss, gradients = step(scheduler, 3)
+    assert loss == expected[0] and all((a == b).all() for a, b in zip(gradients, expected[1], strict=True))
+
+
+def test_a_call_within_a_call_is_refused():
+    # As from a handler of a signal. At ac8c110 the outer answer is the inner one's.
+    step, x = scheduler(), np.ones((3, 4), np.float32)
+    step.plan((4,))
+    operation, found = step.steps[0].operation, []
+    forward = operation.forward
+
+    def interrupted(*arguments):
+        try:
+            step.predict(x)
+        except RuntimeError as error:
+            found.append(str(error))
+        return forward(*arguments)
+    operation.forward = interrupted
+    step.predict(x)
+    assert found == ["predict: another thread is using this scheduler, or this one further up; give each one of its own"]
+
+
+def test_parameters_are_copied_as_a_whole():
+    # At ac8c110 a quarter of these answers belong to neither state.
+    model = nbcnn.Sequential([nbcnn.Linear(6, 50), nbcnn.Linear(50, 50), nbcnn.Linear(50, 3)], input_shape=(6,))
+    other = nbcnn.Sequential([nbcnn.Linear(6, 50), nbcnn.Linear(50, 50), nbcnn.Linear(50, 3)], input_shape=(6,), seed=1)
+    x, states = np.ones((2, 6), np.float32), [model.state_dict(), other.state_dict()]
+    allowed, stop, wrong = {model(x).tobytes(), other(x).tobytes()}, threading.Event(), []
+    sums = {sum(float(value.sum()) for value in state.values()) for state in states}
+
+    def ask():
+        while not stop.is_set():
+            if model(x).tobytes() not in allowed or sum(float(value.sum()) for value in model.state_dict().values()) not in sums:
+                wrong.append(1)
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    [thread.start() for thread in threads]
+    for k in range(400):
+        model.load_state_dict(states[k % 2])
+    stop.set()
+    [thread.join() for thread in threads]
+    assert not wrong
+
+
 def test_a_failed_step_leaves_the_scheduler_free():
     step, x = scheduler(), np.ones((3, 4), np.float32)
     with pytest.raises(IndexError):
@@ -207,6 +281,7 @@ def test_a_spawned_process_works():
 
 def test_the_lock_of_a_child_is_fresh(monkeypatch):
     monkeypatch.setattr(turns, "lock", threading.RLock())
+    monkeypatch.setattr(turns, "stranded", False)
     monkeypatch.setattr(turns.numba, "threading_layer", lambda: "tbb")      # its threads are started anew after a fork
     held = turns.lock
     assert in_a_thread(held.acquire) is None        # by a thread that will not be there

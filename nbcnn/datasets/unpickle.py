@@ -83,6 +83,7 @@ class _Machine:
 
     def __init__(self, content):
         self.stream, self.stack, self.marks, self.memo = io.BytesIO(content), [], [], {}
+        self.left = len(content)        # of what may be copied from one value into another
         self.read, self.push = self.stream.read, self.stack.append
 
     def run(self):
@@ -183,6 +184,7 @@ class _Machine:
         _require_shallow(values)
         if not {type(key) for key in keys} <= {str, bytes} or len(keys) != len(values):
             raise ValueError("expected a string before each value of a dict")
+        self.spend(sum(map(len, keys)))
         self.top(dict).update(zip([key if isinstance(key, str) else str(key, "latin-1") for key in keys], values, strict=True))
 
     def top(self, kind):
@@ -200,7 +202,14 @@ class _Machine:
     def call(self, function, arguments):
         if type(arguments) is not tuple:
             raise ValueError(f"refused a call with a {type(arguments).__name__}, which no CIFAR-10 file needs")
+        self.spend(sum(len(value) for value in arguments if isinstance(value, str)))
         self.push(function(*arguments))     # one of KNOWN: nothing else on the stack can be called
+
+    def spend(self, count):
+        """Count what is copied: what stands in the file once could be copied any number of times."""
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("refused to copy more than the file holds")
 
     def build(self, state):
         _require_shallow([state])
@@ -222,7 +231,7 @@ OPERATIONS = {      # as the module pickletools documents them; which ones the f
     # numbers
     b"N": lambda m: m.push(None), b"\x88": lambda m: m.push(True), b"\x89": lambda m: m.push(False),
     b"I": lambda m: m.push(m.decimal()), b"L": lambda m: m.push(m.decimal()),
-    b"K": lambda m: m.push(m.read(1)[0]), b"M": lambda m: m.push(m.number(2)), b"J": lambda m: m.push(m.number(4, signed=True)),
+    b"K": lambda m: m.push(m.number(1)), b"M": lambda m: m.push(m.number(2)), b"J": lambda m: m.push(m.number(4, signed=True)),
     b"\x8a": lambda m: m.push(m.long()),
     # strings of bytes and of text
     b"S": lambda m: m.push(m.quoted()),
@@ -240,7 +249,7 @@ OPERATIONS = {      # as the module pickletools documents them; which ones the f
     b"a": lambda m: m.append(m.pop(1)), b"e": lambda m: m.append(m.marked()),
     b"s": lambda m: m.update(m.pop(2)), b"u": lambda m: m.update(m.marked()),
     # the memo
-    b"p": lambda m: m.put(m.decimal()), b"q": lambda m: m.put(m.read(1)[0]), b"r": lambda m: m.put(m.number(4)),
+    b"p": lambda m: m.put(m.decimal()), b"q": lambda m: m.put(m.number(1)), b"r": lambda m: m.put(m.number(4)),
     b"\x94": lambda m: m.put(len(m.memo)),
     b"g": lambda m: m.get(m.decimal()), b"h": lambda m: m.get(m.number(1)), b"j": lambda m: m.get(m.number(4)),
     # names, calls, states

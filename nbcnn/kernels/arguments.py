@@ -107,11 +107,12 @@ def integer(value, name, minimum=None, maximum=MOST, expected=""):
         number = None if isinstance(value, bool) else operator.index(value)
     except Exception:
         number = None
-    if number is not None and (-maximum if minimum is None else minimum) <= number <= maximum:
+    least = -maximum if minimum is None else minimum
+    if number is not None and least <= number <= maximum:
         return number
     if number is not None and number > maximum:
         expected = f"an int <= {maximum}"
-    expected = expected or ("an int" if minimum is None else f"an int >= {minimum}")
+    expected = expected or ("an int" if minimum is None and number is None else f"an int >= {least}")
     raise (TypeError if number is None else ValueError)(f"{name}: expected {expected}, got {shown(value)}")
 
 

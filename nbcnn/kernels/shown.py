@@ -17,5 +17,5 @@ def shown(value):
 def one_line(text, most=100):
     """A text without what would break or disturb a line, its middle left out where it is long."""
     text = " ".join(text.split())
-    text = text if text.isprintable() else ascii(text)[1:-1]
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     return text if len(text) <= most else f"{text[:most // 2]}...{text[3 - most // 2:]}"

@@ -17,10 +17,13 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from nbcnn import user_cache
+from nbcnn.files import require_file, said
 
 ENDING = ".kernel"
 KEEP = 1000         # files, of about 50 KB; training a network takes 30 of them
 SUM = hashlib.sha256().digest_size
+# Of the kernels' sources when they are imported: what a factory makes may be compiled hours later, when they were edited.
+SOURCES = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(__file__).parent.glob("*.py")}
 
 
 def njit(function=None, **options):
@@ -41,6 +44,7 @@ def folder():
 def read(path):
     """What a file keeps, or None where it is missing, damaged or was written under another name."""
     try:
+        require_file(path)
         data = memoryview(path.read_bytes())
     except OSError:
         return None
@@ -97,14 +101,13 @@ def _warn(error):
     global _warned
     if not _warned:
         _warned = True
-        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        reason = said(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         warnings.warn(f"compiled kernels cannot be kept, so every start compiles them: {reason}; NUMBA_CACHE_DIR can name another "
                       "folder", RuntimeWarning, stacklevel=2)
 
 
-@functools.cache
 def _sum_of_source(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return SOURCES.get(path) or hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _sum(path, payload):

@@ -30,16 +30,21 @@ load_openmp()
 
 def launch(kernel, *arguments):
     """Call a kernel while no other Python thread runs one."""
+    require()
     with turns.lock:
         return kernel(*arguments)
 
 
 def run(calls):
     """Make these calls in order, while no other Python thread runs a kernel."""
+    require()
     with turns.lock:
         for kernel, arguments, _ in calls:
             kernel(*arguments)
 
 
 def require():
-    """Raise RuntimeError where this backend cannot run; this one always can."""
+    """Raise RuntimeError where this backend cannot run: in a process that was forked after kernels ran."""
+    if turns.stranded:
+        raise RuntimeError("a process that was forked after kernels ran has none of their threads and can run no kernel; start it "
+                           "with multiprocessing.get_context('spawn'), or fork before the first kernel runs")
