@@ -1,5 +1,6 @@
 """What is no regular file is not read; files that outlive a crash: modes and owners, syncing, temporary files, locks, errors."""
 import errno
+import functools
 import os
 import signal
 import subprocess
@@ -261,10 +262,11 @@ def test_a_mark_that_is_written_again_is_there_at_any_moment(tmp_path, monkeypat
     # A run that takes over an abandoned folder may be killed, too.
     lock, sizes = files.Lock(tmp_path), []
     lock.mark("by the first")
+
+    def watched(real, *arguments):
+        sizes.append(lock.path.stat().st_size)
+        return real(*arguments)
     for name in ("ftruncate", "pwrite", "fsync"):
-        def watched(*arguments, real=getattr(os, name)):
-            sizes.append(lock.path.stat().st_size)
-            return real(*arguments)
-        monkeypatch.setattr(os, name, watched)
+        monkeypatch.setattr(os, name, functools.partial(watched, getattr(os, name)))
     lock.mark("by the second")
     assert len(sizes) == 3 and min(sizes) > 0 and lock.path.read_text().endswith("by the second")
