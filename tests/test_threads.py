@@ -13,6 +13,7 @@ from nbcnn.threads import ROUNDS, ThreadTrial
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands still until its `now` is moved."""
+    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)       # whatever a test before has left
     clock = types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(threads, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
     yield clock

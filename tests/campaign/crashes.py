@@ -124,7 +124,7 @@ def fork(arguments, folder, prepare=lambda: []):
     """The id of a child that runs the command; its output and the list that `prepare` gives come to the folder."""
     child = os.fork()
     if child == 0:
-        turns.lock = threading.RLock()      # one thread of the workqueue layer goes on in a fork; several would not
+        turns.stranded = False              # one thread of the workqueue layer goes on in a fork; several would not
         tqdm.set_lock(threading.RLock())    # its own is one for all forks, of which one may be killed while it has it
         status = 99
         try:
