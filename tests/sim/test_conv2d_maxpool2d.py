@@ -278,4 +278,5 @@ def test_errors_are_those_of_the_cpu(function, arrays, options):
         function(*arrays, **options)
     with pytest.raises(type(on_cpu.value)) as on_gpu:
         function(*map(to_device, arrays), **options)
-    assert str(on_gpu.value) == str(on_cpu.value)
+    # Both say what they got, and that is another class here.
+    assert str(on_gpu.value).replace(type(to_device(X)).__name__, "ndarray") == str(on_cpu.value)
