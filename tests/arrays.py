@@ -25,3 +25,11 @@ def filled_buffer(n, shape, dtype, border, fill, value=None):
     if value is not None:
         buffer.view(n)[...] = value
     return buffer
+
+
+class Reshaped(np.ndarray):
+    """A subclass with a reshape of its own, and copies too small for the shape."""
+    def reshape(self, *shape, **options):
+        return np.zeros(1, self.dtype)
+
+    transpose = ravel = astype = copy = reshape

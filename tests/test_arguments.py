@@ -12,6 +12,8 @@ from nbcnn.kernels import cross_entropy_forward, load_images, maxpool2d_forward,
 from nbcnn.kernels.backend import as_array
 from nbcnn.kernels.shown import shown
 
+from arrays import Reshaped
+
 X = np.ones((2, 3), np.float32)
 
 
@@ -20,14 +22,6 @@ class Evil:
     def fail(self, *arguments):
         raise RuntimeError("evil\nobject")
     __array__ = __index__ = __float__ = __bool__ = __len__ = __iter__ = __repr__ = __eq__ = __hash__ = __getattr__ = fail
-
-
-class Reshaped(np.ndarray):
-    """A subclass whose copies are too small for its shape."""
-    def reshape(self, *shape, **options):
-        return np.zeros(1, self.dtype)
-
-    transpose = ravel = astype = copy = reshape
 
 
 class Liar(np.ndarray):
