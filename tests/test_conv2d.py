@@ -1,4 +1,6 @@
 """Convolution: frozen values, oracle, gradients, contract, errors, and parity with PyTorch."""
+import time
+
 import numba
 import numpy as np
 import pytest
@@ -245,3 +247,12 @@ def test_the_largest_stride_and_paddings():
     assert conv2d_backward(np.ones((1, 1, 1, 1), np.float32), x, w, stride=2**31 - 1)[0].sum() == 2
     assert conv2d_forward(x, w, padding=(0, 100)).shape == (1, 1, 1, 299)
     assert conv2d_forward(x, w, padding=(0, 150), dilation=(1, 150)).shape == (1, 1, 1, 250)
+
+
+def test_a_kernel_larger_than_memory():
+    """Its taps are not listed one by one: a campaign's case took all memory for that, and said nothing."""
+    x, w = np.broadcast_to(np.float32(1), (2, 3, 2**40, 8)), np.broadcast_to(np.float32(1), (4, 3, 2**33, 3))
+    started = time.process_time()
+    with pytest.raises(MemoryError, match=r".+"):
+        conv2d_forward(x, w)
+    assert time.process_time() - started < 1

@@ -223,8 +223,9 @@ def finite(value, name):
 
 
 def rate(value, name):
-    """A finite number that is not negative, as a float."""
-    return real(value, name, "a finite number >= 0", 0, sys.float_info.max)
+    """A number that is finite in either dtype and not negative, as a float."""
+    number = real(value, name, "a finite number >= 0", 0, sys.float_info.max)
+    return number if number <= LARGEST else finite(number, name)
 
 
 def nesterov_fits(nesterov, momentum, dampening):

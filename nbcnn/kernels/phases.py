@@ -21,13 +21,15 @@ class Phase(NamedTuple):
 
 def phases(size, out_size, kernel, stride, padding, dilation):
     """The phases of one axis: input r gets w[p] * dy[(r + padding - p*dilation) / stride] where that division is exact."""
-    found = []
+    found, period = [], stride // math.gcd(stride, dilation)
     for first in range(min(stride, size)):
         count = (size - first + stride - 1) // stride
-        taps = [p for p in range(kernel) if (first + padding - p * dilation) % stride == 0]
+        # Every period-th tap divides exactly, so a range names them all, however large the kernel.
+        begin = next((p for p in range(min(kernel, period)) if (first + padding - p * dilation) % stride == 0), kernel)
+        taps = range(begin, kernel, period)
         tap = taps[-1] if taps else 0
         read, read_step = (first + padding - tap * dilation) // stride, dilation // math.gcd(stride, dilation)
         end = read + count - 1 + (len(taps) - 1) * read_step
         reach = max(-read, end - (out_size - 1)) if taps else 0
-        found.append(Phase(first, count, len(taps), tap, -(stride // math.gcd(stride, dilation)), read, read_step, reach))
+        found.append(Phase(first, count, len(taps), tap, -period, read, read_step, reach))
     return found
