@@ -2,9 +2,9 @@
 
     python crashes.py FOLDER EVERY SEED KILLS
 
-tries each EVERY-th file operation of three commands (a run, --resume into another folder, --resume in place) with everything in
-EVENTS, then KILLS kills at random moments, and prints a JSON object: counts, and a list of what was wrong. Every case is a fork of
-this process, in which the kernels are loaded already.
+tries each EVERY-th file operation of four commands (a run, --resume into another folder, --resume in place, a run in a folder
+that a killed one has abandoned) with everything in EVENTS, then KILLS kills at random moments, and prints a JSON object: counts,
+and a list of what was wrong. Every case is a fork of this process, in which the kernels are loaded already.
 """
 import builtins
 import csv
@@ -26,6 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nbcnn import checkpoint, train
+from nbcnn.files import Lock
 from nbcnn.kernels import turns
 
 NET = """
@@ -191,8 +192,8 @@ def go_on(command, out, expected, folder):
     return [] if contents(out) == expected else ["other than a run that nothing happened to"]
 
 
-def faults(event, out, status, output, error):
-    """What is wrong with how a run ended."""
+def faults(event, out, before, status, output, error):
+    """What is wrong with how a run ended that had found the files `before`."""
     found = [] if status in EVENTS[event][2] else [f"exit {status}: {error[-300:]}"]
     if status == 2:
         if not (error.startswith("nbcnn train: ") and error.count("\n") == 1 and ("/" in error or "standard output" in error)):
@@ -202,7 +203,7 @@ def faults(event, out, status, output, error):
     if "To go on" in output and not (out / "last.safetensors").exists():
         found.append(f"names a file that is not there: {output!r}")
     if status in (130, 143) and not (out / "last.safetensors").exists() and out.exists():
-        if left := {file.name for file in out.iterdir()} - {".nbcnn.lock"}:
+        if left := {file.name for file in out.iterdir()} - {Lock.NAME} - before:
             found.append(f"learned nothing, but left {left}")
     return found + (damages(out, output) if out.exists() else [])
 
@@ -237,7 +238,15 @@ def prepare(folder):
             for name, copy in (("metrics.csv",) * 2, ("config.json",) * 2, ("epoch-1.safetensors", "last.safetensors")):
                 shutil.copy(whole / name, out / copy)
         return ["--resume", out / "last.safetensors"]
-    return {"plain": plain, "elsewhere": elsewhere, "in place": in_place, "long": lambda out: plain(out, 12)}
+
+    def abandoned(out):
+        if not out.exists():        # as a run leaves it that is killed before it has learned anything
+            out.mkdir(parents=True)
+            (out / Lock.NAME).write_bytes(Lock.MARK + b"the folder of a run that has learned nothing yet")
+            shutil.copy(whole / "config.json", out)
+        return plain(out)
+    return {"plain": plain, "elsewhere": elsewhere, "in place": in_place, "abandoned": abandoned,
+            "long": lambda out: plain(out, 12)}
 
 
 def survey(folder, every, seed, kills):
@@ -255,8 +264,9 @@ def survey(folder, every, seed, kills):
             for point in range(1 + rng.randrange(every), len(log) + 1, every):
                 out = folder / "a" / "b" / "case"
                 arguments = command(out)
+                before = {file.name for file in out.iterdir()} if out.exists() else set()
                 status, output, error, _ = run(arguments, folder, event, point)
-                found = faults(event, out, status, output, error) + go_on(arguments, out, expected, folder)
+                found = faults(event, out, before, status, output, error) + go_on(arguments, out, expected, folder)
                 wrong += [f"{name}, {event} at operation {point} of {len(log)}, {log[point - 1]}: {text}" for text in found]
                 counts[event] = counts.get(event, 0) + 1
                 shutil.rmtree(folder / "a")
