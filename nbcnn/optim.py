@@ -55,12 +55,12 @@ class SGD:
             raise ValueError("params: expected the Parameters of one nbcnn.Sequential; use one optimizer per model")
         if len(set(map(id, self.params))) < len(self.params):
             raise ValueError("params: expected each Parameter once, got one twice")
-        self.lr = lr
-        self.momentum, self.dampening = rate(momentum, "momentum"), rate(dampening, "dampening")
-        self.weight_decay = rate(weight_decay, "weight_decay")
+        self.lr, dtype = lr, self.vector.data.dtype
+        self.momentum, self.dampening = rate(momentum, "momentum", dtype), rate(dampening, "dampening", dtype)
+        self.weight_decay = rate(weight_decay, "weight_decay", dtype)
         self.nesterov, self.maximize = flag(nesterov, "nesterov"), flag(maximize, "maximize")
         nesterov_fits(self.nesterov, self.momentum, self.dampening)
-        cast = self.vector.data.dtype.type
+        cast = dtype.type
         self._options = (cast(self.momentum), cast(1 - self.dampening), cast(self.weight_decay), self.weight_decay > 0,
                          self.momentum > 0, self.nesterov, self.maximize)
         # The momentum lies as the parameters do, and where they do; without momentum there is none.

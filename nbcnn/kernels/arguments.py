@@ -222,10 +222,10 @@ def finite(value, name):
     return real(value, name, "a finite number of float32", -LARGEST, LARGEST, bools=True)
 
 
-def rate(value, name):
-    """A number that is finite in either dtype and not negative, as a float."""
-    number = real(value, name, "a finite number >= 0", 0, sys.float_info.max)
-    return number if number <= LARGEST else finite(number, name)
+def rate(value, name, dtype=np.float64):
+    """A number that is finite in a dtype and not negative, as a float."""
+    kind = "" if dtype == np.float64 else f" of {np.dtype(dtype)}"
+    return real(value, name, f"a finite number{kind} >= 0", 0, float(np.finfo(dtype).max))
 
 
 def nesterov_fits(nesterov, momentum, dampening):
