@@ -8,6 +8,7 @@ torch.optim.lr_scheduler stepped once per batch.
         optimizer.lr = learning_rate(k)
         step.train_step(images, labels, optimizer)
 """
+import functools
 import math
 from collections.abc import Mapping
 
@@ -215,40 +216,57 @@ def cosine(lr, total, final=0.0):
     return lambda k: _cosine(lr, final, k / total)
 
 
-def one_cycle(peak, total, rise=0.2, divide_first=25.0, divide_last=1e4):
-    """Up from peak/divide_first to `peak` and down to peak/(divide_first*divide_last), both along half a cosine.
+def _with_former_names_refused(function):
+    """`one_cycle`, which says what an argument is called now when it gets one by the name it had before."""
+    former = {"peak": "max_lr", "rise": "pct_start", "divide_first": "div_factor", "divide_last": "final_div_factor"}
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        if found := [f"{old} is now {new}" for old, new in former.items() if old in options]:
+            raise TypeError(f"{', '.join(found)}: the arguments have PyTorch's names")
+        return function(*arguments, **options)
+    return call
+
+
+@_with_former_names_refused
+def one_cycle(max_lr, total, pct_start=0.2, div_factor=25.0, final_div_factor=1e4):
+    """Up from max_lr/div_factor to `max_lr` and down to max_lr/(div_factor*final_div_factor), both along half a cosine.
 
     Parameters
     ----------
-    peak : float
+    max_lr : float
         The largest learning rate.
     total : int
         Number of steps of the whole training.
-    rise : float
-        The part of them spent on the way up: the peak is step rise*total - 1, the last value step total - 1.
-    divide_first, divide_last : float, positive
+    pct_start : float
+        The part of them spent on the way up, from 0 to 1: `max_lr` is reached at step pct_start*total - 1, the last value at step
+        total - 1.
+    div_factor, final_div_factor : float, positive
+        initial_lr = max_lr/div_factor, and the last value is initial_lr/final_div_factor.
 
     Notes
     -----
-    When the way up is shorter than one step, training begins at the peak.
+    When the way up is shorter than one step, training begins at `max_lr`.
+
+    Source: PyTorch's torch.optim.lr_scheduler.OneCycleLR, whose pct_start is 0.3 by default.
 
     Examples
     --------
-    >>> learning_rate = one_cycle(1.0, total=11, rise=3 / 11, divide_last=100)
+    >>> learning_rate = one_cycle(1.0, total=11, pct_start=3 / 11, final_div_factor=100)
     >>> [round(learning_rate(k), 4) for k in range(11)]
     [0.04, 0.52, 1.0, 0.962, 0.8536, 0.6915, 0.5002, 0.3089, 0.1468, 0.0384, 0.0004]
     """
-    peak, total, rise = rate(peak, "peak"), integer(total, "total", 1, INT64), fraction(rise, "rise")
-    divide_first, divide_last = rate(divide_first, "divide_first"), rate(divide_last, "divide_last")
-    if not (divide_first > 0 and divide_last > 0):
-        raise ValueError(f"divide_first, divide_last: expected positive numbers, got {divide_first} and {divide_last}")
-    first, last = peak / divide_first, peak / divide_first / divide_last
-    top = max(rise * total - 1, 0)
+    max_lr, total, pct_start = rate(max_lr, "max_lr"), integer(total, "total", 1, INT64), fraction(pct_start, "pct_start")
+    div_factor, final_div_factor = rate(div_factor, "div_factor"), rate(final_div_factor, "final_div_factor")
+    if not (div_factor > 0 and final_div_factor > 0):
+        raise ValueError(f"div_factor, final_div_factor: expected positive numbers, got {div_factor} and {final_div_factor}")
+    initial_lr = max_lr / div_factor
+    last_lr, top = initial_lr / final_div_factor, max(pct_start * total - 1, 0)
 
     def learning_rate(k):
         if k < top:
-            return _cosine(first, peak, k / top)
-        return _cosine(peak, last, (k - top) / ((total - 1 - top) or 1))
+            return _cosine(initial_lr, max_lr, k / top)
+        return _cosine(max_lr, last_lr, (k - top) / ((total - 1 - top) or 1))
     return learning_rate
 
 

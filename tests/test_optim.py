@@ -261,17 +261,27 @@ def test_one_cycle_as_the_default_recipe_has_it():
     assert (np.diff(rates[:rates.argmax()]) > 0).all() and (np.diff(rates[rates.argmax():]) < 0).all()
 
 
-@given(total=st.integers(1, 6), rise=st.floats(0, 1))
-def test_schedules_of_few_steps_stay_in_range(total, rise):
+@given(total=st.integers(1, 6), pct_start=st.floats(0, 1))
+def test_schedules_of_few_steps_stay_in_range(total, pct_start):
     for k in range(total + 2):      # a step too many is no fault
-        assert 0 <= optim.one_cycle(0.5, total, rise)(k) <= 0.5
+        assert 0 <= optim.one_cycle(0.5, total, pct_start)(k) <= 0.5
         assert 0 <= optim.cosine(0.5, total)(k) <= 0.5
 
 
 def test_errors_of_schedules():
     for call, message in ((lambda: optim.cosine(0.1, 0), "total"), (lambda: optim.step(0.1, 0), "step_size"),
-                          (lambda: optim.one_cycle(-1, 5), "peak"), (lambda: optim.one_cycle(1, 5, rise=1.5), "rise"),
-                          (lambda: optim.one_cycle(1, 5, divide_first=0), "divide_first"),
+                          (lambda: optim.one_cycle(-1, 5), "max_lr"), (lambda: optim.one_cycle(1, 5, pct_start=1.5), "pct_start"),
+                          (lambda: optim.one_cycle(1, 5, div_factor=0), "div_factor"),
                           (lambda: optim.constant(float("nan")), "lr")):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(peak=0.1), "peak is now max_lr"),
+    (dict(max_lr=0.1, rise=0.3, divide_first=10.0, divide_last=50.0),
+     "rise is now pct_start, divide_first is now div_factor, divide_last is now final_div_factor")])
+def test_former_names_of_one_cycle(options, message):
+    with pytest.raises(TypeError) as caught:
+        optim.one_cycle(total=5, **options)
+    assert str(caught.value) == f"{message}: the arguments have PyTorch's names"

@@ -165,7 +165,7 @@ def table():
         "optim.step": (lambda **a: optim.step(**a)(3), lambda: dict(lr=0.1, step_size=2, gamma=0.1)),
         "optim.cosine": (lambda **a: optim.cosine(**a)(3), lambda: dict(lr=0.1, total=10, final=0.0)),
         "optim.one_cycle": (lambda **a: optim.one_cycle(**a)(3), lambda: dict(
-            peak=0.1, total=10, rise=0.2, divide_first=25.0, divide_last=1e4)),
+            max_lr=0.1, total=10, pct_start=0.2, div_factor=25.0, final_div_factor=1e4)),
         "Progress": (nbcnn.Progress, lambda: dict(epoch=1, step=0, loss_sum=0.0, samples=0, best_accuracy=0.5, best_epoch=1)),
         "fit": (nbcnn.fit, lambda: dict(
             model=network(), train=data, test=data, epochs=1, batch_size=4, loss=None, optimizer=None, schedule=None, shuffle=True,
