@@ -11,7 +11,7 @@
     profile     where the time of a training step goes, and the processor's peak
     datasets    CIFAR-10, the built-in shapes, folders of pictures, and the loader
     pictures    files of any kind and size as a network takes them
-    fit         the training loop, with callbacks
+    fit         the training loop, with callbacks; progress: how far it is
     evaluation  accuracy, precision, recall, confusion matrix
 
 The command `nbcnn`, or `python -m nbcnn`, has train, predict, evaluate and cache.
@@ -20,13 +20,14 @@ import nbcnn.interrupts  # first: Ctrl-C while the others, which take long, are 
 from nbcnn import checkpoint, datasets, kernels, models, optim, pictures
 from nbcnn.checkpoint import load_model as load
 from nbcnn.evaluation import Evaluation
-from nbcnn.fit import NonFiniteLoss, Progress, State, fit
+from nbcnn.fit import NonFiniteLoss, State, fit
 from nbcnn.layers import GELU, AvgPool2d, Conv2d, Flatten, GlobalAvgPool2d, LeakyReLU, Linear, MaxPool2d, ReLU, Sigmoid, Tanh
 from nbcnn.losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
 from nbcnn.memory import set_max_memory
 from nbcnn.model import Sequential
 from nbcnn.optim import SGD
 from nbcnn.parameter import Parameter
+from nbcnn.progress import Progress
 from nbcnn.scheduler import BackpropScheduler
 
 __version__ = "0.1.0"

@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from nbcnn.files import require_file, write_atomically
-from nbcnn.fit import Progress
 from nbcnn.kernels import turns
 from nbcnn.kernels.shown import one_line
 from nbcnn.memory import machine_memory
 from nbcnn.model import Sequential
 from nbcnn.optim import SGD
+from nbcnn.progress import Progress
 
 FORMAT = 1
 MOST_HEADER = 10**7     # bytes of the description, which takes many times that as Python's objects

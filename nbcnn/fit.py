@@ -1,7 +1,6 @@
 """The training loop: batches to the scheduler, a learning rate for each step, a test after each epoch."""
 import contextlib
 import math
-import sys
 import time
 from dataclasses import dataclass, field, replace
 
@@ -9,12 +8,13 @@ import numpy as np
 
 from nbcnn.datasets import Loader
 from nbcnn.evaluation import evaluate, make_targets, require_dataset, require_mean
-from nbcnn.kernels.arguments import flag, fraction, function, instance, integer, rate, real
+from nbcnn.kernels.arguments import flag, function, instance, integer, rate
 from nbcnn.kernels.shown import one_line
 from nbcnn.losses import CrossEntropyLoss
 from nbcnn.model import Sequential
 from nbcnn.optim import SGD
 from nbcnn.profile import Profile
+from nbcnn.progress import Progress
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.steps import training_steps
 
@@ -34,46 +34,6 @@ class NonFiniteLoss(ArithmeticError):
     def __init__(self, epoch, step, loss, layer):
         super().__init__(f"epoch {epoch}, step {step}: the loss is {loss}; the first value that is not finite is in {layer}")
         self.epoch, self.step, self.loss, self.layer = epoch, step, loss, layer
-
-
-@dataclass
-class Progress:
-    """How far a training is: with parameters and momentum, all it takes to go on with the same bits.
-
-    Parameters
-    ----------
-    epoch : int
-        Epochs finished.
-    step : int
-        Batches done of the next one.
-    loss_sum : float
-        Sum of their losses, each times its number of pictures.
-    samples : int
-        Pictures in them.
-    best_accuracy : float or None
-        The best test accuracy so far, a fraction, and
-    best_epoch : int
-        the epoch it was reached after, counted from 1.
-    """
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    samples: int = 0
-    best_accuracy: float | None = None
-    best_epoch: int = 0
-
-    def __post_init__(self):
-        for name in ("epoch", "step", "samples", "best_epoch"):
-            integer(getattr(self, name), name, 0)
-        real(self.loss_sum, "loss_sum", "a finite number", -sys.float_info.max, sys.float_info.max)
-        if self.samples < self.step:
-            raise ValueError(f"samples: expected at least one for each of {self.step} batches, got {self.samples}")
-        if self.best_epoch > self.epoch:
-            raise ValueError(f"best_epoch: expected at most the {self.epoch} epochs finished, got {self.best_epoch}")
-        if self.best_accuracy is not None:
-            fraction(self.best_accuracy, "best_accuracy")
-        elif self.best_epoch:
-            raise ValueError(f"best_accuracy: expected that of epoch {self.best_epoch}, got None")
 
 
 @dataclass

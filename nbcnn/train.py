@@ -28,10 +28,11 @@ from tqdm import tqdm
 import nbcnn
 from nbcnn import checkpoint, cli, datasets, files, models, optim
 from nbcnn.cli import flag, number, paint, say, whole
-from nbcnn.fit import NonFiniteLoss, Progress, fit
+from nbcnn.fit import NonFiniteLoss, fit
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
 from nbcnn.model import Sequential
+from nbcnn.progress import Progress
 from nbcnn.table import format_table
 from nbcnn.threads import ThreadTrial
 

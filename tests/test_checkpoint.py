@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 import nbcnn
 from nbcnn import checkpoint
-from nbcnn.fit import Progress
 from nbcnn.optim import SGD
+from nbcnn.progress import Progress
 
 
 def small_model(dtype=np.float32, seed=0):

@@ -9,8 +9,9 @@ import nbcnn
 from nbcnn import checkpoint, optim
 from nbcnn.datasets import Dataset, Loader
 from nbcnn.evaluation import evaluate
-from nbcnn.fit import NonFiniteLoss, Progress, fit
+from nbcnn.fit import NonFiniteLoss, fit
 from nbcnn.optim import SGD
+from nbcnn.progress import Progress
 from nbcnn.scheduler import BackpropScheduler
 
 
