@@ -5,20 +5,22 @@
     model       Sequential, which holds them; models: ready-made ones
     losses      L1Loss, MSELoss, CrossEntropyLoss, BCELoss, BCEWithLogitsLoss
     optim       SGD and learning-rate schedules
-    checkpoint  save and load, atomically; `nbcnn.load(file)` gives the model
+    checkpoint  save and load, atomically; `nbcnn.save(model, path)` and `nbcnn.load(path)` for a model alone
     scheduler   BackpropScheduler: plan, forward, loss, backward
     memory      how much of it buffers may take
     profile     where the time of a training step goes, and the processor's peak
     datasets    CIFAR-10, the built-in shapes, folders of pictures, and the loader
     pictures    files of any kind and size as a network takes them
     fit         the training loop, with callbacks; progress: how far it is
-    evaluation  accuracy, precision, recall, confusion matrix
+    evaluation  accuracy, precision, recall, confusion matrix: `nbcnn.evaluate(model, dataset)`
 
 The command `nbcnn`, or `python -m nbcnn`, has train, predict, evaluate and cache.
 """
 import nbcnn.interrupts  # first: Ctrl-C while the others, which take long, are imported
 from nbcnn import checkpoint, datasets, kernels, models, optim, pictures
 from nbcnn.checkpoint import load_model as load
+from nbcnn.checkpoint import save_model as save
+from nbcnn.evaluate import evaluate
 from nbcnn.evaluation import Evaluation
 from nbcnn.fit import NonFiniteLoss, State, fit
 from nbcnn.layers import GELU, AvgPool2d, Conv2d, Flatten, GlobalAvgPool2d, LeakyReLU, Linear, MaxPool2d, ReLU, Sigmoid, Tanh

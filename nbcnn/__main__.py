@@ -47,7 +47,7 @@ def _parser():
 
 def _module(name):
     """The module of a command, imported when it is asked for."""
-    return importlib.import_module(f"nbcnn.{name}")
+    return importlib.import_module("nbcnn.evaluate.__main__" if name == "evaluate" else f"nbcnn.{name}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from nbcnn.files import require_file, write_atomically
 from nbcnn.kernels import turns
+from nbcnn.kernels.arguments import instance
 from nbcnn.kernels.shown import one_line
 from nbcnn.memory import machine_memory
 from nbcnn.model import Sequential
@@ -62,7 +63,7 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
     OSError
         When the file cannot be written.
     TypeError
-        When JSON cannot hold the options.
+        When `model` is none, or JSON cannot hold the options.
     ValueError
         When a layer is not one of nbcnn's, or the description is larger than `load` takes.
     """
@@ -81,6 +82,7 @@ def to_bytes(model, optimizer=None, progress=None, options=None):
     -------
     bytes
     """
+    instance(model, "model", Sequential, "a nbcnn.Sequential")
     with turns.lock:        # another thread may train: all of it is from between the same two updates
         tensors, state = model.state_dict(), None if optimizer is None else optimizer.state_dict()
     about = {"format": FORMAT, "structure": model.structure(), **{name: getattr(model, name) for name in ABOUT_MODEL},
@@ -145,6 +147,24 @@ def load(path):
         raise ValueError(f"{path}: not a readable checkpoint: {one_line(str(reason), 300)}") from None
 
 
+def save_model(model, path):
+    """Write a model, with all that `nbcnn.load` needs, to a file; `nbcnn.save`.
+
+    The file that was there stays until the new one is whole.
+
+    Parameters
+    ----------
+    model : Sequential
+    path : path
+
+    Raises
+    ------
+    OSError, TypeError, ValueError
+        As `save`.
+    """
+    save(path, model)
+
+
 def load_model(path):
     """Read the model of a checkpoint, ready to predict; `nbcnn.load`.
 
@@ -169,7 +189,7 @@ def load_model(path):
     >>> model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(12, 3)], classes=["a", "b", "c"])
     >>> pictures = np.zeros((2, 3, 2, 2), np.uint8)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     model.save(f"{folder}/model.safetensors")
+    ...     nbcnn.save(model, f"{folder}/model.safetensors")
     ...     again = nbcnn.load(f"{folder}/model.safetensors")
     >>> again.classes, bool((again(pictures) == model(pictures)).all())
     (['a', 'b', 'c'], True)

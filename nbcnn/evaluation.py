@@ -8,6 +8,7 @@ from nbcnn.kernels.arguments import function, instance, integer
 from nbcnn.kernels.shown import one_line
 from nbcnn.losses import CrossEntropyLoss, Loss
 from nbcnn.memory import max_memory
+from nbcnn.model import Sequential
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.steps import DeviceSteps
 from nbcnn.table import format_table
@@ -17,7 +18,7 @@ SHOWN = 100         # classes whose confusion matrix is printed
 
 @dataclass(eq=False)
 class Evaluation:
-    """What `evaluate` finds.
+    """What `nbcnn.evaluate` finds.
 
     Parameters
     ----------
@@ -80,8 +81,45 @@ class Evaluation:
                 f"{classes}\n\n{confusion}")
 
 
-def evaluate(scheduler, dataset, batch_size=256, on_batch=None):
-    """Measure the scheduler's network on a data set.
+def evaluate(model, dataset, loss=None, batch_size=256):
+    """Measure a network on labelled pictures; `nbcnn.evaluate`.
+
+    Parameters
+    ----------
+    model : Sequential
+    dataset : Dataset
+    loss : loss of `nbcnn.losses`, optional
+        CrossEntropyLoss() by default.
+    batch_size : int
+
+    Returns
+    -------
+    evaluation : Evaluation
+        loss, accuracy, precision and recall of each class, confusion matrix; print(evaluation) shows them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `measure`.
+
+    Examples
+    --------
+    >>> import nbcnn
+    >>> model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(4, 2)])
+    >>> model[1].weight.set([[0] * 4, [1] * 4])         # the brighter a picture, the surer of the second class
+    >>> model[1].bias.set([2, 0])
+    >>> pictures = np.array([0, 255, 0], np.uint8).reshape(3, 1, 1, 1).repeat(4, 3)
+    >>> data = nbcnn.datasets.Dataset(pictures, [0, 1, 1], ["dark", "bright"], "lamps")
+    >>> nbcnn.evaluate(model, data).confusion
+    array([[1, 0],
+           [1, 1]])
+    """
+    instance(model, "model", Sequential, "a nbcnn.Sequential")
+    return measure(BackpropScheduler(model, CrossEntropyLoss() if loss is None else loss), dataset, batch_size)
+
+
+def measure(scheduler, dataset, batch_size=256, on_batch=None):
+    """`evaluate` for the network and the loss of a scheduler.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from nbcnn.datasets import Loader
-from nbcnn.evaluation import evaluate, make_targets, require_dataset, require_mean
+from nbcnn.evaluation import make_targets, measure, require_dataset, require_mean
 from nbcnn.kernels.arguments import flag, function, instance, integer, rate
 from nbcnn.kernels.shown import one_line
 from nbcnn.losses import CrossEntropyLoss
@@ -168,7 +168,7 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
             break
         test_loss, accuracy = None, None
         if test is not None:
-            evaluation = evaluate(scheduler, test, max(batch_size, 64))
+            evaluation = measure(scheduler, test, max(batch_size, 64))
             test_loss, accuracy = evaluation.loss, evaluation.accuracy
         if test_loss is not None and not math.isfinite(test_loss):
             raise NonFiniteLoss(progress.epoch + 1, progress.step, test_loss, scheduler.first_nonfinite() or "loss")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from nbcnn import layers as layer_types
-from nbcnn.evaluation import evaluate
 from nbcnn.kernels import turns
 from nbcnn.kernels.arguments import (
     SEEDS,
@@ -24,7 +23,6 @@ from nbcnn.kernels.backend import BACKENDS, as_array, load_backend, on_device
 from nbcnn.kernels.images import normalization_table
 from nbcnn.kernels.shown import one_line, shown
 from nbcnn.layers import ConvPool, Layer, _Activation, _Pool
-from nbcnn.losses import CrossEntropyLoss
 from nbcnn.parameter import ParameterVector
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.table import format_table
@@ -227,45 +225,14 @@ class Sequential:
                 parameter.set(arrays[name])
 
     def save(self, path):
-        """Write structure, parameters and all else that `nbcnn.load` needs to a file; see `nbcnn.checkpoint`.
-
-        The file that was there stays until the new one is whole.
-
-        Parameters
-        ----------
-        path : path
-
-        Raises
-        ------
-        OSError
-            When the file cannot be written.
-        ValueError
-            When a layer is not one of nbcnn's, which alone can be loaded.
-        """
-        from nbcnn import checkpoint  # which imports this module
-        checkpoint.save(path, self)
+        """`nbcnn.save(model, path)`."""
+        from nbcnn.checkpoint import save_model  # which knows models
+        save_model(self, path)
 
     def evaluate(self, dataset, loss=None, batch_size=256):
-        """Measure the network on labelled pictures.
-
-        Parameters
-        ----------
-        dataset : Dataset
-        loss : loss of `nbcnn.losses`, optional
-            CrossEntropyLoss() by default.
-        batch_size : int
-
-        Returns
-        -------
-        evaluation : nbcnn.evaluation.Evaluation
-            loss, accuracy, precision and recall of each class, confusion matrix; print(evaluation) shows them.
-
-        Raises
-        ------
-        ValueError
-            When there are no pictures, or they or their classes do not fit; when the loss's reduction is not "mean".
-        """
-        return evaluate(BackpropScheduler(self, CrossEntropyLoss() if loss is None else loss), dataset, batch_size)
+        """`nbcnn.evaluate(model, dataset, loss, batch_size)`."""
+        from nbcnn.evaluation import evaluate  # which knows models too
+        return evaluate(self, dataset, loss, batch_size)
 
     def table(self, channels):
         """What uint8 pictures of so many channels are normalised with, (channels, 256)."""

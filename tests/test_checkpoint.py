@@ -187,6 +187,10 @@ def test_save_and_load_of_a_model(tmp_path):
     with pytest.raises(ValueError, match="not a safetensors file"):
         (tmp_path / "text").write_text("hello")
         nbcnn.load(tmp_path / "text")
+    nbcnn.save(model, tmp_path / "same")
+    assert (tmp_path / "same").read_bytes() == (tmp_path / "model").read_bytes()
+    with pytest.raises(TypeError, match=r"^model: expected a nbcnn\.Sequential, got str$"):
+        nbcnn.save("same", model)
 
 
 # ---- reading ----

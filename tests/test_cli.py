@@ -10,8 +10,9 @@ from importlib import metadata
 
 import pytest
 
-from nbcnn import __main__, cache, cli, evaluate, predict, train
+from nbcnn import __main__, cache, cli, predict, train
 from nbcnn.datasets import DATASETS
+from nbcnn.evaluate import __main__ as evaluate
 from nbcnn.models import MODELS
 
 

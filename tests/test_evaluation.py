@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import nbcnn
-from nbcnn import checkpoint, evaluate
+from nbcnn import checkpoint
 from nbcnn.datasets import Dataset, choice
+from nbcnn.evaluate import __main__ as evaluate
 from nbcnn.evaluation import Evaluation
 
 CLASSES = ["ant", "bee", "cow"]
@@ -63,9 +64,17 @@ def test_a_loss_that_is_not_finite():
 def test_any_loss_batch_size_and_a_callback():
     done = []
     mse = nbcnn.BackpropScheduler(network(), nbcnn.MSELoss())
-    found = nbcnn.evaluation.evaluate(mse, dataset(PAIRS), 4, done.append)
+    found = nbcnn.evaluation.measure(mse, dataset(PAIRS), 4, done.append)
     assert found.loss == pytest.approx(3 * 2 / 3 / 10) and done == [4, 8, 10]     # two of three outputs are wrong by 1 in 3 of 10
     assert network().evaluate(dataset(PAIRS), nbcnn.MSELoss(), batch_size=3).confusion.tolist() == CONFUSION
+
+
+def test_function_and_method_are_one_and_no_command_takes_its_place():
+    import nbcnn.evaluate.__main__
+    found = nbcnn.evaluate(network(), dataset(PAIRS), nbcnn.MSELoss(), batch_size=3)
+    assert str(found) == str(network().evaluate(dataset(PAIRS), nbcnn.MSELoss(), 3))
+    with pytest.raises(TypeError, match=r"^model: expected a nbcnn\.Sequential, got Dataset$"):
+        nbcnn.evaluate(dataset(PAIRS), network())
 
 
 def test_more_outputs_than_classes_have_numbers():
@@ -100,9 +109,9 @@ def test_what_is_no_loss_and_no_scheduler():
     with pytest.raises(TypeError, match=r"^loss: expected a loss of nbcnn\.losses, got int$"):
         network().evaluate(dataset(PAIRS), loss=3)
     with pytest.raises(TypeError, match=r"^scheduler: expected a BackpropScheduler, got int$"):
-        nbcnn.evaluation.evaluate(3, dataset(PAIRS))
+        nbcnn.evaluation.measure(3, dataset(PAIRS))
     with pytest.raises(TypeError, match=r"^on_batch: expected a function, got 3$"):
-        nbcnn.evaluation.evaluate(nbcnn.BackpropScheduler(network(), nbcnn.CrossEntropyLoss()), dataset(PAIRS), on_batch=3)
+        nbcnn.evaluation.measure(nbcnn.BackpropScheduler(network(), nbcnn.CrossEntropyLoss()), dataset(PAIRS), on_batch=3)
 
 
 def test_a_loss_that_is_no_mean():

@@ -8,7 +8,7 @@ import pytest
 import nbcnn
 from nbcnn import checkpoint, optim
 from nbcnn.datasets import Dataset, Loader
-from nbcnn.evaluation import evaluate
+from nbcnn.evaluation import measure
 from nbcnn.fit import NonFiniteLoss, fit
 from nbcnn.optim import SGD
 from nbcnn.progress import Progress
@@ -163,7 +163,7 @@ def test_progress_that_makes_no_sense(options, error, message):
 
 def test_evaluate_at_any_batch_size():
     scheduler = BackpropScheduler(small_model(), nbcnn.CrossEntropyLoss())
-    first, *others = (evaluate(scheduler, TRAIN, size) for size in (1, 5, 22, 100))
+    first, *others = (measure(scheduler, TRAIN, size) for size in (1, 5, 22, 100))
     for other in others:
         assert (other.confusion == first.confusion).all() and other.loss == pytest.approx(first.loss, rel=1e-6)
 

@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 import nbcnn
-from nbcnn import datasets, evaluate, pictures, train
+from nbcnn import datasets, pictures, train
+from nbcnn.evaluate import __main__ as evaluate
 from nbcnn.pictures import find_pictures, read_picture, read_pictures
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

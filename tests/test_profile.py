@@ -276,11 +276,11 @@ def test_fit_profiles_the_training_and_not_the_tests(peaks, clock, monkeypatch):
 
     def test(*arguments):
         pass_time(100)
-        return evaluate(*arguments)
+        return measure(*arguments)
 
     module = sys.modules["nbcnn.fit"]       # nbcnn.fit is the function
-    evaluate = module.evaluate
-    monkeypatch.setattr(module, "evaluate", test)
+    measure = module.measure
+    monkeypatch.setattr(module, "measure", test)
     (plain, losses, vector), (state, profiled, profiled_vector) = train(), train(profile=True)
     assert losses == profiled and (vector == profiled_vector).all()
     assert plain.profile is None and state.profile.steps == 9       # 20 pictures in batches of 8, three times

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nbcnn import checkpoint, cli, evaluate, models, optim, predict, train
+from nbcnn import checkpoint, cli, models, optim, predict, train
 from nbcnn.datasets import Dataset, choice
+from nbcnn.evaluate import __main__ as evaluate
 from nbcnn.fit import fit
 from nbcnn.losses import CrossEntropyLoss
 from nbcnn.threads import ThreadTrial

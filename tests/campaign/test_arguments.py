@@ -170,7 +170,8 @@ def table():
         "fit": (nbcnn.fit, lambda: dict(
             model=network(), train=data, test=data, epochs=1, batch_size=4, loss=None, optimizer=None, schedule=None, shuffle=True,
             augment=False, seed=0, progress=None, on_step=None, on_epoch=None, profile=False)),
-        "evaluate": (nbcnn.evaluation.evaluate, lambda: dict(scheduler=scheduler, dataset=data, batch_size=4, on_batch=None)),
+        "evaluate": (nbcnn.evaluate, lambda: dict(model=trained, dataset=data, loss=None, batch_size=5)),
+        "measure": (nbcnn.evaluation.measure, lambda: dict(scheduler=scheduler, dataset=data, batch_size=4, on_batch=None)),
         # data
         "Dataset": (Dataset, lambda: dict(images=u8(3, 3, 4, 4), labels=np.array([0, 1, 2]), classes=["a", "b", "c"], name="n")),
         "Loader": (lambda **a: next(Loader(**a).epoch(0)), lambda: dict(

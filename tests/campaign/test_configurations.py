@@ -5,7 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from nbcnn import evaluate, predict, train
+from nbcnn import predict, train
+from nbcnn.evaluate import __main__ as evaluate
 
 from campaign.harness import GIB, outcomes, survey
 

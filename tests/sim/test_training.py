@@ -9,7 +9,7 @@ import pytest
 import nbcnn
 from nbcnn import checkpoint, optim, steps
 from nbcnn.datasets import Dataset, Loader
-from nbcnn.evaluation import evaluate
+from nbcnn.evaluation import measure
 from nbcnn.fit import NonFiniteLoss, fit
 from nbcnn.kernels.cuda import to_host
 from nbcnn.optim import SGD
@@ -186,7 +186,7 @@ def test_the_layer_is_that_of_the_step_that_failed():
 
 def test_evaluate_equals_the_cpus():
     """Loss and confusion matrix, in batches of which the last one is short."""
-    cpu, gpu = (evaluate(nbcnn.BackpropScheduler(network(device), nbcnn.MSELoss()), PICTURES, 4) for device in ("cpu", "cuda"))
+    cpu, gpu = (measure(nbcnn.BackpropScheduler(network(device), nbcnn.MSELoss()), PICTURES, 4) for device in ("cpu", "cuda"))
     assert cpu.loss == gpu.loss > 0 and (cpu.confusion == gpu.confusion).all()
 
 

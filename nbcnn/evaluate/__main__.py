@@ -8,7 +8,7 @@ import sys
 from tqdm import tqdm
 
 from nbcnn import cli, datasets
-from nbcnn.evaluation import evaluate
+from nbcnn.evaluation import measure
 from nbcnn.memory import set_max_memory
 from nbcnn.scheduler import BackpropScheduler
 
@@ -38,7 +38,7 @@ def _main(argv):
                                       max_pixels=options.get("max_pixels"))
     bar = tqdm(total=len(dataset), unit=" pictures", leave=False, disable=not sys.stderr.isatty())
     with bar:
-        found = evaluate(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n))
+        found = measure(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n))
     if options["json"]:
         cli.say(json.dumps({"checkpoint": options["checkpoint"], "dataset": dataset.name, "split": options["split"],
                             **found.as_dict()}))
