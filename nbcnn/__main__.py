@@ -41,7 +41,7 @@ def _parser():
         "0 done, 2 cannot be done; more in each command's --help", usage="nbcnn COMMAND ...")
     version = f"nbcnn {nbcnn.__version__}"
     parser.add_argument("--version", action=cli.Listing, const=lambda: version, help="print the version, and end")
-    parser.add_lists(models=lambda: _module("train").list_models())
+    parser.add_lists(models=cli.list_models)
     return parser
 
 

@@ -12,7 +12,7 @@ import warnings
 
 import numba
 
-from nbcnn import checkpoint, interrupts
+from nbcnn import checkpoint, interrupts, models
 from nbcnn.datasets import DATASETS
 from nbcnn.files import naming, require_file, said
 from nbcnn.kernels.arguments import INT64, LARGEST, MOST
@@ -224,6 +224,13 @@ class Parser(argparse.ArgumentParser):
             return self._values(self.parse_args(arguments))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def list_models():
+    """A table of the networks that --model knows by name."""
+    rows = [[name, f"{sum(parameter.size for parameter in make().parameters()):,}", make.__doc__.splitlines()[0].replace("`", "")]
+            for name, make in models.MODELS.items()]
+    return format_table(["model", "parameters", ""], rows) + "\n\nOr yours: module:function or FILE.py:function"
 
 
 def list_datasets():

@@ -10,7 +10,7 @@ from importlib import metadata
 
 import pytest
 
-from nbcnn import __main__, cache, cli, predict, train
+from nbcnn import __main__, cache, cli, predict, recipes, train
 from nbcnn.datasets import DATASETS
 from nbcnn.evaluate import __main__ as evaluate
 from nbcnn.models import MODELS
@@ -287,7 +287,7 @@ def test_lists(argv, capsys):
             __main__.main([*argv, option])
         out = capsys.readouterr().out
         assert caught.value.code == 0 and all(f"\n{name} " in out for name in names)
-    assert set(DATASETS) == set(train.EPOCHS)
+    assert set(DATASETS) == set(recipes.EPOCHS)
 
 
 def test_a_warning_is_a_line(capsys):

@@ -12,7 +12,7 @@ LAYERS = [      # the lowest first; a module imports those of its own line and o
     "datasets",
     "checkpoint evaluate evaluation fit",
     "",     # nbcnn itself: what a library user imports
-    "cli",
+    "cli recipes run_folder",
     "cache evaluate.__main__ predict train __main__",
 ]
 LATER = {       # imports within functions that would close a circle at the top of the module: methods that are named functions, too

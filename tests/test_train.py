@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numba
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nbcnn import checkpoint, cli, models, optim, predict, train
+from nbcnn import checkpoint, cli, models, optim, predict, recipes, run_folder, train
 from nbcnn.datasets import Dataset, choice
 from nbcnn.evaluate import __main__ as evaluate
 from nbcnn.fit import fit
@@ -106,7 +107,7 @@ def test_recipes_and_flags_that_override_them(small):
                     shuffle=True, epochs=1, batch_size=16, seed=3)
     assert {name: found.options[name] for name in expected} == expected
     assert found.model.mean is None and found.optimizer.momentum == 0 and found.model.seed == 3
-    assert train.RECIPES["tutorial"]["epochs"] == 20 and train.RECIPES["tutorial"]["batch_size"] == 64
+    assert recipes.RECIPES["tutorial"]["epochs"] == 20 and recipes.RECIPES["tutorial"]["batch_size"] == 64
     assert run("--epochs", 1, "--momentum", 0, "--no-normalize", "--no-augment", "--out", "other", "--quiet") == 0
     options = checkpoint.load("other/last.safetensors").options
     assert not options["nesterov"] and not options["normalize"] and not options["augment"] and options["weight_decay"] == 5e-4
@@ -151,7 +152,7 @@ def test_a_progress_bar_on_a_terminal(capsys, monkeypatch):
 
 
 def test_without_out_every_run_gets_a_new_folder(small, monkeypatch):
-    monkeypatch.setattr(train.time, "strftime", lambda form: "2031-02-03-040506")
+    monkeypatch.setattr(time, "strftime", lambda form: "2031-02-03-040506")
     for _ in range(3):
         assert run("--epochs", 1, "--quiet") == 0
     name = "2031-02-03-040506-shapes-cifar10_quick"
@@ -174,7 +175,7 @@ def test_cifar10_is_taken_where_it_is_found(capsys, monkeypatch):
     assert "cifar10: 40 pictures to train, 20 to test; found in mine/cifar-10-batches-bin" in capsys.readouterr().out
     found = checkpoint.load("run/last.safetensors")
     assert found.options["dataset"] == "cifar10" and found.model.mean == [0.4914, 0.4822, 0.4465]
-    assert train.EPOCHS["cifar10"] == 16
+    assert recipes.EPOCHS["cifar10"] == 16
 
 
 def test_shapes_do_not_stand_in_for_pictures_that_are_not_where_somebody_says(capsys):
@@ -406,7 +407,7 @@ def test_what_is_left_of_a_run_without_checkpoints_is_not_overwritten(small, cap
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
 def test_metrics_that_are_no_file_or_have_no_end_are_not_read(small, capsys, monkeypatch):
     run("--epochs", 1, "--out", "run", "--quiet")
-    monkeypatch.setattr(train, "LONGEST_METRICS", 10)
+    monkeypatch.setattr(run_folder, "LONGEST_METRICS", 10)
     assert "run/metrics.csv: expected the columns" in fails(capsys, "--resume", "run/last.safetensors")
     os.remove("run/metrics.csv")
     os.mkfifo("run/metrics.csv")
@@ -530,7 +531,7 @@ def test_incomplete_cifar10_is_not_replaced_by_shapes(small, capsys):
 ])
 def test_a_checkpoint_with_options_that_do_not_exist_is_not_resumed(small, capsys, name, value):
     model = models.cifar10_quick(classes=CLASSES)
-    options = {**train.OTHERS, **train.RECIPES["default"], "epochs": 3, "dataset": "shapes", name: value}
+    options = {**recipes.OTHERS, **recipes.RECIPES["default"], "epochs": 3, "dataset": "shapes", name: value}
     checkpoint.save("odd.safetensors", model, optimizer=optim.SGD(model.parameters(), 0.1), options=options)
     assert "--resume: odd.safetensors was written with options that do not exist: " in fails(capsys, "--resume", "odd.safetensors")
 
@@ -707,7 +708,7 @@ def test_pictures_of_ones_own(small, capsys):
 def test_mean_and_standard_deviation_of_any_pictures():
     images = np.random.default_rng(0).integers(0, 256, (250, 3, 5, 4), dtype=np.uint8)
     images[:, 1] = 77       # a channel without any deviation: that of one step of a byte stands in
-    mean, std = train._mean_std(images)
+    mean, std = recipes.mean_std(images)
     assert mean == pytest.approx((images / 255).mean((0, 2, 3)).tolist())
     assert std == pytest.approx([(images[:, 0] / 255).std(), 1 / 255, (images[:, 2] / 255).std()])
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from nbcnn import checkpoint, train
 from nbcnn.files import Lock
 from nbcnn.kernels import turns
+from nbcnn.run_folder import read_metrics
 
 NET = """
 import nbcnn
@@ -173,7 +174,7 @@ def damages(folder, output):
         except ValueError as error:
             found.append(str(error))
     try:
-        rows = train._read_metrics(folder / "metrics.csv", 10**9)
+        rows = read_metrics(folder / "metrics.csv", 10**9)
         if (folder / "config.json").exists() and (text := (folder / "config.json").read_text()):
             json.loads(text)
         if done and (checkpoint.load(folder / "last.safetensors").progress.epoch < done or len(rows) < done):

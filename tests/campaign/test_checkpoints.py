@@ -20,7 +20,7 @@ from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
 import nbcnn
-from nbcnn import checkpoint, predict, train
+from nbcnn import checkpoint, predict, recipes
 
 from campaign.harness import outcomes, survey
 
@@ -60,7 +60,7 @@ def prepare():
         optimizer = nbcnn.SGD(model.parameters(), lr=0.1, momentum=0.9)
         nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()).train_step(np.ones((2, 3, 8, 8), np.float32), [0, 1], optimizer)
         checkpoint.save(f"{folder}/file", model, optimizer=optimizer, progress=nbcnn.Progress(1, 0, 0.0, 0, 0.5, 1),
-                        options={**train.OTHERS, **train.RECIPES["default"], "epochs": 3, "dataset": "shapes"})
+                        options={**recipes.OTHERS, **recipes.RECIPES["default"], "epochs": 3, "dataset": "shapes"})
         bases.append(Path(f"{folder}/file").read_bytes())
         assert predicted(folder)[0] == 0
     for layer in (nbcnn.MaxPool2d(1), nbcnn.ReLU(), nbcnn.Tanh(), nbcnn.Sigmoid(), nbcnn.GELU()):     # the compiler takes memory

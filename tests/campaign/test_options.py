@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 import nbcnn
-from nbcnn import checkpoint, train
+from nbcnn import checkpoint, recipes, train
 from nbcnn.datasets import Dataset, choice
 
 VALUES = ["64", "0.1", True, None, [], {}, -1, 0, 1e400, float("nan"), 2**70, "x" * 9, "--help", "a\nb", 3.0, "1e3", " 5 ",
           "\u096b", "\0"]
-OPTIONS = list(itertools.product({**train.OTHERS, **train.RECIPES["default"]}, VALUES))
+OPTIONS = list(itertools.product({**recipes.OTHERS, **recipes.RECIPES["default"]}, VALUES))
 PROGRESS = [
     {"epoch": 5, "best_accuracy": None, "best_epoch": 0}, {"epoch": 10**30}, {"step": 9}, {"step": 10, "samples": 0},
     {"loss_sum": "x", "step": 1, "samples": 8}, {"loss_sum": None, "step": 1, "samples": 8}, {"samples": 0, "step": 9},
@@ -37,7 +37,7 @@ def resumed(capsys, options=None, progress=None):
     done = nbcnn.Progress(4, 0, 0.0, 0, 0.5, 1)
     done.__dict__.update(progress or {})        # unchecked
     checkpoint.save("file", model, optimizer=nbcnn.SGD(model.parameters(), lr=0.1), progress=done, options={
-        **train.OTHERS, **train.RECIPES["default"], "epochs": 5, "dataset": "shapes", "batch_size": 8, **(options or {})})
+        **recipes.OTHERS, **recipes.RECIPES["default"], "epochs": 5, "dataset": "shapes", "batch_size": 8, **(options or {})})
     status = train.main(["--resume", "file", "--out", "out", "--quiet"])
     out, err = capsys.readouterr()
     if status == 2:

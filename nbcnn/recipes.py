@@ -1,0 +1,185 @@
+"""What --recipe and the other options of `nbcnn train` mean: values, pictures, a network, an optimizer and learning rates."""
+import zlib
+
+import numba
+import numpy as np
+
+from nbcnn import datasets, models, optim
+from nbcnn.cli import flag
+from nbcnn.model import Sequential
+
+RECIPES = {
+    "default": dict(epochs=None, batch_size=64, lr=0.02, schedule="one_cycle", momentum=0.9, nesterov=True, weight_decay=5e-4,
+                    augment=True, normalize=True, shuffle=True),
+    "tutorial": dict(epochs=20, batch_size=64, lr=0.01, schedule="constant", momentum=0.0, nesterov=False, weight_decay=0.0,
+                     augment=False, normalize=False, shuffle=True),
+}
+EPOCHS = {"cifar10": 16, "shapes": 6, "folder": 16}     # of the default recipe
+OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", size=32, model="cifar10_quick",
+              loss="cross_entropy", label_smoothing=0.0, seed=0, threads=None, save_every=None, fingerprint=None)
+FREE = {"resume", "out", "max_pixels", "data_dir", "threads", "save_every"}      # change no bit of the result
+MEAN_STD = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "shapes": ((0.5,) * 3, (0.29,) * 3)}
+SCHEDULES = {
+    "constant": lambda lr, total: optim.constant(lr),
+    "step": lambda lr, total: optim.step(lr, -(-total // 3)),
+    "cosine": optim.cosine,
+    "one_cycle": optim.one_cycle,
+}
+
+
+def default_text(name):
+    """What an option is when it is not given, as --help says it; "" for one without a default."""
+    if name in OTHERS:
+        return "" if OTHERS[name] is None else f" (default: {OTHERS[name]})"
+    if name not in RECIPES["default"]:
+        return ""
+    values = {recipe: options[name] for recipe, options in RECIPES.items()}
+    if name == "epochs":
+        values["default"] = ", ".join(f"{count} for {dataset}" for dataset, count in EPOCHS.items())
+    words = {True: "yes", False: "no"}
+    return f" (recipe {'; '.join(f'{recipe}: {words[v] if isinstance(v, bool) else v}' for recipe, v in values.items())})"
+
+
+def new_options(given):
+    """All options of a new run: those given, and what its recipe says of the others."""
+    options = {**OTHERS, **RECIPES[given.get("recipe", OTHERS["recipe"])],
+               **{name: value for name, value in given.items() if name not in ("out", "max_pixels")}}
+    if options["momentum"] == 0 and "nesterov" not in given:
+        options["nesterov"] = False
+    if options["dataset"] == "auto" and "data_dir" in given:
+        options["dataset"] = "cifar10"      # who says where it is does not want the shapes
+    return options
+
+
+def resumed_options(given, saved, source, parse):
+    """The options a checkpoint was trained with, and of those given the ones that may differ from them.
+
+    Parameters
+    ----------
+    given : dict
+    saved : Checkpoint
+    source : path
+        Of the checkpoint.
+    parse : callable
+        From a list of arguments to options: what is in a file must obey the rules of the command line.
+    """
+    options = dict(saved.options)
+    for name in ("size", "fingerprint"):        # which the first checkpoints do not have
+        options.setdefault(name, OTHERS[name])
+    if saved.optimizer is None or set(options) != {*OTHERS, *RECIPES["default"]}:
+        raise ValueError(f"--resume: {source} was not written by this command and does not say how it was trained")
+    if saved.progress.epoch and saved.progress.best_accuracy is None:
+        raise ValueError(f"--resume: {source} was not written by this command: it has finished epochs, but no best accuracy")
+    optional = [name for name, default in OTHERS.items() if default is None]
+    try:
+        options.update(parse([_argument(name, value) for name, value in options.items()
+                              if name != "fingerprint" and not (name in optional and value is None)]))
+    except ValueError as error:
+        raise ValueError(f"--resume: {source} was written with options that do not exist: {error}") from None
+    for name, value in given.items():
+        longer = name == "epochs" and options["schedule"] == "constant" and value >= saved.progress.epoch
+        same = (name, value) == ("dataset", "auto") or (name in options and value == options[name])
+        if not (same or longer or name in FREE):
+            reason = f", which its {options['schedule']} schedule is laid out for" if name == "epochs" else ""
+            raise ValueError(f"{flag(name)} {value} contradicts {source}, trained with {options[name]}{reason}")
+        if name in options and value != "auto":
+            options[name] = value
+    if "threads" not in given and (options["threads"] or 0) > numba.config.NUMBA_NUM_THREADS:
+        options["threads"] = None       # it was trained on a larger machine
+    return options
+
+
+def _argument(name, value):
+    """An option and its value as one argument."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no_{name}")
+    return f"{flag(name)}={value}"
+
+
+def load_pictures(options, source=None, saved=None, max_pixels=None):
+    """The data sets that the options ask for; what the pictures decide is put into the options.
+
+    Parameters
+    ----------
+    options : dict
+        dataset, epochs and fingerprint are known afterwards.
+    source, saved : path and Checkpoint, optional
+        What a resumed run goes on from.
+    max_pixels : int, optional
+
+    Returns
+    -------
+    train, test : Dataset
+    why : str
+        Where they are from.
+    """
+    size, classes = options["size"], saved and saved.model.classes
+    (train, test), why = datasets.choose(options["dataset"], options["data_dir"], shape=(3, size, size), classes=classes,
+                                         max_pixels=max_pixels)
+    if classes not in (None, train.classes):
+        raise ValueError(f"--resume: {source} knows the classes {', '.join(classes)}, the pictures have "
+                         f"{', '.join(train.classes)}")
+    if options["split"] == "test":
+        train = test
+    options["dataset"] = train.name
+    if train.name != "folder" and size != OTHERS["size"]:
+        raise ValueError(f"--size: expected with --dataset folder only, got {size} with {train.name}")
+    # Of pictures that are not always the same: a CRC-32 of them and their labels.
+    fingerprint = zlib.crc32(train.labels, zlib.crc32(train.images)) if train.name == "folder" else None
+    if source and options["fingerprint"] != fingerprint:
+        raise ValueError(f"--resume: the training pictures in {options['data_dir']} are not those of {source} any more")
+    options["fingerprint"] = fingerprint
+    options["epochs"] = options["epochs"] or EPOCHS[train.name]
+    return train, test, why
+
+
+def find_network(name):
+    """The function that makes the network of a name."""
+    try:
+        return models.find(name)
+    except ValueError as error:
+        raise ValueError(f"--model {name}: {error}") from None
+
+
+def make_network(maker, options, train):
+    """The network that was asked for, with what the training pictures say of it."""
+    shape, mean, std, classes = train.images.shape[1:], None, None, train.classes
+    if options["normalize"]:
+        mean, std = MEAN_STD.get(train.name) or mean_std(train.images)
+    try:
+        model = models.make(maker, input_shape=shape, mean=mean, std=std, classes=classes, seed=options["seed"])
+        outputs = model.output_shape(model.input_shape or shape)
+        if outputs != (len(classes),):
+            raise ValueError(f"expected {len(classes)} outputs, one for each class of the pictures, got outputs of shape {outputs}")
+        if model.mean is not None or model.std is not None:
+            mean, std = model.mean, model.std
+        # What its function has left open; and it is known that a checkpoint can be loaded again before there is one.
+        model = Sequential.from_structure(
+            model.structure(), model.state_dict(), input_shape=model.input_shape or shape, mean=mean, std=std,
+            classes=model.classes or classes, seed=model.seed, dtype=model.dtype)
+        if model.input_shape != shape:
+            hint = " (see --size)" if train.name == "folder" else ""
+            raise ValueError(f"expected a network for the pictures' {shape}{hint}, got one for {model.input_shape}")
+        if model.classes != classes:
+            raise ValueError(f"expected the classes of the pictures, {', '.join(classes)}, got {', '.join(model.classes)}")
+        model.table(shape[0])       # mean and std fit
+    except ValueError as error:
+        raise ValueError(f"--model {options['model']}: {error}") from None
+    return model
+
+
+def mean_std(images):
+    """Mean and standard deviation of each channel, in units of the pixel range [0, 1]."""
+    counts = np.zeros((images.shape[1], 256))
+    for start in range(0, len(images), 100):        # counting takes eight times the memory of what it counts
+        counts += [np.bincount(channel.reshape(-1), minlength=256) for channel in images[start:start + 100].swapaxes(0, 1)]
+    share = counts / counts[0].sum()
+    mean = share @ np.arange(256)
+    variance = share @ np.arange(256)**2 - mean**2
+    return (mean / 255).tolist(), np.sqrt(variance.clip(1) / 255**2).tolist()
+
+
+def make_optimizer(model, options):
+    """The optimizer of a new run."""
+    return optim.SGD(model.parameters(), options["lr"], momentum=options["momentum"], nesterov=options["nesterov"],
+                     weight_decay=options["weight_decay"])

@@ -1,0 +1,220 @@
+"""The folder of a run: config.json, metrics.csv and checkpoints, for one process at a time, and nothing in it is ever lost."""
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import time
+from pathlib import Path
+
+from nbcnn import checkpoint, files
+
+BEST = "best.safetensors"
+FILES = r"config\.json|metrics\.csv|(last|best|epoch-\d+)\.safetensors"
+LONGEST_METRICS = 10**7      # bytes of metrics.csv: a line has about a hundred
+COLUMNS = ["epoch", "lr", "train_loss", "test_loss", "test_accuracy", "images_per_second", "seconds"]
+
+
+class RunFolder:
+    """The folder of a run. Nothing is touched before `open`, and `close` may come at any time.
+
+    Parameters
+    ----------
+    out : path or None
+        What --out says. By default a resumed run goes on where its checkpoint is; any other gets a new folder in runs/.
+    options : dict
+        All options of the run.
+    source, saved : path and Checkpoint, optional
+        What a resumed run goes on from.
+
+    Attributes
+    ----------
+    path, last, best : Path
+        The folder, once it is open, and two checkpoints in it.
+    """
+
+    def __init__(self, out, options, source=None, saved=None):
+        self.out, self.options, self.source, self.saved = out, options, source, saved
+        self.home = source and source.parent
+        self.path = self.last = self.best = self.lock = None
+        self.copies = {}
+        self.made = False           # by this run
+        self.empty = False          # this run's, and nothing that it learned is in it yet
+
+    def open(self):
+        """Take the folder, with the files that the checkpoint speaks of. No file of another run is ever overwritten."""
+        self.rows = read_metrics(self.home / "metrics.csv", self.saved.progress.epoch) if self.home else []
+        if self.out is not None:
+            self.path = Path(self.out)
+        elif self.home:
+            self.path = self.home
+        else:
+            model = re.sub(r"[^\w.-]+", "-", self.options["model"])
+            self.path = _new_folder(Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{self.options['dataset']}-{model}")
+            self.made = True
+        self.last, self.best = self.path / "last.safetensors", self.path / BEST
+        elsewhere = self.home and self.path.resolve() != self.home.resolve()
+        if self.home:
+            self._copy(self.home / BEST if elsewhere else None)
+        if self.home and not elsewhere:
+            self._lock("--resume", "wait for its end, or give --out another folder")
+            self._require_furthest()
+            self.lock.mark("")
+        else:
+            self._claim()
+            if self.rows:
+                self._write_metrics()
+        for name, content in self.copies.items():
+            if self._is_behind(self.path / name):
+                files.write_atomically(self.path / name, content)
+
+    def _copy(self, best):
+        """Keep the bytes of checkpoints that must be there to go on, by name; `best` is a file that may hold one of them.
+
+        A run writes last.safetensors first, so one that was killed may lack the others of that epoch, which are equal to it.
+        """
+        p = self.saved.progress
+        if p.epoch and not p.step:
+            content = checkpoint.to_bytes(**vars(self.saved))
+            if p.best_epoch == p.epoch:
+                self.copies[BEST] = content
+            if name := self._kept(p.epoch):
+                self.copies[name] = content
+        if BEST not in self.copies and best and best.exists():
+            found = checkpoint.load(best)
+            if found.progress.best_epoch == p.best_epoch:
+                self.copies[BEST] = checkpoint.to_bytes(**vars(found))
+
+    def _kept(self, epoch):
+        """The name of the checkpoint that --save-every keeps of an epoch; None where it keeps none."""
+        every = self.options["save_every"]
+        return f"epoch-{epoch}.safetensors" if every and epoch % every == 0 else None
+
+    def _lock(self, option, way_out):
+        """Be the only process at work in the folder, and clean up after one that was killed in it."""
+        try:
+            self.lock = files.Lock(self.path)
+        except BlockingIOError:
+            raise ValueError(f"{option}: {self.path} holds a run already, which another process is at work on; "
+                             f"{way_out}") from None
+        if self.lock.held:
+            files.remove_temporaries(self.path, FILES)
+
+    def _claim(self):
+        """Make the folder this run's; ValueError where it is another one's, be it one that has just begun."""
+        if not self.made:
+            self.made = files.make_folder(self.path)
+        self._lock("--out", "choose another folder")
+        abandoned = self.lock.marked        # by a run that was killed before it had learned anything
+        found = sorted(file for file in self.path.glob("*.safetensors")
+                       if not (abandoned and _holds(file, self.copies.get(file.name))))
+        records = [file for name in ("config.json", "metrics.csv") if (file := self.path / name).exists()]
+        if found:
+            best = next((file for file in (self.last, self.best) if file in found), found[0])
+            raise ValueError(f"--out: {self.path} holds a run already; choose another folder, or continue that run with "
+                             f"--resume {shlex.quote(str(best))}")
+        if records and not abandoned:
+            names = " and ".join(file.name for file in records)
+            raise ValueError(f"--out: {self.path} holds a run already, but no checkpoint; choose another folder, or, if no "
+                             f"process is at work on it, move {names} away")
+        if not self.lock.held:      # where there are no locks, this is the first file of a run, made by one of them only
+            (self.path / "config.json").touch(exist_ok=False)
+        self.empty = True
+        self.lock.mark("a run that has no checkpoint yet\n")
+        for file in records:
+            file.unlink()
+
+    def _is_behind(self, path):
+        """Whether a checkpoint is older than where this run goes on, or not there."""
+        try:
+            return checkpoint.load(path).progress.epoch < self.saved.progress.epoch
+        except (OSError, ValueError):
+            return True
+
+    def _require_furthest(self):
+        """Raise ValueError when going on from `source` would overwrite a checkpoint that is further."""
+        try:
+            last = checkpoint.load(self.last).progress
+        except (OSError, ValueError):       # nothing there that could be lost
+            return
+        if (last.epoch, last.step) > (self.saved.progress.epoch, self.saved.progress.step):
+            raise ValueError(f"--resume: {self.last} is further, with {last.epoch} epochs and {last.step} "
+                             "batches done, and would be overwritten; resume from that, or give --out another folder")
+
+    def write_config(self, config):
+        """Write config.json."""
+        files.write_atomically(self.path / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+
+    def save_epoch(self, metrics, state):
+        """Write what an epoch gave: a row of metrics.csv and, of the Checkpoint `state`, the files that are due."""
+        self.rows.append({**metrics, "images_per_second": round(metrics["images_per_second"], 1),
+                          "seconds": round(metrics["seconds"], 3)})
+        self._write_metrics()
+        self.save_last(state)       # before the others, which can be made from it, see _copy: where any is, it is
+        if state.progress.best_epoch == metrics["epoch"]:
+            checkpoint.save(self.best, **vars(state))
+        if name := self._kept(metrics["epoch"]):
+            checkpoint.save(self.path / name, **vars(state))
+
+    def save_last(self, state):
+        """Write last.safetensors."""
+        checkpoint.save(self.last, **vars(state))
+        if self.empty:      # until now nothing was learned that could be lost
+            self.empty = False
+            self.lock.mark("")
+
+    def _write_metrics(self):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        files.write_atomically(self.path / "metrics.csv", text.getvalue().encode())
+
+    def close(self):
+        """Give the folder back: where nothing was learned, without what this run has made in it."""
+        with contextlib.suppress(OSError):      # what then stays says that it is abandoned
+            if self.empty:
+                if not self.last.exists():
+                    files.remove_temporaries(self.path, FILES)
+                    for name in ("config.json", "metrics.csv", *self.copies):
+                        (self.path / name).unlink(missing_ok=True)
+                self.lock.mark("")
+        if self.lock:
+            self.lock.release()
+        if self.made:
+            with contextlib.suppress(OSError):      # it is in use
+                self.path.rmdir()
+
+
+def _new_folder(path):
+    """Make a folder that was not there, with a number behind its name if need be."""
+    for k in range(1, 1000):
+        folder = path if k == 1 else path.with_name(f"{path.name}-{k}")
+        if files.make_folder(folder):
+            return folder
+    raise ValueError(f"--out: {path} and 998 numbered ones are taken")
+
+
+def _holds(path, content):
+    """Whether there is a file with this content."""
+    return path.is_file() and path.read_bytes() == content
+
+
+def read_metrics(path, epochs):
+    """The rows of a metrics.csv up to an epoch; none where there is no such file."""
+    try:
+        files.require_file(path)
+        if os.stat(path).st_size > LONGEST_METRICS:
+            raise ValueError
+        with open(path, newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if int(row["epoch"]) <= epochs]
+        if reader.fieldnames != COLUMNS or any(None in row or None in row.values() for row in rows):
+            raise ValueError
+        return rows
+    except FileNotFoundError:
+        return []
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise ValueError(f"{path}: expected the columns {','.join(COLUMNS)}; move it away to go on without it") from None
