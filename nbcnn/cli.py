@@ -309,8 +309,23 @@ def text(value):
     return value
 
 
-def load_checkpoint(options):
-    """The checkpoint that was asked for."""
+def load_trained(options, memory=None):
+    """How commands that use a trained network begin: choose device, threads and memory, and load the checkpoint.
+
+    Parameters
+    ----------
+    options : dict
+    memory : int, optional
+        Stands for --max-memory where that is not given.
+
+    Returns
+    -------
+    saved : Checkpoint
+        Its model is on the device.
+    """
+    device, _ = choose_device(options.get("device", "cpu"))
+    set_threads(options.get("threads"))
+    set_max_memory(options.get("max_memory", memory))
     if "checkpoint" not in options:
         raise ValueError("--checkpoint: expected a file that training or model.save wrote, got none")
     saved = checkpoint.load(options["checkpoint"])
@@ -318,6 +333,7 @@ def load_checkpoint(options):
         if name in saved.options and not fits(saved.options[name]):
             raise ValueError(f"{options['checkpoint']}: written with an option that does not exist, "
                              f"{name} {shown(saved.options[name])}")
+    saved.model.to(device)
     return saved
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from nbcnn import cli
 from nbcnn.evaluation import number_or_none
 from nbcnn.kernels import sigmoid_forward, softmax
-from nbcnn.memory import max_memory, set_max_memory
+from nbcnn.memory import max_memory
 from nbcnn.pictures import LARGEST, find_pictures, picture_shape, read_pictures
 from nbcnn.scheduler import BackpropScheduler
 
@@ -32,49 +32,42 @@ def main(argv=None):
 
 
 def _main(argv):
-    options = {"top": 3, "json": False, "device": "cpu", "threads": None, "max_memory": None, "picture": [],
-               **_parser().options(argv)}
+    options = {"top": 3, "json": False, "picture": [], **_parser().options(argv)}
     if not options["picture"]:
         raise ValueError("PICTURE: expected pictures, folders, or - for standard input, got none")
-    device, _ = cli.choose_device(options["device"])
-    cli.set_threads(options["threads"])
-    set_max_memory(options["max_memory"] or min(MEMORY, max_memory()))
-    saved = cli.load_checkpoint(options)
-    network, shape = saved.model.to(device), saved.model.input_shape
-    try:
-        picture_shape(shape)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"--checkpoint {options['checkpoint']}: {error} as the network's input_shape") from None
-    outputs = network.output_shape(shape)
-    if len(outputs) != 1:
-        raise ValueError(f"--checkpoint {options['checkpoint']}: expected a network with a number for each class, got outputs of "
-                         f"shape {outputs}")
-    try:
-        at_once = BackpropScheduler(network, None).fitting(shape, BATCH)
-    except MemoryError as error:
-        raise MemoryError(f"--checkpoint {options['checkpoint']}: {error}") from None
-    meaning, noun = MEANINGS[cli.loss_name(saved.options)]
-    (files, bad), done = _files(options["picture"]), 0
-    bar = tqdm(total=len(files), unit=" pictures", leave=False, disable=len(files) <= at_once or not sys.stderr.isatty())
-    with bar:
+    saved = cli.load_trained(options, min(MEMORY, max_memory()))
+    shape, at_once = saved.model.input_shape, _at_once(saved.model, f"--checkpoint {options['checkpoint']}")
+    (files, bad), done = _files(options["picture"]), False
+    with tqdm(total=len(files), unit=" pictures", leave=False, disable=len(files) <= at_once or not sys.stderr.isatty()) as bar:
         for start in range(0, len(files), at_once):
             batch = files[start:start + at_once]
-            results = read_pictures([_opened(file) for file in batch], shape, options["threads"], options.get("max_pixels"))
+            results = read_pictures([_opened(file) for file in batch], shape, options.get("threads"), options.get("max_pixels"))
             read = [(file, result) for file, result in zip(batch, results, strict=True) if not isinstance(result, Exception)]
+            bad += [error for error in results if isinstance(error, Exception)]
             if read:
-                values = meaning(network.predict(np.stack([picture for _, picture in read]), at_once))
-                names = network.classes or [str(k) for k in range(values.shape[1])]
-                best = np.argsort(-values, axis=1, kind="stable")[:, :options["top"]]
-                lines = [_line(file, [(names[k], float(row[k])) for k in order], noun, options["json"])
-                         for (file, _), row, order in zip(read, values, best, strict=True)]
+                lines = _lines(saved, read, options["top"], options["json"])
                 with tqdm.external_write_mode(sys.stdout):
                     cli.put("\n".join(lines))
-                done += len(read)
-            bad += [error for error in results if isinstance(error, Exception)]
+                done = True
             bar.update(len(batch))
     for error in bad:
         cli.fail(NAME, cli.said(error))
     return 0 if not bad else 1 if done else 2
+
+
+def _at_once(model, name):
+    """How many pictures to take at a time; ValueError or MemoryError where the network cannot say what is in one."""
+    try:
+        picture_shape(model.input_shape)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error} as the network's input_shape") from None
+    outputs = model.output_shape(model.input_shape)
+    if len(outputs) != 1:
+        raise ValueError(f"{name}: expected a network with a number for each class, got outputs of shape {outputs}")
+    try:
+        return BackpropScheduler(model, None).fitting(model.input_shape, BATCH)
+    except MemoryError as error:
+        raise MemoryError(f"{name}: {error}") from None
 
 
 def _files(arguments):
@@ -103,12 +96,18 @@ def _opened(file):
     return stream
 
 
-def _line(file, found, noun, as_json):
-    """What is in a picture, as a line: of (class, share) pairs, the best first."""
-    if as_json:
-        classes = [{"class": name, noun: number_or_none(round(share, 6))} for name, share in found]
-        return json.dumps({"picture": file, "classes": classes})
-    return f"{cli.printable(file)}\t{cli.printable(', '.join(f'{name} {share:.3f}' for name, share in found))}"
+def _lines(saved, read, top, as_json):
+    """What the network of a checkpoint finds in pictures, (file, array) pairs: a line for each, the best class first."""
+    meaning, noun = MEANINGS[cli.loss_name(saved.options)]
+    values = meaning(saved.model.predict(np.stack([picture for _, picture in read]), len(read)))
+    names = saved.model.classes or [str(k) for k in range(values.shape[1])]
+    for (file, _), row, order in zip(read, values, np.argsort(-values, axis=1, kind="stable")[:, :top], strict=True):
+        found = [(names[k], float(row[k])) for k in order]
+        if as_json:
+            classes = [{"class": name, noun: number_or_none(round(share, 6))} for name, share in found]
+            yield json.dumps({"picture": file, "classes": classes})
+        else:
+            yield f"{cli.printable(file)}\t{cli.printable(', '.join(f'{name} {share:.3f}' for name, share in found))}"
 
 
 def _parser():

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from nbcnn import cli, datasets
 from nbcnn.evaluation import measure
-from nbcnn.memory import set_max_memory
 from nbcnn.scheduler import BackpropScheduler
 
 NAME = "nbcnn evaluate"
@@ -21,14 +20,10 @@ def main(argv=None):
 
 
 def _main(argv):
-    options = {"split": "test", "batch_size": 256, "json": False, "device": "cpu", "threads": None,
-               "max_memory": None, **_parser().options(argv)}
-    device, _ = cli.choose_device(options["device"])
-    cli.set_threads(options["threads"])
-    set_max_memory(options["max_memory"])
-    saved = cli.load_checkpoint(options)
+    options = {"split": "test", "batch_size": 256, "json": False, **_parser().options(argv)}
+    saved = cli.load_trained(options)
     known = {"dataset": "auto", "data_dir": "data", **saved.options, **options}
-    name, place, model = known["dataset"], known["data_dir"], saved.model.to(device)
+    name, place, model = known["dataset"], known["data_dir"], saved.model
     if name == "shapes" and "data_dir" in options:
         raise ValueError(f"--data-dir {place}: the shapes are built in; give --dataset cifar10 or --dataset folder as well")
     scheduler = BackpropScheduler(model, cli.make_loss(saved.options))
@@ -36,8 +31,7 @@ def _main(argv):
         scheduler.fitting(model.input_shape, 1)       # before pictures are read that large
     (dataset,), why = datasets.choose(name, place, [options["split"]], shape=model.input_shape, classes=model.classes,
                                       max_pixels=options.get("max_pixels"))
-    bar = tqdm(total=len(dataset), unit=" pictures", leave=False, disable=not sys.stderr.isatty())
-    with bar:
+    with tqdm(total=len(dataset), unit=" pictures", leave=False, disable=not sys.stderr.isatty()) as bar:
         found = measure(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n))
     if options["json"]:
         cli.say(json.dumps({"checkpoint": options["checkpoint"], "dataset": dataset.name, "split": options["split"],
