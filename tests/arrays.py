@@ -10,6 +10,11 @@ def integers(seed, *shapes, dtype=np.float32):
     return [rng.integers(-4, 5, shape).astype(dtype) for shape in shapes]
 
 
+def equal(a, b):
+    """Same shape, dtype and values, NaN at the same places."""
+    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+
+
 def awkward(a):
     """The same values, backwards in memory along every axis, with 99 between them, not writable."""
     view = np.full(tuple(2 * size for size in a.shape), 99, a.dtype)[tuple(slice(None, None, -2) for _ in a.shape)]

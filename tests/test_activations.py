@@ -16,7 +16,7 @@ from nbcnn.kernels.cpu import activations as loops
 from nbcnn.kernels.cpu.launch import run
 
 import oracles
-from arrays import awkward, filled_buffer
+from arrays import awkward, equal, filled_buffer
 from gradients import check_directional_gradients
 from llvm import double_operations
 
@@ -60,11 +60,6 @@ def values(seed, shape, dtype):
 
 def upstream(seed, shape, dtype):
     return np.random.default_rng([seed, 1]).standard_normal(shape).astype(dtype)
-
-
-def equal(a, b):
-    """Same shape, dtype and values, NaN at the same places."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
 
 
 def near(a, b, bound):

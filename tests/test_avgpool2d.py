@@ -17,7 +17,7 @@ from nbcnn.kernels.cpu import avgpool2d as kernels
 from nbcnn.kernels.cpu.launch import run
 
 import oracles
-from arrays import awkward, filled_buffer
+from arrays import awkward, equal, filled_buffer
 from gradients import check_directional_gradients
 from llvm import double_operations
 
@@ -56,11 +56,6 @@ def upstream(seed, shape, dtype):
 
 def divisible(seed, shape, dtype=np.float64):
     return DIVISIBLE * np.random.default_rng(seed).integers(-9, 10, shape).astype(dtype)
-
-
-def equal(a, b):
-    """Same shape, dtype and values, NaN at the same places."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
 
 
 def operation_of(shape, options, y_shape, dtype):

@@ -16,7 +16,7 @@ from nbcnn.kernels.cpu.buffer import SLACK
 from nbcnn.kernels.cpu.launch import run
 
 import oracles
-from arrays import awkward, integers
+from arrays import awkward, equal, integers
 from llvm import double_operations
 
 DTYPES = [np.float32, np.float64]
@@ -68,11 +68,6 @@ def numbers(seed, dtype, x_shape, w_shape, options):
         rng = np.random.default_rng(seed)
         x, b = (a * (rng.random(a.shape) < 0.1).astype(dtype) for a in (x, b))
     return x, w, b, dy
-
-
-def equal(a, b):
-    """Same shape, dtype and values, NaN at the same places."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
 def plain_forward(x, w, b, padding, window, relu):

@@ -14,7 +14,7 @@ from nbcnn.kernels.cpu.launch import run
 from nbcnn.kernels.maxpool2d import maxpool2d_backward, maxpool2d_forward
 
 import oracles
-from arrays import awkward, filled_buffer
+from arrays import awkward, equal, filled_buffer
 from llvm import double_operations
 
 DTYPES = [np.float32, np.float64]
@@ -69,11 +69,6 @@ def pictures(seed, shape, dtype):
 
 def small_integers(seed, shape, dtype):
     return np.random.default_rng([seed, 1]).integers(-9, 10, shape).astype(dtype)
-
-
-def equal(a, b):
-    """Same shape, dtype and values, NaN at the same places."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
 seeds = st.integers(0, 2**32 - 1)

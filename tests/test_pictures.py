@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 import nbcnn
 from nbcnn import datasets, pictures, train
@@ -396,15 +397,15 @@ def test_many_pictures_come_in_order_with_their_errors(monkeypatch, large):
 def test_threads_decode_no_more_at_once_than_the_largest_picture_has_pixels(monkeypatch, size, together):
     monkeypatch.setattr(pictures, "LARGE", 0)
     monkeypatch.setitem(pictures.FORMATS, "PNG", 1000)
-    counts, now, fitted = [], [], pictures._fitted
+    counts, now, load = [], [], PngImageFile.load
 
-    def counting(*arguments):
+    def counting(image):
         now.append(1)
         counts.append(len(now))
         time.sleep(0.02)
         now.pop()
-        return fitted(*arguments)
-    monkeypatch.setattr(pictures, "_fitted", counting)
+        return load(image)
+    monkeypatch.setattr(PngImageFile, "load", counting)
     plain((1, 2, 3), size).save("x.png")
     assert all(near(picture, [1, 2, 3]) for picture in read_pictures(["x.png"] * 12, (3, 32, 32), threads=6))
     assert max(counts) == together

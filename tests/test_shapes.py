@@ -26,8 +26,8 @@ def few(monkeypatch, tmp_path):
 @pytest.fixture
 def drawings(monkeypatch):
     """The list of the drawings made so far, by their size."""
-    made, draw = [], module._draw
-    monkeypatch.setattr(module, "_draw", lambda count, rng: made.append(count) or draw(count, rng))
+    made, draw = [], module.draw
+    monkeypatch.setattr(module, "draw", lambda count, rng: made.append(count) or draw(count, rng))
     return made
 
 
@@ -64,9 +64,9 @@ def test_same_pictures_for_a_seed(few, drawings):
 
 def test_same_pictures_in_another_process():
     code = ("import hashlib, sys, numpy as np, nbcnn.datasets\n"
-            "images, labels = sys.modules['nbcnn.datasets.shapes']._draw(40, np.random.default_rng(0))\n"
+            "images, labels = sys.modules['nbcnn.datasets.shapes'].draw(40, np.random.default_rng(0))\n"
             "print(hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest())")
-    images, labels = module._draw(40, np.random.default_rng(0))
+    images, labels = module.draw(40, np.random.default_rng(0))
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == digest
 
@@ -153,7 +153,7 @@ def test_the_last_four_seeds_are_kept(few, drawings):
 
 def test_figures_tell_the_class():
     """Subtract the colour of the frame, centre what differs, halve the resolution: least squares then tells 3 of 4."""
-    images, labels = module._draw(2_500, np.random.default_rng(1))
+    images, labels = module.draw(2_500, np.random.default_rng(1))
     pictures, numbers = images.astype(np.float32), np.arange(32)
     frame = np.concatenate([pictures[:, :, 0], pictures[:, :, -1], pictures[..., 0], pictures[..., -1]], axis=2)
     figure = abs(pictures - np.median(frame, axis=2)[..., None, None]).sum(1)

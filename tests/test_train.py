@@ -235,16 +235,30 @@ def test_profile_prints_a_table_and_changes_no_bit(small, monkeypatch, capsys):
 
 # ---- stopping and going on ----
 
+def after_each_batch(monkeypatch, act):
+    """Call `act` with the State after each batch of a training, before the command hears of the batch."""
+    def watched(*arguments, on_step=None, **options):
+        def both(state):
+            act(state)
+            on_step(state)
+        return fit(*arguments, on_step=on_step and both, **options)
+    monkeypatch.setattr(train, "fit", watched)
+
+
 def stop_after(monkeypatch, batches, number=signal.SIGINT):
     """Send this process a signal in the middle of a batch."""
-    on_step, count = train.Run._on_step, [0]
+    count = [0]
 
-    def interrupted(self, state):
+    def interrupt(state):
         count[0] += 1
         if count[0] == batches:
             signal.raise_signal(number)
-        on_step(self, state)
-    monkeypatch.setattr(train.Run, "_on_step", interrupted)
+    after_each_batch(monkeypatch, interrupt)
+
+
+def broken(*arguments, **options):
+    """In the place of `fit`: nothing is learned."""
+    raise ValueError("broken")
 
 
 @pytest.mark.parametrize("batches, number, status", [(1, signal.SIGINT, 130), (4, signal.SIGTERM, 143), (6, signal.SIGINT, 130),
@@ -277,10 +291,10 @@ def test_profile_of_what_a_signal_has_stopped_and_of_what_went_on(monkeypatch, c
 
 
 def test_a_second_signal_ends_at_once(monkeypatch):
-    def twice(self, state):
+    def twice(state):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-    monkeypatch.setattr(train.Run, "_on_step", twice)
+    after_each_batch(monkeypatch, twice)
     assert run("--epochs", 1, "--out", "run", "--quiet") == 130 and not os.path.exists("run/last.safetensors")
 
 
@@ -364,18 +378,16 @@ def test_a_run_that_has_just_begun_is_not_overwritten(small, monkeypatch, capsys
     """Not by another one either whose first epoch is not done."""
     begun = []
 
-    def on_step(self, state):
+    def try_too(state):
         if not begun:
             begun.append(fails(capsys, "--out", "run"))
-    monkeypatch.setattr(train.Run, "_on_step", on_step)
+    after_each_batch(monkeypatch, try_too)
     assert run("--epochs", 1, "--out", "run", "--quiet") == 0
     assert "run holds a run already" in begun[0] and os.path.exists("run/last.safetensors")
 
 
 def test_a_run_that_learned_nothing_leaves_nothing_but_what_was_there(small, monkeypatch, capsys):
-    def fail(self):
-        raise ValueError("broken")
-    monkeypatch.setattr(train.Run, "_compile", fail)
+    monkeypatch.setattr(train, "fit", broken)
     (small / "mine").mkdir()
     (small / "mine" / "notes.txt").touch()
     for out in (["--out", "run"], ["--out", "mine"], []):
@@ -385,10 +397,7 @@ def test_a_run_that_learned_nothing_leaves_nothing_but_what_was_there(small, mon
 
 def test_a_folder_that_was_the_users_stays(small, monkeypatch, capsys):
     (small / "mine").mkdir(mode=0o700)
-
-    def fail(self):
-        raise ValueError("broken")
-    monkeypatch.setattr(train.Run, "_compile", fail)
+    monkeypatch.setattr(train, "fit", broken)
     assert "broken" in fails(capsys, "--out", "mine") and os.listdir("mine") == []
 
 
@@ -419,10 +428,10 @@ def test_two_processes_do_not_go_on_in_one_folder(small, monkeypatch, capsys):
     shutil.copy("run/epoch-1.safetensors", "run/last.safetensors")
     begun = []
 
-    def on_step(self, state):
+    def try_too(state):
         if not begun:
             begun.append(fails(capsys, "--resume", "run/last.safetensors"))
-    monkeypatch.setattr(train.Run, "_on_step", on_step)
+    after_each_batch(monkeypatch, try_too)
     assert train.main(["--resume", "run/last.safetensors", "--quiet"]) == 0
     assert "--resume: run holds a run already, which another process is at work on; wait for its end, or give --out" in begun[0]
 
@@ -479,9 +488,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeyp
     run("--epochs", 1, "--out", "good", "--recipe", "tutorial", "--quiet")
     before = (small / "good" / "last.safetensors").read_bytes()
 
-    def poison(self, state):
+    def poison(state):
         state.model.conv2.bias.data[0] = math.nan
-    monkeypatch.setattr(train.Run, "_on_step", poison)
+    after_each_batch(monkeypatch, poison)
     error = fails(capsys, "--resume", "good/last.safetensors", "--epochs", 3, status=3)
     assert "epoch 2, step 2" in error and "in conv2" in error and "good/last.safetensors is the last good checkpoint" in error
     assert (small / "good" / "last.safetensors").read_bytes() == before and len(rows(small / "good")) == 1
@@ -780,7 +789,7 @@ def test_a_process_that_gets_a_signal(number, status):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_a_run_killed_before_its_first_checkpoint_blocks_nothing(small, capsys):
-    with process("--out", "run", before="train.Run._compile = lambda self: os.kill(os.getpid(), 9)") as killed:
+    with process("--out", "run", before="train.fit = lambda *rest, **options: os.kill(os.getpid(), 9)") as killed:
         killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL and os.path.exists("run/config.json")
     assert run("--epochs", 1, "--out", "run", "--quiet") == 0
@@ -792,9 +801,9 @@ def test_a_run_killed_before_its_first_checkpoint_blocks_nothing(small, capsys):
 @pytest.mark.parametrize("numbers", [["SIGTERM"], ["SIGHUP"], ["SIGINT", "SIGINT"]])
 def test_a_signal_while_kernels_are_compiled_ends_the_process_at_once(small, numbers):
     """Also within something that swallows exceptions, as a callback of the compiler does."""
-    before = "\n".join(["def compile(self):", "    print('compiling', flush=True)", "    while True:", "        try:",
+    before = "\n".join(["def compile(*rest, **options):", "    print('compiling', flush=True)", "    while True:", "        try:",
                         "            time.sleep(0.01)", "        except BaseException:", "            pass",
-                        "train.Run._compile = compile"])
+                        "train.fit = compile"])
     with process("--out", "run", "--quiet", before=before) as running:
         assert running.stdout.readline() == "compiling\n" and os.path.exists("run/config.json")
         for name in numbers:

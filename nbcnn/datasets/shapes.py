@@ -45,7 +45,7 @@ def shapes(seed=0):
         user_cache.used(_cache_path(seed))
     if arrays is None:
         arrays = [array for split, count in enumerate((TRAIN, TEST))
-                  for array in _draw(count, np.random.default_rng([seed, split]))]
+                  for array in draw(count, np.random.default_rng([seed, split]))]
         with contextlib.suppress(OSError):
             user_cache.write(_cache_path(seed), lambda file: np.savez(file, *arrays), KEEP)
     return tuple(Dataset(images, labels, list(FIGURES), "shapes") for images, labels in (arrays[:2], arrays[2:]))
@@ -75,7 +75,7 @@ FIGURES = {
 }
 
 
-def _draw(count, rng):
+def draw(count, rng):
     """Images uint8 (count, 3, 32, 32) and labels int64 (count,)."""
     labels = rng.permutation(np.arange(count) % len(FIGURES))
     masks = _masks(labels, rng)

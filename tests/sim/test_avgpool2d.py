@@ -12,6 +12,8 @@ from nbcnn.kernels.avgpool2d import (
 from nbcnn.kernels.cuda import to_device, to_host
 from nbcnn.kernels.cuda.compat import transposed
 
+from arrays import equal
+
 pytestmark = pytest.mark.sim
 
 DTYPES = [np.float32, np.float64]
@@ -33,11 +35,6 @@ GEOMETRIES = [      # shape, kernel, stride, padding, ceil_mode, count_include_p
 def normal(seed, shape, dtype):
     """Numbers whose sums and quotients round, so that another order shows."""
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def equal(a, b):
-    """Same shape, dtype and values, NaN at the same places."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

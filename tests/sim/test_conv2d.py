@@ -10,7 +10,7 @@ from nbcnn.kernels.cuda import buffer, conv2d, gradients, to_device, to_host
 from nbcnn.kernels.cuda.compat import Launch, transposed
 
 import oracles
-from arrays import integers
+from arrays import equal, integers
 
 pytestmark = pytest.mark.sim
 
@@ -38,11 +38,6 @@ def garbage(monkeypatch):
         return to_device(np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 77, dtype))
     for module, name in ((buffer, "allocate"), (buffer, "empty"), (gradients, "allocate")):
         monkeypatch.setattr(module, name, garbage)
-
-
-def equal(a, b):
-    """Same shape, dtype and values, NaN at the same places."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
 
 
 def expected(dy, x, w, b, stride=1, padding=0, dilation=1):

@@ -10,7 +10,7 @@ from nbcnn.kernels.cuda import buffer, conv2d, conv2d_maxpool2d, gradients, to_d
 from nbcnn.kernels.cuda.compat import transposed
 
 import oracles
-from arrays import integers
+from arrays import equal, integers
 
 pytestmark = pytest.mark.sim
 
@@ -37,11 +37,6 @@ def garbage(monkeypatch):
     for module, name in ((buffer, "allocate"), (buffer, "empty"), (gradients, "allocate"),
                          (conv2d_maxpool2d, "allocate")):
         monkeypatch.setattr(module, name, garbage)
-
-
-def equal(a, b):
-    """Same shape, dtype and values, NaN at the same places."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
 def pairs(padding=0, window=2, relu=False):

@@ -9,7 +9,7 @@ from nbcnn.kernels import cuda, linear_backward, linear_forward
 from nbcnn.kernels.cuda import buffer, gradients, to_device, to_host
 from nbcnn.kernels.cuda.compat import transposed
 
-from arrays import integers
+from arrays import equal, integers
 
 pytestmark = pytest.mark.sim
 
@@ -24,11 +24,6 @@ def garbage(monkeypatch):
         return to_device(np.full(shape, np.nan, dtype))
     for module, name in ((buffer, "allocate"), (buffer, "empty"), (gradients, "allocate")):
         monkeypatch.setattr(module, name, garbage)
-
-
-def equal(a, b):
-    """Same shape, dtype and values, NaN at the same places."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
 
 
 def numbers(dtype, N, IN, OUT):

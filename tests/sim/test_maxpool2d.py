@@ -7,6 +7,8 @@ from nbcnn.kernels.cuda import to_device, to_host
 from nbcnn.kernels.cuda.compat import transposed
 from nbcnn.kernels.maxpool2d import maxpool2d_backward, maxpool2d_forward
 
+from arrays import equal
+
 pytestmark = pytest.mark.sim
 
 DTYPES = [np.float32, np.float64]
@@ -30,11 +32,6 @@ def pictures(seed, shape, dtype):
     x[rng.random(shape) < 0.3] = -np.inf
     x[rng.random(shape) < 0.1] = np.nan
     return x
-
-
-def equal(a, b):
-    """Same shape, dtype and values, NaN at the same places."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

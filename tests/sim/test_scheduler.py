@@ -8,6 +8,8 @@ import nbcnn
 from nbcnn import checkpoint
 from nbcnn.kernels.cuda import to_device, to_host
 
+import arrays
+
 pytestmark = pytest.mark.sim
 
 RNG = np.random.default_rng(0)
@@ -34,8 +36,7 @@ def host(array):
 
 
 def equal(a, b):
-    a, b = host(a), host(b)
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
+    return arrays.equal(host(a), host(b))
 
 
 def after(model, loss, *batches, **options):
