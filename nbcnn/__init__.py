@@ -16,7 +16,7 @@
 
 The command `nbcnn`, or `python -m nbcnn`, has train, predict, evaluate and cache.
 """
-import nbcnn.interrupts  # first: Ctrl-C while the others, which take long, are imported
+import nbcnn.interrupts  # first, so that Ctrl-C ends the imports that follow, which take long
 from nbcnn import checkpoint, datasets, kernels, models, optim, pictures
 from nbcnn.checkpoint import load_model as load
 from nbcnn.checkpoint import save_model as save

@@ -32,7 +32,7 @@ def _main(argv):
 
 
 def _kinds():
-    """What is kept: in words, the folder, the files, and what returns None for a damaged one."""
+    """For each kind of file that is kept: (its name, the folder, the files, a function that gives None for a damaged file)."""
     folder = kernel_cache.folder()
     yield "compiled kernels", folder, user_cache.files(folder, kernel_cache.ENDING), kernel_cache.read
     folder, module = user_cache.folder(), sys.modules[shapes.__module__]
@@ -43,7 +43,7 @@ def _kinds():
 
 
 def _clear(kinds):
-    """Remove the files, and the folders that are empty then; says what was done."""
+    """Remove the files, and folders that are empty afterwards; return a sentence that says so."""
     removed, failed = [], None
     for _, folder, files, _ in kinds:
         for file in files:

@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file with all it takes to go on with a training, or to use what it made.
+"""Checkpoints: one safetensors file with all that is needed to go on with a training, or to use the model.
 
 Tensors: the parameters with PyTorch's names and shapes, and `optimizer.momentum.<name>` for each that has momentum. The metadata
-holds one entry, "nbcnn", JSON: the structure of the model, what it knows of its pictures and classes, the optimizer's options, how
+holds one entry, "nbcnn", in JSON: the structure of the model, what it knows of its images and classes, the optimizer's options, how
 far the training is, and the options it was started with. Floats are written so that they read back with the same bits.
 """
 import json
@@ -23,8 +23,8 @@ from nbcnn.optim import SGD
 from nbcnn.progress import Progress
 
 FORMAT = 1
-MOST_HEADER = 10**7     # bytes of the description, which takes many times that as Python's objects
-MOMENTUM = "optimizer.momentum."      # no parameter is called so: a name has one dot
+MOST_HEADER = 10**7     # bytes of the description; as Python objects it takes many times that
+MOMENTUM = "optimizer.momentum."      # no parameter has such a name: theirs have one dot
 ABOUT_MODEL = ("input_shape", "mean", "std", "classes", "seed")
 
 
@@ -36,7 +36,7 @@ class Checkpoint:
     ----------
     model : Sequential
     optimizer : SGD or None
-        Of the model's parameters, with the momentum they had.
+        With the momentum of the model's parameters.
     progress : Progress
     options : dict
     """
@@ -47,7 +47,7 @@ class Checkpoint:
 
 
 def save(path, model, *, optimizer=None, progress=None, options=None):
-    """Write a checkpoint; the file that was there stays until the new one is whole.
+    """Write a checkpoint. An old file stays until the new one is complete.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
 
 
 def to_bytes(model, optimizer=None, progress=None, options=None):
-    """What `save` writes; of what `load` gives, these are the bytes that were read.
+    """The bytes that `save` writes. For what `load` gave they are the bytes that it read.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def to_bytes(model, optimizer=None, progress=None, options=None):
     bytes
     """
     instance(model, "model", Sequential, "a nbcnn.Sequential")
-    with turns.lock:        # another thread may train: all of it is from between the same two updates
+    with turns.lock:        # another thread may train: all values are taken between the same two updates
         tensors, state = model.state_dict(), None if optimizer is None else optimizer.state_dict()
     about = {"format": FORMAT, "structure": model.structure(), **{name: getattr(model, name) for name in ABOUT_MODEL},
              "dtype": model.dtype.name, "optimizer": None, "progress": asdict(progress or Progress()), "options": options or {}}
@@ -115,15 +115,15 @@ def load(path):
     Raises
     ------
     OSError
-        When the file cannot be read, or is none: pipes and devices are not waited for.
+        When the file cannot be read, or is no regular file.
     ValueError
-        When it is no checkpoint, or a damaged one: a line that begins with the file's name.
+        When it is no checkpoint, or a damaged one. The message begins with the file's name.
     """
     path = os.fspath(path)
     require_file(path)
     with open(path, "rb") as file:
         header_size, size = _header_size(file.read(8)), os.fstat(file.fileno()).st_size
-    if 4 * size > machine_memory():      # which loading may take: the file, parameters, gradients and a copy
+    if 4 * size > machine_memory():      # loading needs the file, parameters, gradients and a copy
         raise ValueError(f"{path}: expected a file that memory of {machine_memory():,} bytes can hold, got one of {size:,} bytes")
     try:
         if header_size > MOST_HEADER:
@@ -142,33 +142,24 @@ def load(path):
         if about.pop("crc32") != _checksum(about, tensors):
             raise ValueError("its contents do not match their checksum")
         return _build(about, tensors)
-    except Exception as error:      # whatever a file can hold that it should not
+    except Exception as error:      # a damaged or hostile file may raise anything
         reason = f"it has no entry {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path}: not a readable checkpoint: {one_line(str(reason), 300)}") from None
 
 
 def save_model(model, path):
-    """Write a model, with all that `nbcnn.load` needs, to a file; `nbcnn.save`.
-
-    The file that was there stays until the new one is whole.
+    """Write a model, with all that `nbcnn.load` needs, to a file: `nbcnn.save`. Raises as `save`.
 
     Parameters
     ----------
     model : Sequential
     path : path
-
-    Raises
-    ------
-    OSError, TypeError, ValueError
-        As `save`.
     """
     save(path, model)
 
 
 def load_model(path):
-    """Read the model of a checkpoint, ready to predict; `nbcnn.load`.
-
-    Nothing in the file is run.
+    """Read the model of a checkpoint, ready to predict: `nbcnn.load`. Raises as `load`.
 
     Parameters
     ----------
@@ -178,20 +169,15 @@ def load_model(path):
     -------
     model : Sequential
 
-    Raises
-    ------
-    OSError, ValueError
-        As `load`.
-
     Examples
     --------
     >>> import tempfile, nbcnn
     >>> model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(12, 3)], classes=["a", "b", "c"])
-    >>> pictures = np.zeros((2, 3, 2, 2), np.uint8)
+    >>> images = np.zeros((2, 3, 2, 2), np.uint8)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     nbcnn.save(model, f"{folder}/model.safetensors")
     ...     again = nbcnn.load(f"{folder}/model.safetensors")
-    >>> again.classes, bool((again(pictures) == model(pictures)).all())
+    >>> again.classes, bool((again(images) == model(images)).all())
     (['a', 'b', 'c'], True)
     """
     return load(path).model

@@ -24,10 +24,10 @@ from nbcnn.table import format_table, printable
 
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
 DEVICES = ["cpu", "cuda", "auto"]
-LONGEST_LINE = 2000             # characters of a message: what it is about may be as long as its writer liked
-LONGEST_CONFIG = 8000           # bytes of a configuration file; time to read TOML grows with the square of a dotted key's length
-DIGITS = 40                     # of a whole number: a seed may have 128 bits, which take 39
-USED = {        # of the options in a checkpoint, which anybody may have written: what they can be
+LONGEST_LINE = 2000             # characters of a message, which may quote a text of any length
+LONGEST_CONFIG = 8000           # bytes of a configuration file: the time to read a dotted key grows with the square of its length
+DIGITS = 40                     # of a whole number: a seed of 128 bits takes 39
+USED = {        # what commands use of a checkpoint's options, and the values allowed: anybody may have written the file
     "loss": lambda value: value in list(LOSSES),
     "label_smoothing": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
     "dataset": lambda value: value in list(DATASETS),
@@ -36,21 +36,21 @@ USED = {        # of the options in a checkpoint, which anybody may have written
 
 
 def run(name, command, argv):
-    """Run a command and return its exit status: what it returns itself, or 2 where it raised for something it was given.
+    """Run a command and return its exit status: its own, or 2 where it raised an error about what it was given.
 
     Parameters
     ----------
     name : str
-        "nbcnn train", for instance: begins every message.
+        "nbcnn train", for instance. Every message begins with it.
     command : callable
-        Of the arguments; returns its exit status.
+        Takes the arguments and returns the exit status.
     argv : list of str or None
-        None stands for the process's own.
+        The arguments; None stands for those of the process.
     """
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:        # closed by who started the process
+        if getattr(sys, stream) is None:        # the process was started with it closed
             setattr(sys, stream, open(os.devnull, "w"))
-    if hasattr(sys.stdout, "reconfigure"):      # names that are no text come out as the bytes they are, or in other words
+    if hasattr(sys.stdout, "reconfigure"):      # a file's name may hold bytes that are no text
         utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     if ends := signal.getsignal(signal.SIGINT) is interrupts.end:
@@ -58,39 +58,39 @@ def run(name, command, argv):
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *rest, **more: remark(name, message, "yellow")
-            warnings.filterwarnings("ignore", module=r"PIL\.")      # of what it could read nevertheless; the rest are errors
+            warnings.filterwarnings("ignore", module=r"PIL\.")      # about files that it can read nevertheless
             return command(sys.argv[1:] if argv is None else argv)
     except (ValueError, ImportError, MemoryError) as error:
         return fail(name, error if str(error) else "out of memory")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:         # only ever from a print
+    except BrokenPipeError:         # only a print raises it
         return 141          # 128 + SIGPIPE, which not every system has
     except OSError as error:
         return fail(name, said(error))
     finally:
-        set_max_memory(None)        # what a command has set
+        set_max_memory(None)        # the command may have set it
         if ends:
             signal.signal(signal.SIGINT, interrupts.end)
 
 
 def fail(name, message, status=2):
-    """Say in one line what is wrong; the exit status."""
+    """Say in one line what is wrong, and return the exit status."""
     remark(name, message, "red")
     return status
 
 
 def remark(name, message, colour):
-    """Say something in one line of standard error."""
+    """Write one line to standard error."""
     line = printable(" ".join(str(message).split()))
     if len(line) > LONGEST_LINE:
         line = f"{line[:LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2:]}"
-    with contextlib.suppress(OSError):      # then the exit status says it alone
+    with contextlib.suppress(OSError):      # the exit status still says it
         print(paint(f"{name}:", colour, sys.stderr), line, file=sys.stderr, flush=True)
 
 
 def put(text, end="\n"):
-    """Print a text of our own, colours and all."""
+    """Print a text as it is. It must hold no names from files: see `say`."""
     with naming("standard output"):
         print(text, end=end, flush=True)
 
@@ -108,13 +108,13 @@ def paint(text, colour, stream):
 
 
 def nearest(name, names):
-    """A hint at the name that was probably meant; "" where none comes close."""
+    """A hint at the name that was probably meant; "" where none is similar."""
     found = difflib.get_close_matches(name, list(names), 1)
     return f"; did you mean {found[0]}?" if found else ""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that leaves out what is not given, and raises ValueError instead of leaving the process.
+    """A parser that leaves out options not given, and raises ValueError instead of ending the process.
 
     Parameters
     ----------
@@ -126,8 +126,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, name, description, examples, status, usage=None):
-        self.names = {}             # of the options that a configuration file may hold: their actions
-        self.positional = None      # the name of the arguments that are no options
+        self.names = {}             # the actions of the options that a configuration file may hold
+        self.positional = None      # the name of arguments without --
         super().__init__(prog=name, usage=usage, argument_default=argparse.SUPPRESS, allow_abbrev=False,
                          description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                          epilog=f"examples:\n{examples}\n\nexit status: {status}\n")
@@ -164,22 +164,22 @@ class Parser(argparse.ArgumentParser):
         self.add("--max-memory", "how much memory the network's buffers may take on the CPU: bytes, or 500M, 2G, ... (default: "
                                  f"{memory})", type=memory_size, metavar="SIZE")
 
-    def print_help(self, file=None):        # instead of ignoring that it cannot be written
+    def print_help(self, file=None):        # argparse's own ignores that the text cannot be written
         put(self.format_help(), end="")
 
-    def error(self, message):       # instead of three lines of usage and sys.exit
+    def error(self, message):       # argparse's own prints three lines and ends the process
         raise ValueError(f"{message} (--help lists the options)")
 
     def options(self, argv):
-        """The options given, by name: those on the command line, and those of the --config file that are not there."""
+        """The options given, by name: those of the command line, and the others of the --config file."""
         end = argv.index("--") if "--" in argv and self.positional else len(argv)
-        given, unknown = self.parse_known_intermixed_args(argv[:end])       # arguments may stand between options
+        given, unknown = self.parse_known_intermixed_args(argv[:end])       # so that arguments may stand between options
         if unknown:
             name = unknown[0].partition("=")[0]
             known = [string for action in self._actions for string in action.option_strings]
             self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(name, known) if name[:1] == '-' else ''}")
         given = self._values(given)
-        if argv[end + 1:]:          # after -- nothing is an option
+        if argv[end + 1:]:          # what follows -- is no option
             given[self.positional] = given.get(self.positional, []) + argv[end + 1:]
         path = given.pop("config", None)
         return {**self._configured(path), **given} if path is not None else given
@@ -187,7 +187,7 @@ class Parser(argparse.ArgumentParser):
     def _values(self, parsed):
         """What argparse has found, by name."""
         for name, value in vars(parsed).items():
-            if value == [] and name != self.positional:     # what it makes of the value --, before Python 3.13
+            if value == [] and name != self.positional:     # before Python 3.13, for an option whose value is --
                 self.error(f"argument {flag(name)}: expected one argument, got '--'")
         return vars(parsed)
 
@@ -216,7 +216,7 @@ class Parser(argparse.ArgumentParser):
                 arguments += [f"--{key}"] if value else off
             elif isinstance(value, bool) or not isinstance(value, str | int | float):
                 raise ValueError(f"{path}: {key}: expected a string or a number, got {shown(value)}")
-            elif isinstance(value, int) and abs(value) >= 10**DIGITS:       # Python may not even write it
+            elif isinstance(value, int) and abs(value) >= 10**DIGITS:       # Python may refuse to write it
                 raise ValueError(f"{path}: {key}: expected at most {DIGITS} digits, got more")
             else:
                 arguments.append(f"--{key}={value}")
@@ -260,12 +260,12 @@ def _toml():
 
 
 def flag(name):
-    """The option whose value has this name."""
+    """The option of a value: --batch-size for batch_size."""
     return "--" + name.replace("_", "-")
 
 
 def whole(minimum, maximum=MOST):
-    """The type of options that are whole numbers."""
+    """The type of options that are whole numbers from `minimum` to `maximum`."""
     def parse(text):
         if len(text) > DIGITS:
             raise argparse.ArgumentTypeError(f"expected a whole number of at most {DIGITS} digits, got {shown(text)}")
@@ -291,7 +291,7 @@ def memory_size(text):
 
 
 def number(maximum=LARGEST):
-    """The type of options that are numbers of at least 0, which float32 can hold."""
+    """The type of options that are numbers from 0 to `maximum`."""
     def parse(text):
         try:
             if text.isascii() and 0 <= (value := float(text)) <= maximum:
@@ -303,25 +303,16 @@ def number(maximum=LARGEST):
 
 
 def text(value):
-    """The type of all other options: what may be part of a path."""
+    """The type of all other options: text that may be part of a path."""
     if "\0" in value:
         raise argparse.ArgumentTypeError(f"expected text without NUL, got {shown(value)}")
     return value
 
 
 def load_trained(options, memory=None):
-    """How commands that use a trained network begin: choose device, threads and memory, and load the checkpoint.
+    """How commands that use a trained network begin: with the Checkpoint asked for, its model on the device.
 
-    Parameters
-    ----------
-    options : dict
-    memory : int, optional
-        Stands for --max-memory where that is not given.
-
-    Returns
-    -------
-    saved : Checkpoint
-        Its model is on the device.
+    Threads and memory are set as the options say. `memory` stands for --max-memory where that is not given.
     """
     device, _ = choose_device(options.get("device", "cpu"))
     set_threads(options.get("threads"))
@@ -338,18 +329,21 @@ def load_trained(options, memory=None):
 
 
 def loss_name(options):
-    """The loss a network was trained with, by its checkpoint's options; without any, cross-entropy."""
+    """The name of the loss in a checkpoint's options; cross-entropy where there is none."""
     return options.get("loss", "cross_entropy")
 
 
 def make_loss(options):
-    """That loss."""
+    """The loss that the options ask for."""
     name, smoothing = loss_name(options), options.get("label_smoothing", 0.0)
     return LOSSES[name](**({"label_smoothing": smoothing} if name == "cross_entropy" else {}))
 
 
 def choose_device(wanted):
-    """The device to compute on, and in words what it is or why it was chosen; "" for the CPU where that was asked for."""
+    """(device, why): the device to compute on, and a text that describes it or says why it was chosen.
+
+    The text is "" for the CPU where that was asked for.
+    """
     if wanted == "cpu":
         return "cpu", ""
     if importlib.util.find_spec("numba_cuda") is None and wanted == "auto":     # before a second is spent on numba.cuda
@@ -367,7 +361,7 @@ def choose_device(wanted):
 
 
 def set_threads(count):
-    """Compute with so many threads; None stands for all cores."""
+    """Compute with this number of threads; None stands for all cores."""
     if count is not None:
         if count > numba.config.NUMBA_NUM_THREADS:
             raise ValueError(f"--threads: expected at most {numba.config.NUMBA_NUM_THREADS}, got {count}")

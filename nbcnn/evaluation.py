@@ -1,4 +1,4 @@
-"""How good a network is on labelled pictures: loss, accuracy, precision and recall, and what was taken for what."""
+"""How good a network is on labelled pictures: loss, accuracy, precision and recall, and the confusion matrix."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from nbcnn.scheduler import BackpropScheduler
 from nbcnn.steps import DeviceSteps
 from nbcnn.table import format_table
 
-SHOWN = 100         # classes whose confusion matrix is printed
+SHOWN = 100         # a confusion matrix of more classes is not printed
 
 
 @dataclass(eq=False)
@@ -33,9 +33,9 @@ class Evaluation:
     accuracy : float
         The share of pictures whose class was found.
     class_accuracy, precision, recall : float arrays (K,)
-        For each class c, with the pictures of c that were found (TP), those of others taken for c (FP), those of c taken for
-        others (FN), and all the rest (TN): (TP + TN) / all, the share of right answers to "is it c?"; TP / (TP + FP); and
-        TP / (TP + FN), which tutorials call the accuracy of a class. NaN where nothing was taken for c, or is c.
+        For each class c. TP counts the pictures of c taken for c, FP others taken for c, FN those of c taken for another class,
+        TN the rest. class_accuracy is (TP + TN) / all, the share of right answers to "is it c?"; precision is TP / (TP + FP), NaN
+        where nothing was taken for c; recall is TP / (TP + FN), NaN where there is no c. Tutorials call recall a class's accuracy.
     """
     loss: float
     confusion: np.ndarray
@@ -59,7 +59,7 @@ class Evaluation:
         return _share(np.diag(self.confusion), self.confusion.sum(1))
 
     def as_dict(self):
-        """The same as numbers, lists and dicts that JSON can hold; None stands for NaN."""
+        """All figures as numbers, lists and dicts that JSON can hold; None stands for NaN."""
         return {
             "pictures": int(self.confusion.sum()), "loss": number_or_none(self.loss), "accuracy": self.accuracy,
             "classes": [{"class": name, "pictures": int(count), "accuracy": float(accuracy), "precision": number_or_none(precision),
@@ -82,7 +82,7 @@ class Evaluation:
 
 
 def evaluate(model, dataset, loss=None, batch_size=256):
-    """Measure a network on labelled pictures; `nbcnn.evaluate`.
+    """Measure a network on labelled pictures: `nbcnn.evaluate`. Raises as `measure`.
 
     Parameters
     ----------
@@ -95,12 +95,7 @@ def evaluate(model, dataset, loss=None, batch_size=256):
     Returns
     -------
     evaluation : Evaluation
-        loss, accuracy, precision and recall of each class, confusion matrix; print(evaluation) shows them.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `measure`.
+        print(evaluation) shows loss, accuracy, precision and recall of each class, and the confusion matrix.
 
     Examples
     --------
@@ -127,10 +122,9 @@ def measure(scheduler, dataset, batch_size=256, on_batch=None):
         With a loss. Any but CrossEntropyLoss gets one-hot rows as targets.
     dataset : Dataset
     batch_size : int
-        Each batch contributes to the loss with its size: another one changes the rounding, and nothing else but for weighted
-        classes.
+        It changes the rounding of the loss, and more only where the loss has class weights: batches count by their sizes.
     on_batch : callable, optional
-        Called with the number of pictures done after each batch; on a GPU when all are.
+        Called after each batch with the number of pictures done; on a GPU once all are done.
 
     Returns
     -------
@@ -139,7 +133,7 @@ def measure(scheduler, dataset, batch_size=256, on_batch=None):
     Raises
     ------
     TypeError
-        When it is no Dataset.
+        When `dataset` is no Dataset.
     ValueError
         When there are no pictures, or they or their classes do not fit the network; when the loss's reduction is not "mean".
     """
@@ -152,7 +146,7 @@ def measure(scheduler, dataset, batch_size=256, on_batch=None):
     if len(outputs) != 1 or outputs[0] < len(dataset.classes):
         raise ValueError(f"dataset: expected as many classes as the network has outputs, {outputs}, got {len(dataset.classes)}")
     batch_size, (K,) = integer(batch_size, "batch_size", 1), outputs
-    if 24 * K**2 > max_memory():        # with one-hot rows, and as JSON
+    if 24 * K**2 > max_memory():        # 24 bytes a cell: with one-hot rows, and as JSON
         raise MemoryError(f"dataset: expected a confusion matrix of at most {max_memory():,} bytes, got one of {K} x {K} classes; "
                           "--max-memory or nbcnn.set_max_memory allows more")
     loader = Loader(dataset, batch_size, shuffle=False, mean=model.mean, std=model.std, dtype=model.dtype)
@@ -173,13 +167,13 @@ def measure(scheduler, dataset, batch_size=256, on_batch=None):
 
 
 def require_mean(loss):
-    """Raise TypeError or ValueError unless the loss is a mean, which batches are put together from."""
+    """Raise TypeError or ValueError unless the loss of a batch is a mean."""
     if instance(loss, "loss", Loss, "a loss of nbcnn.losses").reduction != "mean":
         raise ValueError(f"loss: expected reduction 'mean', got {loss.reduction!r}")
 
 
 def require_dataset(model, dataset, name):
-    """Raise TypeError or ValueError unless it is a Dataset with pictures, and with the model's classes, as labels count these."""
+    """Raise TypeError or ValueError unless `dataset` is a Dataset with pictures and with the model's classes."""
     if not len(instance(dataset, name, Dataset, "a nbcnn.datasets.Dataset")):
         raise ValueError(f"{name}: expected at least one picture, got none")
     if model.classes is not None and dataset.classes != model.classes:
@@ -188,7 +182,7 @@ def require_dataset(model, dataset, name):
 
 
 def make_targets(loss, classes, dtype):
-    """What makes the loss's targets of labels: one-hot rows for all but cross-entropy."""
+    """A function from labels to the loss's targets: labels for cross-entropy, one-hot rows for the others."""
     if isinstance(loss, CrossEntropyLoss):
         return lambda labels: labels
     one_hot = np.eye(classes, dtype=dtype)
@@ -200,5 +194,5 @@ def _share(part, whole):
 
 
 def number_or_none(value):
-    """A number as JSON can hold it."""
+    """The number, or None for NaN and infinity, which JSON does not have."""
     return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Files: what they must be to be read, and how they outlive a crash; folders that one process works in; errors with names."""
+"""Files: checked before they are read, written so that they outlive a crash; folders locked by one process; errors with names."""
 import contextlib
 import errno
 import os
@@ -12,11 +12,11 @@ try:
 except ImportError:     # Windows
     fcntl = None
 
-UNSUPPORTED = errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL      # what disks without locks say
+UNSUPPORTED = errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL      # the errors of disks without locks
 
 
 def require_file(path):
-    """Raise an OSError that names it unless it is a regular file, or a link to one: pipes and devices may wait for ever.
+    """Raise an OSError with the path unless it is a regular file, or a link to one: reading a pipe or a device may never end.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def require_file(path):
 
 @contextlib.contextmanager
 def naming(path):
-    """Let every OSError raised within name this file: those of writing and syncing name none, and others a temporary one."""
+    """Every OSError raised in the block names this file: by itself it may name none, or a temporary one."""
     try:
         yield
     except OSError as error:
@@ -40,7 +40,7 @@ def naming(path):
 
 
 def said(error):
-    """What an exception says, for who does not know Python."""
+    """An exception's message for people who do not know Python."""
     if isinstance(error, OSError) and error.filename:
         file = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
         return f"{file}: {error.strerror or ' '.join(map(str, error.args)) or type(error).__name__}"
@@ -48,11 +48,11 @@ def said(error):
 
 
 def write_atomically(path, data):
-    """Replace a file by bytes such that at any moment, power cuts included, the old or the new file is there whole.
+    """Replace a file by bytes. At any moment, even after a power cut, either the old or the new file is there, complete.
 
-    Written is where a link leads to; what is no file, such as a device, stays what it is. The new file has the old one's mode,
-    access list and user attributes, and its owner and group where the process may give them away: else its own, and the group
-    may then do nothing with it. A process killed in between leaves a temporary file, see `remove_temporaries`.
+    A link is followed; what is no regular file, such as a device, is refused. The new file has the old one's mode, access list and
+    user attributes, and its owner and group where the process may set them. Where it may not, the group gets no rights. A process
+    that is killed meanwhile leaves a temporary file: see `remove_temporaries`.
     """
     path = Path(os.path.realpath(path))
     with naming(path):
@@ -60,12 +60,12 @@ def write_atomically(path, data):
         if old and not stat.S_ISREG(old.st_mode):
             raise OSError(errno.EEXIST, "not a regular file")
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        mode = 0o600 if old else 0o666      # nobody can ever read more of it than of the file it becomes
+        mode = 0o600 if old else 0o666      # it is never more readable than the file it becomes
         try:
             with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 file.write(data)
                 file.flush()
-                if old and hasattr(os, "fchown"):       # elsewhere modes say little
+                if old and hasattr(os, "fchown"):       # elsewhere modes mean little
                     _make_like(file.fileno(), path, old)
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -80,7 +80,7 @@ def _make_like(descriptor, path, old):
     """Give a file the owner, attributes and mode of the one at `path`, whose `os.stat` is `old`."""
     try:
         os.fchown(descriptor, old.st_uid, old.st_gid)
-    except OSError:         # only root gives files away, but any group of its own is the process's to give
+    except OSError:         # only root may change the owner, but a process may choose among its own groups
         with contextlib.suppress(OSError):
             os.fchown(descriptor, -1, old.st_gid)
     names = []
@@ -93,9 +93,9 @@ def _make_like(descriptor, path, old):
 
 
 def remove_temporaries(folder, names):
-    """Remove what `write_atomically` left in a folder when its process was killed, by a regular expression for the files' names.
+    """Remove what killed processes left in a folder while they wrote files; `names` is a regular expression for these files.
 
-    Only for who knows that no other process is writing these files. What cannot be removed stays, as it does no harm.
+    To be called only when no other process is writing them. What cannot be removed stays, as it does no harm.
     """
     for file in Path(folder).iterdir():
         if re.fullmatch(rf"\.({names})\.[0-9a-f]{{8}}", file.name) and file.is_file():
@@ -104,7 +104,7 @@ def remove_temporaries(folder, names):
 
 
 def make_folder(path):
-    """Make a folder, and those above it, such that it outlives a power cut; whether it was not there before."""
+    """Make a folder, and those above it, so that it outlives a power cut. False where it was there before."""
     path = Path(path)
     try:
         path.mkdir()
@@ -138,10 +138,10 @@ def sync_folder(path):
 
 
 class Lock:
-    """A folder that this process is at work in, until `release`; the system takes the lock back when a process dies.
+    """Locks a folder for this process, until `release`; the system releases it when the process dies.
 
-    The lock is on a file of the folder, which can be told to outlive a crash with a mark: that nothing worth keeping was made
-    yet. Where files cannot be locked, as on Windows and on some network disks, it does nothing and there is never a mark.
+    Locked is a file in the folder. A mark in that file outlives a crash: it says that there is nothing worth keeping in the folder
+    yet. Where files cannot be locked, as on Windows and on some network disks, there is neither lock nor mark.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class Lock:
     Raises
     ------
     BlockingIOError
-        When another process, or another Lock of this one, has it.
+        When another process, or another Lock of this process, has locked the folder.
     """
     NAME, MARK = ".nbcnn.lock", b"nbcnn: "
 
@@ -171,7 +171,7 @@ class Lock:
                             os.pread(self.descriptor, len(self.MARK), 0) not in (b"", self.MARK):
                         raise OSError(errno.EEXIST, "not a lock of nbcnn; move it away")
                     fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with contextlib.suppress(FileNotFoundError):    # who had it may have removed the file since it was opened here
+                with contextlib.suppress(FileNotFoundError):    # another process may have removed the file since it was opened
                     self.held = os.path.samestat(os.fstat(self.descriptor), os.stat(self.path))
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
@@ -184,23 +184,23 @@ class Lock:
 
     @property
     def marked(self):
-        """Whether the mark is there, of this process or of one that was killed."""
+        """Whether the mark is there: from this process, or from one that was killed."""
         return self.held and os.fstat(self.descriptor).st_size > 0
 
     def mark(self, text):
-        """Leave the mark, a text for who finds the file; "" takes it away."""
+        """Write the mark, with a text for people who find the file; "" removes the mark."""
         if self.held and (text or self.marked):
             with naming(self.path):
                 data = self.MARK + text.encode() if text else b""
-                os.pwrite(self.descriptor, data, 0)     # over an older mark, so that there is one at any moment
+                os.pwrite(self.descriptor, data, 0)     # over an older mark, so that there is one at every moment
                 os.ftruncate(self.descriptor, len(data))
                 os.fsync(self.descriptor)
 
     def release(self):
-        """Let others have the folder, and remove the file unless it is marked."""
+        """Unlock the folder, and remove the file unless it is marked."""
         if self.held:
             if not self.marked:
                 with contextlib.suppress(OSError):
-                    self.path.unlink()      # while it is locked: nobody else can have it
+                    self.path.unlink()      # while it is locked, so that no other process has it
             self.held = False
             os.close(self.descriptor)

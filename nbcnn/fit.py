@@ -1,4 +1,4 @@
-"""The training loop: batches to the scheduler, a learning rate for each step, a test after each epoch."""
+"""The training loop: it gives batches to the scheduler, sets a learning rate for each step, and tests after each epoch."""
 import contextlib
 import math
 import time
@@ -20,15 +20,15 @@ from nbcnn.steps import training_steps
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss became NaN or infinite. The parameters are those before the step, or were not finite then already.
+    """A loss became NaN or infinite. The parameters are as before the step, unless they were not finite already.
 
     Attributes
     ----------
     epoch, step : int
-        Where, both counted from 1.
+        Where it happened, counted from 1.
     loss : float
     layer : str
-        The first layer whose output, or parameter, is not finite; "loss" where all of them are.
+        The first layer whose output or parameter is not finite; "loss" where all of them are finite.
     """
 
     def __init__(self, epoch, step, loss, layer):
@@ -44,17 +44,17 @@ class State:
     ----------
     model, optimizer, scheduler
     progress : Progress
-        Kept up to date; copy what is to be kept.
+        It changes as the training goes on: copy what you want to keep.
     epochs, batches : int
         How many epochs, and how many batches in each.
     loss : float
         Of the last batch.
     history : list of dict
-        For each epoch finished in this call: epoch (counted from 1), lr (of its last step), train_loss (mean over its pictures,
-        each with the parameters it met), test_loss, test_accuracy (None without test pictures), images_per_second (training
-        alone), seconds (of the whole epoch, or of what this call did of it).
+        For each epoch finished in this call: epoch (counted from 1), lr (of its last step), train_loss (mean over its images,
+        each with the parameters of its step), test_loss, test_accuracy (None without test images), images_per_second (of training
+        alone), seconds (of the whole epoch, or of this call's part of it).
     stop : bool
-        A callback sets it to end the training after the current batch or epoch.
+        A callback sets it to end the training after this batch or epoch.
     profile : Profile or None
         What `profile=True` measures.
     """
@@ -77,28 +77,28 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     Parameters
     ----------
     model : Sequential
-        Its mean and std normalise the pictures.
+        Its mean and std normalise the images.
     train, test : Dataset
-        What to learn from, and what to measure after each epoch.
+        What to learn from, and what to test with after each epoch.
     epochs : int
-        How many in all, those that `progress` counts as finished included.
+        How many in all, including those that `progress` counts as finished.
     batch_size : int
     loss : loss of `nbcnn.losses`, optional
-        CrossEntropyLoss() by default. Any other gets one-hot rows as targets: 1 in the column of the class, 0 elsewhere.
+        CrossEntropyLoss() by default. Any other loss gets one-hot rows as targets: 1 in the column of the class, 0 elsewhere.
     optimizer : SGD, optional
         By default SGD(model.parameters(), lr=0.01).
     schedule : callable, optional
-        From the number of a step, counted from 0 over all epochs, to its learning rate; see `nbcnn.optim`. The optimizer's
-        own rate stays without it.
+        From the number of a step, counted from 0 over all epochs, to its learning rate; see `nbcnn.optim`. By default the
+        optimizer's rate stays as it is.
     shuffle, augment, seed
-        Of `nbcnn.datasets.Loader`.
+        As of `nbcnn.datasets.Loader`.
     progress : Progress, optional
-        Where to go on; model and optimizer are as they were then, and all other arguments the same.
+        Where to go on. Model and optimizer must be as they were then, and all other arguments the same.
     on_step, on_epoch : callable, optional
-        Called with the State after each batch and after each epoch; on a GPU after every so many batches, which it does without
-        waiting for the host.
+        Called with the State after each batch and after each epoch. On a GPU, which does many batches without waiting for the host,
+        on_step is called after these.
     profile : bool
-        Whether to measure in `State.profile` what the training takes, kernel by kernel; tests and `on_epoch` are left out. See
+        Whether to measure in `State.profile` the time of the training, kernel by kernel, without tests and `on_epoch`. See
         `BackpropScheduler.profile`.
 
     Returns
@@ -110,17 +110,17 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     TypeError
         When train or test is no Dataset.
     ValueError
-        When there are no pictures, they do not fit the network, or train, test and the network have other classes; when the
+        When there are no images or they do not fit the network; when train, test and the network differ in their classes; when the
         loss's reduction is not "mean"; when the optimizer has none of the model's parameters.
     NonFiniteLoss
-        As soon as the loss of a batch, or of a test, is not finite; that batch changes nothing.
+        As soon as the loss of a batch or of a test is not finite. That batch changes nothing.
 
     Examples
     --------
     >>> import numpy as np, nbcnn
-    >>> labels = np.arange(64) % 2                      # dark and bright pictures
-    >>> pictures = np.full((64, 1, 4, 4), 255, np.uint8) * labels[:, None, None, None].astype(np.uint8)
-    >>> train = nbcnn.datasets.Dataset(pictures, labels, ["dark", "bright"], "lamps")
+    >>> labels = np.arange(64) % 2                      # dark and bright images
+    >>> images = np.full((64, 1, 4, 4), 255, np.uint8) * labels[:, None, None, None].astype(np.uint8)
+    >>> train = nbcnn.datasets.Dataset(images, labels, ["dark", "bright"], "lamps")
     >>> model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(16, 2)], input_shape=(1, 4, 4))
     >>> nbcnn.fit(model, train, train, epochs=10, batch_size=8).history[-1]["test_accuracy"]
     1.0
@@ -185,7 +185,7 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
 
 
 def _require_finite(state):
-    """Raise NonFiniteLoss when the last update has spoiled the parameters, which the next loss would only show."""
+    """Raise NonFiniteLoss when the last update made a parameter infinite or NaN: no loss has shown it yet."""
     for name, parameter in state.model.named_parameters():
         if not np.isfinite(parameter.numpy()).all():
             raise NonFiniteLoss(state.progress.epoch + 1, state.progress.step, state.loss, name.split(".")[0])

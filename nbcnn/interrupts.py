@@ -1,7 +1,7 @@
-"""Signals: those that ask a training to stop; and Ctrl-C outside of a command's main function.
+"""Signals: those that ask a training to stop; and Ctrl-C before and after a command's main function.
 
-That is while a command's modules are imported, and while Python comes to its end. Nothing is to be kept then, so the process ends
-at once, without Python's traceback. Other programs that import nbcnn keep what they do on Ctrl-C.
+Before, modules are imported; after, Python ends. There is nothing to be kept then, so the process ends at once, without Python's
+traceback. Other programs that import nbcnn handle Ctrl-C as they did.
 """
 import os
 import signal
@@ -9,12 +9,12 @@ import sys
 
 
 def end(number, frame):
-    """Handles a signal: end the process, with the status that shells give it."""
+    """Handle a signal: end the process, with the exit status that shells expect."""
     os._exit(128 + number)
 
 
 def is_command(argv, orig_argv):
-    """Whether a process was started as the command, `nbcnn` or `python -m nbcnn...`, by what `sys` says of it."""
+    """Whether these arguments, of `sys`, are those of the command `nbcnn` or `python -m nbcnn...`."""
     if argv[:1] == ["-m"]:      # while Python imports what is to be run
         module = orig_argv[orig_argv.index("-m") + 1] if "-m" in orig_argv else ""
         return module.split(".")[0] == "nbcnn"
@@ -22,33 +22,24 @@ def is_command(argv, orig_argv):
 
 
 class StopSignals:
-    """SIGINT, SIGTERM and SIGHUP, as a training takes them: the first is noted, a second ends the process at once.
+    """SIGINT, SIGTERM and SIGHUP during a training: the first is noted as `number`, a second ends the process at once.
 
-    Parameters
-    ----------
-    leave : callable
-        What is to be done when a signal comes before `training` is set. Nothing is to be finished then, and an exception would come
-        from within the compiler, which may ignore it: the process ends there.
-
-    Attributes
-    ----------
-    number : int or None
-        Of the signal that has come.
-    training : bool
+    While `training` is False there is nothing to finish, and an exception would come from within the compiler, which may ignore it.
+    A signal then calls `leave` and ends the process.
     """
 
     def __init__(self, leave):
         self.leave, self.number, self.training, self.handlers = leave, None, False, {}
 
     def listen(self):
-        """Handle the signals from now on."""
+        """Begin to handle the signals."""
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):        # the last one is not everywhere, and ignored under nohup
             number = getattr(signal, name, None)
             if number and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN):
                 self.handlers[number] = signal.signal(number, self._handle)
 
     def restore(self):
-        """Let them do what they did before."""
+        """Handle the signals as before `listen`."""
         while self.handlers:
             signal.signal(*self.handlers.popitem())
 

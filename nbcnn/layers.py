@@ -1,7 +1,7 @@
-"""The layers: parameters and their initial range, output shape, and which operation of a backend computes them.
+"""The layers: their parameters and initial values, their output shapes, and the operation of a backend that computes them.
 
 A layer is a description. It holds no activations and computes nothing: the scheduler asks it for its operation, whose forward and
-backward stand side by side in `kernels/cpu/`. Shapes here are those of one sample, (C, H, W) or (F,).
+backward stand one under the other in `kernels/cpu/`. Shapes here are those of one sample, (C, H, W) or (F,).
 """
 import inspect
 import math
@@ -12,7 +12,7 @@ from nbcnn.kernels.arguments import conv_size, finite, flag, integer, one_of, pa
 from nbcnn.kernels.shown import one_line
 from nbcnn.parameter import Parameter
 
-MOST_FUSED = 2      # layers that one may be computed with in one go
+MOST_FUSED = 2      # layers that may be computed together with the one before them
 
 
 class Layer:
@@ -33,7 +33,7 @@ class Layer:
         return {name: p for name, p in (("weight", self.weight), ("bias", self.bias)) if p is not None}
 
     def output_shape(self, shape):
-        """The shape of a sample's output for an input of the given shape; ValueError where that does not fit."""
+        """The output shape for an input shape, of one sample; ValueError where the input does not fit."""
         raise TypeError(f"{type(self).__name__}: a layer defines output_shape(shape)")
 
     def operation(self, backend, shape, dtype):
@@ -41,31 +41,31 @@ class Layer:
         raise TypeError(f"{type(self).__name__}: a layer defines operation(backend, shape, dtype)")
 
     def fuse(self, following, shape):
-        """A layer that computes this one and some that follow it in one go.
+        """A layer that computes this one and some that follow it, in one kernel.
 
         Parameters
         ----------
         following : list of (name, Layer)
             The next MOST_FUSED layers, or fewer at the end.
         shape : tuple
-            Of this layer's input.
+            The shape of this layer's input.
 
         Returns
         -------
         layer : Layer or None
         count : int
-            How many of `following` it includes.
+            How many of `following` it computes.
         reason : str
-            Why, or why not; "" where there is nothing to say.
+            Why, or why not; may be "".
         """
         return None, 0, ""
 
     def flop(self, shape):
-        """Floating-point operations of forward for one sample, a multiplication and an addition counted as two."""
+        """Floating-point operations of forward for one sample. A multiplication with an addition counts as two."""
         return 0
 
     def window_cells(self, shape):
-        """How many cells of a plane all pooling windows read together."""
+        """How many cells all pooling windows of one channel read together."""
         return 0
 
     def __repr__(self):
@@ -130,7 +130,7 @@ class Conv2d(Layer):
 
 
 class _Pool(Layer):
-    """What pools windows of kernel_size."""
+    """Pooling in windows of kernel_size."""
 
     def window_cells(self, shape):
         return math.prod(o * min(k, i) for o, k, i in zip(self.output_shape(shape)[1:], self.kernel_size, shape[1:], strict=True))
@@ -143,9 +143,9 @@ class MaxPool2d(_Pool):
     ----------
     kernel_size, padding, dilation : int or pair of ints
     stride : int or pair of ints, optional
-        The kernel size when not given.
+        The kernel size by default.
     ceil_mode : bool
-        Whether a last window that begins inside the input and ends outside counts.
+        Whether there is a last window that begins inside the input and ends outside.
     """
 
     def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
@@ -173,13 +173,13 @@ class AvgPool2d(_Pool):
     ----------
     kernel_size, padding : int or pair of ints
     stride : int or pair of ints, optional
-        The kernel size when not given.
+        The kernel size by default.
     ceil_mode : bool
-        Whether a last window that begins inside the input and ends outside counts.
+        Whether there is a last window that begins inside the input and ends outside.
     count_include_pad : bool
-        Whether cells of the padding count in the divisor.
+        Whether the divisor counts cells of the padding.
     divisor_override : int, optional
-        The divisor of all windows.
+        The divisor for all windows.
     """
 
     def __init__(self, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
@@ -203,7 +203,7 @@ class AvgPool2d(_Pool):
 
 
 class GlobalAvgPool2d(Layer):
-    """The mean of each plane: an `AvgPool2d` whose window is the picture; see `nbcnn.kernels.global_avgpool2d_forward`."""
+    """The mean of each channel: an `AvgPool2d` whose window is the whole picture; see `nbcnn.kernels.global_avgpool2d_forward`."""
 
     def output_shape(self, shape):
         return AvgPool2d(shape[1:] if len(shape) == 3 else 1).output_shape(shape)
@@ -227,7 +227,7 @@ class ReLU(_Activation):
 
 
 class LeakyReLU(_Activation):
-    """x where that is positive, else negative_slope*x; see `nbcnn.kernels.leaky_relu_forward`.
+    """x where x is positive, negative_slope*x elsewhere; see `nbcnn.kernels.leaky_relu_forward`.
 
     Parameters
     ----------
@@ -257,12 +257,12 @@ class Sigmoid(_Activation):
 
 
 class GELU(_Activation):
-    """x Phi(x), Phi the normal distribution; see `nbcnn.kernels.gelu_forward`.
+    """x Phi(x), where Phi is the normal distribution; see `nbcnn.kernels.gelu_forward`.
 
     Parameters
     ----------
     approximate : {"none", "tanh"}
-        "tanh" for the form with that.
+        "tanh" for the approximation with the hyperbolic tangent.
     """
 
     def __init__(self, approximate="none"):
@@ -274,7 +274,7 @@ class GELU(_Activation):
 
 
 class ConvPool(Layer):
-    """A convolution, max pooling and perhaps ReLU as one: what `Conv2d.fuse` makes. The parameters are the convolution's."""
+    """A convolution, max-pooling and perhaps ReLU in one: `Conv2d.fuse` makes it. Its parameters are the convolution's."""
 
     def __init__(self, conv, pool, relu):
         self.conv, self.pool, self.relu = conv, pool, relu

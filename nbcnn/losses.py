@@ -1,10 +1,10 @@
-"""Losses with PyTorch's options: call one on arrays, or hand it to the scheduler.
+"""Losses with PyTorch's options: call them on arrays, or give them to the scheduler.
 
     loss = nbcnn.CrossEntropyLoss(label_smoothing=0.1)
     value = loss(logits, labels)                # or loss.forward(logits, labels)
     dlogits = loss.backward(logits, labels)
 
-Formulas, shapes and errors are those of the functions in nbcnn.kernels that a class names in `kernels`.
+Formulas, shapes and errors are those of the functions in nbcnn.kernels that a class has in `kernels`.
 """
 import numpy as np
 
@@ -14,19 +14,19 @@ from nbcnn.kernels.backend import as_array, load_backend, on_device, on_host
 
 
 class Loss:
-    """What all losses share: a reduction, weights, and the calls of the two kernels.
+    """What all losses share: a reduction, weights, and the calls of two kernels.
 
     Parameters
     ----------
     reduction : {"mean", "sum", "none"}
     size_average, reduce
-        Retired in PyTorch, refused here.
+        Deprecated in PyTorch, refused here.
     **weights : arrays, optional
-        Of the dtype that x will have. Lists and numbers are kept as arrays too, and converted to the dtype of x.
+        They must have the dtype of x; lists and numbers are converted to it.
     """
 
     kernels = ()                # (forward, backward)
-    options = ("reduction",)    # attributes that are arguments of both
+    options = ("reduction",)    # the attributes that both take as arguments
     casts = False               # whether integer targets are converted
 
     def __init__(self, reduction, size_average, reduce, **weights):
@@ -50,7 +50,7 @@ class Loss:
         return self.kernels[0](x, t, **self._arguments(x))
 
     def backward(self, x, t, dloss=1.0):
-        """dx = +dLoss/dx for the upstream gradient `dloss`, a number or an array of the loss's shape."""
+        """dx = dLoss/dx for the upstream gradient `dloss`, a number or an array of the loss's shape."""
         return self.kernels[1](x, t, dloss=dloss, **self._arguments(x))
 
     def forward_backward(self, x, t):
@@ -60,13 +60,13 @@ class Loss:
     def targets(self, shape, dtype, t):
         """Targets for outputs of a shape and dtype, checked: an array of that dtype, or of int64 for class labels, in C order.
 
-        Raises the same as `forward`.
+        Raises as `forward`.
         """
         _, t = losses._elementwise(_zeros(shape, dtype), t, self.reduction, self.casts)
         return t
 
     def numbers(self, dtype):
-        """The options that are numbers or arrays, these in a dtype."""
+        """The options that are numbers, and those that are arrays, converted to a dtype."""
         values = {name: getattr(self, name) for name in self.options if name != "reduction"}
         return {name: value.astype(dtype) if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
@@ -75,7 +75,7 @@ class Loss:
         if self._without_dtype:
             dtype = floats(x, "x").dtype
             arguments.update({name: arguments[name].astype(dtype) for name in self._without_dtype})
-        if on_device(x):        # the weights go where it is
+        if on_device(x):        # the weights go to the same device
             arguments = {name: load_backend("cuda").to_device(value) if isinstance(value, np.ndarray) else value
                          for name, value in arguments.items()}
         return arguments
@@ -153,9 +153,9 @@ class BCEWithLogitsLoss(Loss):
         super().__init__(reduction, size_average, reduce, weight=weight, pos_weight=pos_weight)
 
 
-LOSSES = {"cross_entropy": CrossEntropyLoss, "mse": MSELoss, "l1": L1Loss, "bce": BCEWithLogitsLoss}     # by their names in --loss
+LOSSES = {"cross_entropy": CrossEntropyLoss, "mse": MSELoss, "l1": L1Loss, "bce": BCEWithLogitsLoss}     # by the names of --loss
 
 
 def _zeros(shape, dtype):
-    """Outputs that take no memory, for the checks of targets."""
+    """An array that takes no memory, in the place of outputs, to check targets with."""
     return np.broadcast_to(np.zeros((), dtype), shape)

@@ -1,4 +1,4 @@
-"""How much memory the buffers of a network may take: half of what the process can have, unless somebody says otherwise."""
+"""How much memory the buffers of a network may take: by default half of what the process can have."""
 import os
 import sys
 
@@ -10,14 +10,14 @@ _most = None
 
 
 def set_max_memory(size):
-    """Say how much memory the buffers of a network may take on the CPU; a batch that needs more is a MemoryError.
+    """Limit the memory that a network's buffers take on the CPU. A batch that needs more raises a MemoryError.
 
-    The limit holds for each `nbcnn.BackpropScheduler` and for each model that predicts. Parameters and pictures are not counted.
+    The limit holds for each `nbcnn.BackpropScheduler` and for each model that predicts. Parameters and images are not counted.
 
     Parameters
     ----------
     size : int or None
-        In bytes. None: half of the machine's memory, or of the container's, as it is without this call.
+        In bytes. None stands for the default: half of the memory of the machine or of the container.
 
     Examples
     --------
@@ -34,12 +34,12 @@ def set_max_memory(size):
 
 
 def max_memory():
-    """The limit that `set_max_memory` has set, in bytes."""
+    """The limit in bytes."""
     return machine_memory() // 2 if _most is None else _most
 
 
 def machine_memory():
-    """How many bytes of memory there are for this process: the machine's, or fewer in a container."""
+    """How many bytes of memory this process can have: the machine's, or those of its container."""
     found = [sys.maxsize]
     if hasattr(os, "sysconf"):      # not on Windows
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,4 +1,4 @@
-"""Sequential: layers in a row, their parameters, and what is known about the pictures they take."""
+"""Sequential: layers in a row, their parameters, and what is known about the images they take."""
 import keyword
 import math
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ from nbcnn.parameter import ParameterVector
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.table import format_table
 
-MOST_LAYERS = 5_000     # these two bound the time that a file may take to load, and to be computed
-MOST_CELLS = 2**27      # that pooling windows may read more than four times each: a second
-NO_LAYERS = Layer, _Activation, _Pool, ConvPool         # of a structure: what these are made of
+MOST_LAYERS = 5_000     # this and the next bound the time to load a file and to compute its network
+MOST_CELLS = 2**27      # cells that pooling windows may read beyond four times the input: about a second
+NO_LAYERS = Layer, _Activation, _Pool, ConvPool         # base classes and what `fuse` makes: no layers of a structure
 
 
 class Sequential:
@@ -38,18 +38,18 @@ class Sequential:
     Parameters
     ----------
     layers : sequence of layers or of (name, layer) pairs, or mapping of names to layers
-        A layer without a name is called by its position, "0", "1", ..., as in PyTorch.
+        A layer without a name gets its position as name, "0", "1", ..., as in PyTorch.
     input_shape : tuple, optional
-        (C, H, W) of a picture, or (F,); only `summary()` and `BackpropScheduler.images` before the first batch need it.
+        (C, H, W) of an image, or (F,). Needed only by `summary()`, and by `BackpropScheduler.images` before the first batch.
     mean, std : sequence of C floats, optional
-        uint8 pictures become (byte / 255 - mean) / std. Pictures that are floats are taken as they are.
+        uint8 images become (byte / 255 - mean) / std. Images of floats are taken as they are.
     classes : sequence of str, optional
-        The names of the outputs, as many as there are.
+        The names of the outputs, one for each.
     seed : int
-        Of the initial values, which are drawn in float64 and cast: the same for either dtype.
+        For the initial values. They are drawn in float64 and cast, so that both dtypes get the same.
     dtype : float32 or float64
     state : dict of str to array, optional
-        The initial values instead, as `state_dict` gives them.
+        Initial values instead of random ones, as `state_dict` gives them.
 
     Examples
     --------
@@ -79,7 +79,7 @@ class Sequential:
             self._add(name, layer, added)
         if not self.layers:
             raise ValueError("layers: expected at least one layer, got none")
-        if state is not None:       # what a file says of sizes is checked before they are allocated
+        if state is not None:       # a file's shapes are checked before memory is allocated
             state = _arrays(state)
             _require_same_shapes(dict(self.named_parameters()), state)
         self.vector = ParameterVector(self.parameters(), self.dtype)
@@ -96,7 +96,7 @@ class Sequential:
                 raise ValueError(f"classes: expected a name for each output, of shape {outputs}, got {len(self.classes)} names")
 
     def __reduce__(self):
-        """Copies and pickles: the structure, the options and the parameters, in memory of their own."""
+        """How a model is copied and pickled: its structure, its options and its parameters, in new memory."""
         options = {name: getattr(self, name) for name in ("input_shape", "mean", "std", "classes", "seed", "dtype")}
         return _rebuilt, (self.structure(), self.state_dict(), options)
 
@@ -130,14 +130,14 @@ class Sequential:
         return self.predict(images)
 
     def predict(self, images, batch_size=256):
-        """Logits of a batch of pictures. Any number of threads may ask at once: they take turns.
+        """Logits of a batch of images. Any number of threads may call this at once: they take turns.
 
         Parameters
         ----------
         images : uint8 or float array (N, C, H, W)
             Of NumPy or, for a model on a GPU, a float device array.
         batch_size : int
-            How many are computed at a time, fewer where memory does not hold them; no bit of the result depends on it. A device
+            How many images are computed at a time, or fewer where memory is short. No bit of the result depends on it. A device
             array is one batch.
 
         Returns
@@ -150,20 +150,20 @@ class Sequential:
         if on_device(images):
             return self._forward.predict(images)
         step, shape = self._forward.at_once(images, step)
-        logits = np.empty((len(images), *shape), self.dtype)        # first, as it may not fit in memory
+        logits = np.empty((len(images), *shape), self.dtype)        # first, as it may not fit into memory
         for start in range(0, len(images), step) or [0]:
             logits[start:start + step] = self._forward.predict(images[start:start + step])
         return logits
 
     @property
     def device(self):
-        """Where the parameters are, and the model computes: "cpu" or "cuda"."""
+        """Where the parameters are and the model computes: "cpu" or "cuda"."""
         return self.vector.backend.device
 
     def to(self, device):
-        """Move the parameters, and with them all that is computed, to another device.
+        """Move the parameters to another device; the model computes there from then on.
 
-        Optimizers and schedulers of the model follow by themselves.
+        Its optimizers and schedulers follow by themselves.
 
         Parameters
         ----------
@@ -172,7 +172,7 @@ class Sequential:
         Returns
         -------
         model : Sequential
-            This one.
+            The model itself.
 
         Raises
         ------
@@ -181,7 +181,7 @@ class Sequential:
         ImportError
             When numba-cuda is not installed.
         RuntimeError
-            When no GPU can be used: a line that says why.
+            When no GPU can be used; the message says why.
         """
         backend = load_backend(one_of(device, "device", BACKENDS))
         backend.require()
@@ -198,12 +198,12 @@ class Sequential:
         return [parameter for _, parameter in self.named_parameters()]
 
     def state_dict(self):
-        """The parameters as contiguous arrays with PyTorch's names and shapes: copies, all from between two updates."""
+        """Copies of the parameters as contiguous arrays, with PyTorch's names and shapes, all from between the same two updates."""
         with turns.lock:
             return {name: parameter.numpy() for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state):
-        """Take over parameters; a prediction by another thread is made with all of the old ones, or all of these.
+        """Take over parameters. Another thread predicts with all of the old ones, or with all of the new ones.
 
         Parameters
         ----------
@@ -215,7 +215,7 @@ class Sequential:
         TypeError
             When `state` is no mapping, or a value no array of numbers.
         ValueError
-            When names are missing or unexpected or a shape differs: all of them are listed, and nothing is changed.
+            When names are missing or unexpected or a shape differs. The message lists all of them, and nothing is changed.
         """
         own = dict(self.named_parameters())
         arrays = _arrays(state)
@@ -226,16 +226,16 @@ class Sequential:
 
     def save(self, path):
         """`nbcnn.save(model, path)`."""
-        from nbcnn.checkpoint import save_model  # which knows models
+        from nbcnn.checkpoint import save_model  # it imports this module
         save_model(self, path)
 
     def evaluate(self, dataset, loss=None, batch_size=256):
         """`nbcnn.evaluate(model, dataset, loss, batch_size)`."""
-        from nbcnn.evaluation import evaluate  # which knows models too
+        from nbcnn.evaluation import evaluate  # it imports this module, too
         return evaluate(self, dataset, loss, batch_size)
 
     def table(self, channels):
-        """What uint8 pictures of so many channels are normalised with, (channels, 256)."""
+        """The table (channels, 256) that uint8 images of so many channels are normalised with."""
         return normalization_table(self.mean, self.std, channels, self.dtype)
 
     def shapes(self, input_shape):
@@ -244,7 +244,7 @@ class Sequential:
         Raises
         ------
         ValueError
-            When a layer cannot take what the one before gives: names the layer and both shapes.
+            When a layer cannot take the output of the one before; the message names the layer and both shapes.
         """
         shape, shapes = ints(input_shape, "input_shape", "a tuple of ints", 0), {}
         cells, most = 0, MOST_CELLS
@@ -264,7 +264,7 @@ class Sequential:
         return list(self.shapes(input_shape).values())[-1]
 
     def summary(self):
-        """A table of the layers: output shape, parameters and forward MFLOP of a sample."""
+        """A table of the layers: output shape, parameters, and MFLOP of forward for one sample."""
         shapes = self.shapes(self.input_shape) if self.input_shape else {}
         rows, before, total = [], self.input_shape, 0
         for name, layer in self.layers.items():
@@ -278,7 +278,7 @@ class Sequential:
         return format_table(["layer", "", "output", "parameters", "MFLOP"], rows)
 
     def structure(self):
-        """The layers as plain data: [name, type, arguments] each, enough to build the model again.
+        """The layers as plain data, [name, type, arguments] each, from which the model can be built again.
 
         Raises
         ------
@@ -292,7 +292,7 @@ class Sequential:
 
     @classmethod
     def from_structure(cls, structure, state=None, **options):
-        """The model that `structure` describes, with the parameters in `state`; the options are those of the constructor.
+        """The model that `structure` describes, with the parameters in `state`. The options are those of the constructor.
 
         Raises
         ------
@@ -311,7 +311,7 @@ def _layer(name, kind, arguments):
 
 
 def _arrays(state):
-    """The arrays of a state by name, wherever they are."""
+    """The arrays of a state by name, on the host or on a device."""
     instance(state, "state", Mapping, "arrays by name, as state_dict() gives them")
     return {instance(name, "state", str, "names"): numeric(value, f"state[{shown(name)}]") for name, value in state.items()}
 
@@ -327,5 +327,5 @@ def _require_same_shapes(own, arrays):
 
 
 def _rebuilt(structure, state, options):
-    """The model that Sequential.__reduce__ took apart."""
+    """The model that `Sequential.__reduce__` describes."""
     return Sequential.from_structure(structure, state, **options)

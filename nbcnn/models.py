@@ -1,4 +1,4 @@
-"""Ready-made networks, and those of one's own by the name of the function that makes them."""
+"""Ready-made networks, and networks of your own, by the name of the function that makes them."""
 import contextlib
 import importlib
 import importlib.util
@@ -18,8 +18,8 @@ from nbcnn.model import Sequential
 def cifar10_quick(*, mean=None, std=None, classes=None, seed=0, dtype=np.float32):
     """The small CIFAR-10 network of the tutorials: three 5x5 convolutions with max-pooling, two linear layers, no activation.
 
-    For 32x32 pictures: 145,578 parameters with ten classes, which is the number without `classes`; 24.7 MFLOP forward. The options
-    are those of `nbcnn.Sequential`.
+    For 32x32 images. There are ten classes unless `classes` says otherwise: then 145,578 parameters and 24.7 MFLOP forward. The
+    options are those of `nbcnn.Sequential`.
 
     Source: the CIFAR-10 quick model of Caffe, in the form that the PyTorch tutorials use.
     """
@@ -62,9 +62,9 @@ def find(name):
     Raises
     ------
     TypeError
-        When the name is no str.
+        When `name` is no str.
     ValueError
-        When there is none, or what it lies in cannot be imported: a line that says where.
+        When there is no such function, or its module cannot be imported: one line that says where.
     """
     instance(name, "name", str)
     if name in MODELS:
@@ -83,14 +83,14 @@ def find(name):
 
 
 def make(network, **options):
-    """The network of a name, or that a function makes.
+    """The network of a name, or the one that a function makes.
 
     Parameters
     ----------
     network : str or callable
-        What `find` takes, or what it returns.
+        A name that `find` takes, or a function.
     **options
-        What the function is called with, as far as it has parameters of these names.
+        The function is called with those that it has parameters for.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def make(network, **options):
     TypeError
         When `network` is neither.
     ValueError
-        When there is no such function, it fails, or it returns something else: a line that says where.
+        When there is no such function, it fails, or it returns something else: one line that says where.
     """
     maker = network if callable(network) else find(instance(network, "network", str, "the name of a network or a function"))
     with _explained():
@@ -116,7 +116,7 @@ def make(network, **options):
 
 
 def _module(place):
-    """A module by its name or its file. What lies beside it, or in the working folder, can be imported as from a script."""
+    """A module by its name or its file. It may import modules beside its file, or in the working folder, as a script may."""
     if not place.endswith(".py"):
         sys.path[:0] = [os.getcwd()] if os.getcwd() not in sys.path else []
         return importlib.import_module(place)
@@ -125,14 +125,14 @@ def _module(place):
     folder = os.path.dirname(os.path.abspath(place))
     sys.path[:0] = [folder] if folder not in sys.path else []
     spec = importlib.util.spec_from_file_location(place, place)
-    module = sys.modules[place] = importlib.util.module_from_spec(spec)     # registered, as dataclasses ask for it
+    module = sys.modules[place] = importlib.util.module_from_spec(spec)     # dataclasses look for it there
     spec.loader.exec_module(module)
     return module
 
 
 @contextlib.contextmanager
 def _explained():
-    """Whatever somebody else's code raises becomes a ValueError of one line, with the place in that code."""
+    """Whatever the user's code raises becomes a ValueError of one line that names the place in that code."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -140,6 +140,6 @@ def _explained():
         frames = [frame for frame in traceback.extract_tb(error.__traceback__)
                   if not frame.filename.startswith((ours, "<")) and "importlib" not in frame.filename]
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-        if isinstance(error, SyntaxError):      # its message has the place
+        if isinstance(error, SyntaxError):      # its message names the place
             where = ""
         raise ValueError(f"{type(error).__name__}: {one_line(str(error), 200)}{where}") from None

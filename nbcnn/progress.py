@@ -7,22 +7,22 @@ from nbcnn.kernels.arguments import fraction, integer, real
 
 @dataclass
 class Progress:
-    """How far a training is: with parameters and momentum, all it takes to go on with the same bits.
+    """How far a training is. With parameters and momentum, this is all that is needed to go on with the same bits.
 
     Parameters
     ----------
     epoch : int
         Epochs finished.
     step : int
-        Batches done of the next one.
+        Batches done of the next epoch.
     loss_sum : float
-        Sum of their losses, each times its number of pictures.
+        The sum of these batches' losses, each times its number of samples.
     samples : int
-        Pictures in them.
+        How many samples they had together.
     best_accuracy : float or None
-        The best test accuracy so far, a fraction, and
+        The best test accuracy so far, from 0 to 1.
     best_epoch : int
-        the epoch it was reached after, counted from 1.
+        The epoch, counted from 1, that it was reached after.
     """
     epoch: int = 0
     step: int = 0

@@ -1,5 +1,5 @@
-"""`nbcnn.evaluate(model, dataset)`, and in `__main__.py` the command `nbcnn evaluate`, or `python -m nbcnn.evaluate`.
+"""`nbcnn.evaluate(model, dataset)`; the command `nbcnn evaluate`, or `python -m nbcnn.evaluate`, is in `__main__.py`.
 
-The command is not in a module nbcnn/evaluate.py: importing that would put the module in the place of the function.
+If the command were a module nbcnn/evaluate.py, importing it would replace the function `nbcnn.evaluate` by the module.
 """
 from nbcnn.evaluation import evaluate

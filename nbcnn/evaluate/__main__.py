@@ -28,7 +28,7 @@ def _main(argv):
         raise ValueError(f"--data-dir {place}: the shapes are built in; give --dataset cifar10 or --dataset folder as well")
     scheduler = BackpropScheduler(model, cli.make_loss(saved.options))
     if model.input_shape is not None:
-        scheduler.fitting(model.input_shape, 1)       # before pictures are read that large
+        scheduler.fitting(model.input_shape, 1)       # before pictures of that size are read
     (dataset,), why = datasets.choose(name, place, [options["split"]], shape=model.input_shape, classes=model.classes,
                                       max_pixels=options.get("max_pixels"))
     with tqdm(total=len(dataset), unit=" pictures", leave=False, disable=not sys.stderr.isatty()) as bar:
