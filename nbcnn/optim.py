@@ -1,7 +1,7 @@
 """Stochastic gradient descent, and learning rates that change from step to step.
 
-A schedule is a function: from the number of a step, counted from 0, to its learning rate. They agree with the classes of
-torch.optim.lr_scheduler stepped once per batch.
+A schedule is a function from the number of a step, counted from 0, to its learning rate. The schedules agree with the classes of
+torch.optim.lr_scheduler that are stepped once per batch.
 
     learning_rate = nbcnn.optim.cosine(0.1, total=1000)
     for k, (images, labels) in enumerate(batches):
@@ -23,9 +23,9 @@ class SGD:
     Parameters
     ----------
     params : list of Parameter
-        All of one model, or some of them.
+        All parameters of one model, or some of them.
     lr : float
-        Learning rate; the attribute `lr` may be set before any step.
+        Learning rate. The attribute `lr` may be set before every step.
     momentum, dampening, weight_decay : float
     nesterov, maximize : bool
 
@@ -34,13 +34,13 @@ class SGD:
     TypeError
         When `params` holds something else, or a rate is no number.
     ValueError
-        When `params` is empty, names one twice or mixes models, a rate is negative or not finite, or nesterov comes without
-        momentum or with dampening.
+        When `params` is empty, holds a parameter twice or mixes models; when a rate is negative or not finite; when nesterov comes
+        without momentum or with dampening.
 
     Notes
     -----
-    A parameter whose grad is None is left alone, and its momentum too. Parameters that lie side by side and are in the same state
-    are updated by one call of the kernel, the zeros between them included: for a whole model that is one call.
+    A parameter whose grad is None stays as it is, and so does its momentum. One call of the kernel updates all parameters that lie
+    side by side in memory, as long as all of them have momentum or all have none yet: for a whole model that is one call.
 
     Source: PyTorch's torch.optim.SGD.
     """
@@ -64,7 +64,7 @@ class SGD:
         cast = dtype.type
         self._options = (cast(self.momentum), cast(1 - self.dampening), cast(self.weight_decay), self.weight_decay > 0,
                          self.momentum > 0, self.nesterov, self.maximize)
-        # The momentum lies as the parameters do, and where they do; without momentum there is none.
+        # The momentum lies on the device of the parameters, in the same order; without momentum it is empty.
         self._backend = self.vector.backend
         self._buffer = self._backend.allocate(self.vector.data.shape if self.momentum > 0 else (0,), cast)
         self._has_momentum = [False] * len(self.params)
@@ -98,27 +98,27 @@ class SGD:
             self._spans_for = None
 
     def follow(self):
-        """Take the momentum to where the parameters are now: `Sequential.to` moves only these."""
+        """Move the momentum to the device of the parameters: `Sequential.to` moves only these."""
         if self._backend is not self.vector.backend:
             self._buffer = self.vector.backend.to_device(self._backend.to_host(self._buffer))
             self._backend, self._spans_for = self.vector.backend, None
 
     def update_of_all(self):
-        """(momentum, options) of an update of the whole vector; None while parts are left out or have no momentum yet."""
+        """(momentum, options) for an update of the whole vector; None while a parameter is left out or has no momentum yet."""
         self.follow()
         whole = len(self.params) == self.vector.count and (self.momentum == 0 or all(self._has_momentum))
         return (self._buffer, self._options) if whole else None
 
     def updates(self):
-        """(parameters, momentum, gradient, first, options) for each piece of memory of an update, where all have a gradient."""
+        """(data, momentum, gradient, first, options) for each piece of memory, where all parameters have a gradient."""
         return [(*span, self._options) for span in self._plan([True] * len(self.params))]
 
     def updated(self):
-        """Note that `updates` were made."""
+        """Note that the `updates` were made."""
         self._has_momentum, self._spans_for = [self.momentum > 0] * len(self.params), None
 
     def _plan(self, have_grad):
-        """The calls of an update: (data, momentum, grad, first) for each run of neighbours in the same state."""
+        """(data, momentum, grad, first) for each run of neighbours that all have momentum, or all get their first one."""
         step = self._backend.ALIGNMENT // self.vector.data.dtype.itemsize
         runs = []       # [start, stop, first]
         for parameter, first in sorted(((parameter, self.momentum > 0 and not had) for parameter, has, had
@@ -132,7 +132,7 @@ class SGD:
                  self.vector.grad[start:stop], first) for start, stop, first in runs]
 
     def momentum_buffer(self, parameter):
-        """The momentum of a parameter in PyTorch's shape, a writable view; None while it has none."""
+        """The momentum of a parameter, a writable view in PyTorch's shape; None while there is none."""
         position = next((k for k, own in enumerate(self.params) if own is parameter), None)
         if position is None or not self._has_momentum[position]:
             return None
@@ -140,19 +140,19 @@ class SGD:
         return parameter.shaped(self._buffer[parameter.start:parameter.stop])
 
     def state_dict(self):
-        """The options, and a copy of the momentum of each parameter, by position (None where there is none yet)."""
+        """The options, and a list with a copy of each parameter's momentum, None where there is none yet."""
         buffers = [self.momentum_buffer(parameter) for parameter in self.params]
         return {"lr": self.lr, "momentum": self.momentum, "dampening": self.dampening, "weight_decay": self.weight_decay,
                 "nesterov": self.nesterov, "maximize": self.maximize,
                 "momentum_buffers": [None if buffer is None else self._backend.to_host(buffer) for buffer in buffers]}
 
     def load_state_dict(self, state):
-        """Take over options and momentum from `state_dict`.
+        """Take over the options and the momentum that `state_dict` gave.
 
         Raises
         ------
         TypeError, ValueError
-            When an entry is missing or a momentum buffer does not fit; nothing is changed.
+            When an entry is missing or a momentum buffer does not fit. Nothing is changed then.
         """
         state = dict(instance(state, "state", Mapping, "what SGD.state_dict() gives"))
         buffers = state.pop("momentum_buffers", None)
@@ -185,7 +185,7 @@ def constant(lr):
 
 
 def step(lr, step_size, gamma=0.1):
-    """lr * gamma^floor(k / step_size): smaller by a factor after every `step_size` steps.
+    """lr * gamma^floor(k / step_size): multiplied by gamma after every `step_size` steps.
 
     Examples
     --------
@@ -217,7 +217,7 @@ def cosine(lr, total, final=0.0):
 
 
 def _with_former_names_refused(function):
-    """`one_cycle`, which says what an argument is called now when it gets one by the name it had before."""
+    """`one_cycle` with a TypeError for the names that its arguments had before."""
     former = {"peak": "max_lr", "rise": "pct_start", "divide_first": "div_factor", "divide_last": "final_div_factor"}
 
     @functools.wraps(function)
@@ -239,14 +239,13 @@ def one_cycle(max_lr, total, pct_start=0.2, div_factor=25.0, final_div_factor=1e
     total : int
         Number of steps of the whole training.
     pct_start : float
-        The part of them spent on the way up, from 0 to 1: `max_lr` is reached at step pct_start*total - 1, the last value at step
-        total - 1.
+        The part of them, from 0 to 1, on the way up: step pct_start*total - 1 has max_lr, step total - 1 the last rate.
     div_factor, final_div_factor : float, positive
-        initial_lr = max_lr/div_factor, and the last value is initial_lr/final_div_factor.
+        The first rate is initial_lr = max_lr/div_factor, the last one initial_lr/final_div_factor.
 
     Notes
     -----
-    When the way up is shorter than one step, training begins at `max_lr`.
+    When the way up is shorter than one step, the first step has max_lr.
 
     Source: PyTorch's torch.optim.lr_scheduler.OneCycleLR, whose pct_start is 0.3 by default.
 
@@ -271,5 +270,5 @@ def one_cycle(max_lr, total, pct_start=0.2, div_factor=25.0, final_div_factor=1e
 
 
 def _cosine(start, end, part):
-    """From start to end along half a cosine, `part` of the way; `end` beyond it."""
+    """From start to end along half a cosine, a `part` of the way; `end` where the part is above 1."""
     return end + (start - end) * (1 + math.cos(math.pi * min(part, 1))) / 2

@@ -1,4 +1,4 @@
-"""Parameters: named views of three flat vectors (data, gradient, and the optimizer's momentum)."""
+"""Parameters: views of two flat vectors, data and gradient."""
 import math
 
 import numpy as np
@@ -8,14 +8,14 @@ from nbcnn.kernels.backend import load_backend, on_device
 
 
 class ParameterVector:
-    """The memory of a model's parameters: one vector of data and one of gradients, each parameter starting on 64 bytes.
+    """The memory of a model's parameters: one vector of data and one of gradients. Each parameter is aligned to 64 bytes.
 
-    The gaps between parameters are zero and stay zero, so an update may run over the whole vector in one go.
+    The gaps between parameters are zero and stay zero, so one update may run over the whole vector.
 
     Attributes
     ----------
     backend : module
-        Where the vectors lie, and what computes on them.
+        The backend whose memory holds the vectors.
     """
 
     def __init__(self, parameters, dtype):
@@ -28,7 +28,7 @@ class ParameterVector:
         self.data, self.grad = self.backend.allocate((size,), dtype), self.backend.allocate((size,), dtype)
 
     def move(self, backend):
-        """Go to another backend's memory, values and all."""
+        """Move the values to another backend's memory."""
         if backend is not self.backend:
             self.data, self.grad = (backend.to_device(self.backend.to_host(vector)) for vector in (self.data, self.grad))
             self.backend = backend
@@ -38,19 +38,19 @@ class ParameterVector:
 
 
 class Parameter:
-    """A tensor that is learned. Its layer makes it, the model that takes the layer gives it memory and initial values.
+    """A tensor that is learned. Its layer makes it; the model that takes the layer gives it memory and initial values.
 
     Attributes
     ----------
     shape : tuple
         PyTorch's shape.
     data : float array
-        The values: a writable view in PyTorch's shape. Four axes (O, C, KH, KW) lie in memory as (O, KH, KW, C). Of a model on
-        a GPU it is a device array, as grad is; `numpy()` and `set(values)` copy from and to either.
+        The values: a writable view in PyTorch's shape. Four axes (O, C, KH, KW) lie in memory as (O, KH, KW, C). For a model on a
+        GPU, data and grad are device arrays; `numpy()` and `set(values)` copy from and to both kinds.
     grad : float array or None
-        dLoss/d(data), a writable view; None before the first backward and after zero_grad(). Unlike PyTorch's it is the
-        same memory every time: copy what is to outlive the next step. Assigning an array copies it in, assigning None
-        removes it.
+        dLoss/d(data), a writable view; None before the first backward and after zero_grad(). Unlike PyTorch's it is the same
+        memory every time: copy what you need after the next step. Assigning an array copies its values, assigning None removes
+        the gradient.
     """
 
     def __init__(self, shape, fan_in):
@@ -88,22 +88,22 @@ class Parameter:
         self.has_grad = value is not None
 
     def numpy(self):
-        """The values as a NumPy array of their own, wherever they are."""
+        """A copy of the values as a NumPy array."""
         return self._memory().backend.to_host(self.data)
 
     def set(self, values):
-        """Overwrite the values with an array of PyTorch's shape; denormal numbers, which are slow to compute with, become 0."""
+        """Overwrite the values with an array of PyTorch's shape. Denormal numbers, which are slow to compute with, become 0."""
         values = numeric(values, "values", self.shape, "that of the parameter")
         if not on_device(values):
             values = np.array(values, self.flat.dtype, order="C")
             flat, tiny = values.reshape(-1), np.finfo(values.dtype).tiny
-            for start in range(0, flat.size, 1 << 16):      # piece by piece, as comparing takes as much memory again
+            for start in range(0, flat.size, 1 << 16):      # piece by piece, as the comparison needs memory
                 part = flat[start:start + (1 << 16)]
                 part[abs(part) < tiny] = 0
         self.write(self.flat, values)
 
     def shaped(self, flat):
-        """A vector in the order of memory as a view in PyTorch's shape."""
+        """A view in PyTorch's shape of a vector in the order of memory."""
         return self._memory().backend.unflat_weight(flat, self.shape)
 
     def write(self, flat, values):

@@ -1,7 +1,7 @@
 """Pictures from files, as a network takes them.
 
-A file may come from anybody: only formats that are decoded in this process, by decoders in wide use, are opened; what a picture
-takes of memory is known from its header before anything is decoded; and large ones are made small before they are converted.
+A file may come from anybody. So only formats are opened whose decoders run in this process and are in wide use; the header says how
+much memory a picture needs, before anything is decoded; and large pictures are made small before they are converted.
 """
 import importlib
 import math
@@ -17,30 +17,30 @@ from nbcnn.files import require_file
 from nbcnn.kernels.arguments import integer, ints
 from nbcnn.kernels.shown import shown
 
-# The formats, and how many pixels a picture may have: more than the cameras of 100 and 108 megapixels give, and fewer where Pillow
-# holds more at once than the 4 bytes of a pixel (16 for WEBP, 12 for AVIF and a TIFF in one strip), so that none takes a gigabyte.
+# The formats, and how many pixels a picture may have: those of a camera with 108 megapixels. Fewer where Pillow needs more than the
+# usual 4 bytes a pixel (16 for WEBP, 12 for AVIF and for a TIFF in one strip), so that no picture takes a gigabyte.
 FORMATS = {"JPEG": 110_000_000, "PNG": 110_000_000, "GIF": 110_000_000, "BMP": 110_000_000, "PPM": 110_000_000,
            "TIFF": 80_000_000, "WEBP": 50_000_000, "AVIF": 50_000_000}
-for _plugin in ("Jpeg", "Png", "Gif", "Bmp", "Ppm", "Tiff", "WebP", "Avif"):      # Pillow by itself would import all it has
+for _plugin in ("Jpeg", "Png", "Gif", "Bmp", "Ppm", "Tiff", "WebP", "Avif"):      # otherwise Pillow imports all of its plugins
     importlib.import_module(f"PIL.{_plugin}ImagePlugin")
 ENDINGS = {end for end, kind in Image.EXTENSION.items() if kind in FORMATS}
-RUNS = 5_000_000        # pixels of a BMP of run lengths, which Pillow decodes in Python: 10 million a second
-LARGEST = 500_000_000   # bytes of a file: what is decoded may be in memory together with it
-LARGE = 1 << 12         # bytes of a file that takes longer to decode than to hand to another thread
-FULL = 1 << 22          # pixels of a picture that is converted as a whole; of a larger one a band after the other
+RUNS = 5_000_000        # pixels of a BMP with run lengths: Pillow decodes it in Python, 10 million pixels a second
+LARGEST = 500_000_000   # bytes of a file: it may be in memory together with the decoded picture
+LARGE = 1 << 12         # bytes of a file that is worth a thread of its own
+FULL = 1 << 22          # pixels: a larger picture is converted one band after the other
 BAND = 1 << 20          # pixels of a band
-SCAN = b"\xff\xda"      # begins a scan of a JPEG; a progressive one has about ten, each of which takes time, however short
-SCANS = 30              # of the largest picture; a smaller one may have more
-ORIENTATION = 0x0112    # of EXIF; 1 is upright
+SCAN = b"\xff\xda"      # begins a scan of a JPEG. A progressive one has about ten, and even a short scan takes time
+SCANS = 30              # that the largest picture may have; a smaller one may have more
+ORIENTATION = 0x0112    # an entry of EXIF; 1 means upright
 UPRIGHT = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
                                Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
                                Image.Transpose.ROTATE_90), strict=True))
-SIDEWAYS = range(5, 9)  # those that make the width the height
+SIDEWAYS = range(5, 9)  # the orientations that exchange width and height
 MODES = {1: "L", 3: "RGB"}      # by the number of channels
 
 
 class _Room:
-    """Room for the pictures that threads decode at once: as much as the largest one takes."""
+    """Room for the pictures that threads decode at once: as much as the largest picture takes."""
     SIZE = 1000
 
     def __init__(self):
@@ -61,7 +61,7 @@ class _Room:
 
 
 _room = _Room()
-if hasattr(os, "register_at_fork"):     # a child has none of the threads that would leave
+if hasattr(os, "register_at_fork"):     # a child has none of the threads that would give their share back
     os.register_at_fork(after_in_child=_room.__init__)
 
 
@@ -78,8 +78,8 @@ def read_picture(file, shape, max_pixels=None):
     shape : tuple (C, H, W)
         C is 1, grey, or 3, red, green and blue.
     max_pixels : int, optional
-        How many pixels the file may have; by default as FORMATS says. A number above Pillow's own limit, which is the whole
-        process's, raises that as well.
+        How many pixels the file may have; by default as FORMATS says. A number above Pillow's own limit raises that limit, too,
+        for the whole process.
 
     Returns
     -------
@@ -90,7 +90,8 @@ def read_picture(file, shape, max_pixels=None):
     OSError
         When the file cannot be read, or is no regular file.
     ValueError
-        When it is no picture, a damaged one, or one of too many pixels; it names the file. Also for a shape that is none.
+        When the file is no picture, is damaged, or has too many pixels: the message names it. Also when `shape` is no shape of a
+        picture.
 
     Examples
     --------
@@ -113,21 +114,21 @@ def read_picture(file, shape, max_pixels=None):
                 raise ValueError(f"it has more than {LARGEST:,} bytes")
         with Image.open(file, formats=tuple(FORMATS)) as image:
             runs = any(tile[0] == "bmp_rle" for tile in image.tile)
-            limit = max_pixels or (RUNS if runs else FORMATS.get(image.format, FORMATS["JPEG"]))    # a JPEG may come out as MPO
+            limit = max_pixels or (RUNS if runs else FORMATS.get(image.format, FORMATS["JPEG"]))    # Pillow may call a JPEG MPO
             pixels = math.prod(image.size)
             if pixels > limit:
                 raise Image.DecompressionBombError(f"it has {image.width:,} x {image.height:,} pixels, more than {limit:,}")
             mode = MODES[channels]
             image.draft(mode, (4 * max(height, width),) * 2)        # a large JPEG is decoded at a fraction of its size
             if image.format in ("JPEG", "MPO"):
-                if (1 + image.fp.read().count(SCAN)) * pixels > SCANS * limit:      # each goes through all coefficients
+                if (1 + image.fp.read().count(SCAN)) * pixels > SCANS * limit:      # each scan goes through all coefficients
                     raise ValueError("more scans than a JPEG of its size has")
                 if "progressive" not in image.info:
                     pixels = math.prod(image.size)
             part = _Room.SIZE * pixels // limit
-            with _room.share(part) if part else nullcontext():      # which small ones need not ask for
+            with _room.share(part) if part else nullcontext():      # small pictures need not wait
                 picture = _fitted(image, mode, (width, height))
-    except Exception as error:      # what a damaged file makes Pillow raise
+    except Exception as error:      # a damaged file can make Pillow raise anything
         name = file if is_path else getattr(file, "name", "the stream")
         if isinstance(error, OSError) and error.errno:
             error.filename = os.fspath(name)
@@ -151,14 +152,14 @@ def picture_shape(shape):
 
 
 def read_pictures(files, shape, threads=None, max_pixels=None):
-    """Read pictures as `read_picture` does, large ones in several threads.
+    """Read pictures as `read_picture` does; large files in several threads.
 
     Parameters
     ----------
     files : sequence of paths or binary streams
     shape : tuple (C, H, W)
     threads : int, optional
-        As many as there are cores by default.
+        By default as many as there are cores.
     max_pixels : int, optional
         As of `read_picture`.
 
@@ -172,7 +173,7 @@ def read_pictures(files, shape, threads=None, max_pixels=None):
             return read_picture(file, shape, max_pixels)
         except (OSError, ValueError) as error:
             return error
-    some = files[::len(files) // 32 + 1]        # whose sizes say enough
+    some = files[::len(files) // 32 + 1]        # a sample says enough about the sizes
     if sum(map(_size, some)) < LARGE * len(some):
         return [attempt(file) for file in files]
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
@@ -180,7 +181,7 @@ def read_pictures(files, shape, threads=None, max_pixels=None):
 
 
 def _size(file):
-    """How many bytes a file has, 0 where that is not known."""
+    """How many bytes a file has; 0 where that is not known."""
     try:
         return os.stat(file).st_size
     except (OSError, TypeError, ValueError):
@@ -188,7 +189,7 @@ def _size(file):
 
 
 def find_pictures(path):
-    """The pictures in a folder, and in the folders in it, by the ends of their names; hidden ones and links to folders left out.
+    """The pictures in a folder and in the folders in it, by the ends of their names, without hidden ones and links to folders.
 
     Parameters
     ----------
@@ -212,11 +213,11 @@ def find_pictures(path):
         folders[:] = [name for name in folders if name[0] != "."]
         found += [os.path.join(folder, name) for name in names
                   if os.path.splitext(name)[1].lower() in ENDINGS and name[0] != "."]
-    return sorted(file for file in found if os.path.isfile(file) or os.path.islink(file))       # no pipes, which may wait forever
+    return sorted(file for file in found if os.path.isfile(file) or os.path.islink(file))       # no pipes, which may never end
 
 
 def _fitted(image, mode, size):
-    """The picture as an array: decoded, upright, of the mode and size."""
+    """The picture as an array: decoded, upright, in the mode and size asked for."""
     image.load()
     orientation = image.getexif().get(ORIENTATION)
     full = _full_scale(image)
@@ -224,7 +225,7 @@ def _fitted(image, mode, size):
         image = _reduced(image, mode, full, size[::-1] if orientation in SIDEWAYS else size)
     else:
         image = _plain(image, mode, full)
-    # A picture that is right as it is is not copied again and again.
+    # A picture that is upright and has the size already is not copied again.
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if image.size != size:
@@ -233,7 +234,7 @@ def _fitted(image, mode, size):
 
 
 def _reduced(image, mode, full, size):
-    """The centre of a large picture, in the proportions of `size`, made smaller by a whole factor to no less than 4 times of it."""
+    """The centre of a large picture, in the proportions of `size`, reduced by a whole factor to at least 4 times `size`."""
     scale = min(image.width / size[0], image.height / size[1])
     factor = max(1, int(scale / 4))
     width, height = (min(side, math.ceil(scale * part)) // factor * factor for side, part in zip(image.size, size, strict=True))
@@ -245,7 +246,7 @@ def _reduced(image, mode, full, size):
 
 
 def _bands(image, box, factor=1):
-    """(how far down, a part as wide as the box): parts of BAND pixels, or of `factor` rows where these are more."""
+    """(distance from the top of the box, part of the image) for parts of BAND pixels, and at least `factor` rows."""
     left, top, right, bottom = box
     rows = max(1, BAND // (right - left) // factor) * factor
     for y in range(top, bottom, rows):
@@ -253,21 +254,21 @@ def _bands(image, box, factor=1):
 
 
 def _values(image):
-    """The values of a picture of more than 8 bits; what is no number is 0."""
+    """The values of a picture of more than 8 bits, with 0 for NaN."""
     return np.nan_to_num(np.array(image, np.float32), copy=False)
 
 
 def _full_scale(image):
-    """Which value of a picture of more than 8 bits is white; None for others."""
+    """The value that is white in a picture of more than 8 bits; None for other pictures."""
     if image.mode[0] not in "IF":
         return None
     peak = max(_values(band).max() for _, band in _bands(image, (0, 0, *image.size)))
-    # Integers have 16 bits, whatever mode Pillow chose. Floats have no scale: taken is the smallest usual one that holds them.
+    # Integers have 16 bits, whatever mode Pillow chose. Floats have no fixed scale: take the smallest usual one that is enough.
     return next((scale for scale in ((1, 255, 65535) if image.mode == "F" else (65535,)) if peak <= scale), peak)
 
 
 def _plain(image, mode, full):
-    """The picture in the mode "RGB" or "L", without transparency and with 8 bits a channel."""
+    """The picture in the mode "RGB" or "L", laid on white where it is transparent, with 8 bits a channel."""
     if full is not None:
         values = _values(image)
         values *= np.float32(255 / full)

@@ -19,9 +19,9 @@ from nbcnn.pictures import LARGEST, find_pictures, picture_shape, read_pictures
 from nbcnn.scheduler import BackpropScheduler
 
 NAME = "nbcnn predict"
-BATCH = 256         # pictures at a time, where that many fit into
-MEMORY = 2**29      # bytes: a checkpoint, which anybody may have written, says how large pictures and layers are
-# What outputs mean, by the loss they were trained with: what makes them shares, and what these are called.
+BATCH = 256         # pictures at a time, or fewer where they do not fit into
+MEMORY = 2**29      # bytes: a checkpoint says how large pictures and layers are, and anybody may have written it
+# What outputs mean, by the loss they were trained with: a function of them, and what its values are called.
 MEANINGS = {"cross_entropy": (softmax, "probability"), "bce": (sigmoid_forward, "probability"),
             "mse": (np.asarray, "output"), "l1": (np.asarray, "output")}
 
@@ -56,7 +56,7 @@ def _main(argv):
 
 
 def _at_once(model, name):
-    """How many pictures to take at a time; ValueError or MemoryError where the network cannot say what is in one."""
+    """How many pictures to take at a time; ValueError or MemoryError where the network cannot say what is in a picture."""
     try:
         picture_shape(model.input_shape)
     except (TypeError, ValueError) as error:
@@ -71,7 +71,7 @@ def _at_once(model, name):
 
 
 def _files(arguments):
-    """(the files that the arguments name, errors of folders)."""
+    """(the files that the arguments name, the errors of folders)."""
     files, bad = [], []
     for argument in arguments:
         if argument == "-" or not os.path.isdir(argument):
@@ -88,7 +88,7 @@ def _files(arguments):
 
 
 def _opened(file):
-    """What Pillow opens: the path, or what - stands for."""
+    """What Pillow opens for an argument: the path, or standard input for -."""
     if file != "-":
         return file
     stream = io.BytesIO(sys.stdin.buffer.read(LARGEST) if sys.stdin else b"")

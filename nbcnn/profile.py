@@ -1,4 +1,4 @@
-"""Where the time of a training goes, kernel by kernel, and how much of what the processor can multiply it uses."""
+"""The time of a training, kernel by kernel, and its share of the processor's peak of multiplications."""
 import math
 import time
 
@@ -16,27 +16,27 @@ ELSE = "everything else"
 
 
 def fma_peak(threads=None, dtype=np.float32):
-    """The most that the multipliers reach with the kernels' instructions: the register tile alone, on data in the first cache.
+    """The highest rate that the kernels' instructions can reach: the register tile alone, on data in the first cache.
 
     Parameters
     ----------
     threads : int, optional
-        How many at once; as many as Numba uses now by default.
+        By default as many as Numba uses now.
     dtype : dtype
         float32 or float64.
 
     Returns
     -------
     rate : float
-        GFLOP/s of all threads together, a multiplication and an addition counted as two: the best of many runs within 0.3 s.
-        Too small where something else keeps the cores busy all that time.
+        GFLOP/s of all threads together, the best of many runs within 0.3 s. A multiplication with an addition counts as two. The
+        rate is too small where something else keeps the cores busy all that time.
 
     Raises
     ------
     TypeError
-        When `threads` is no int, or `dtype` another one.
+        When `threads` is no int, or `dtype` is another dtype.
     ValueError
-        When there are fewer threads than that.
+        When there are not so many threads.
     """
     before = numba.get_num_threads()
     threads, dtype = before if threads is None else integer(threads, "threads", 1), np.dtype(dtype)
@@ -45,7 +45,7 @@ def fma_peak(threads=None, dtype=np.float32):
     if dtype not in FLOATS:
         raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
     P, V = tile_shape(2 * lanes(dtype), dtype)
-    width, K = V * lanes(dtype), 64     # x and w take 10 KiB together with registers of 512 bits
+    width, K = V * lanes(dtype), 64     # x and w take 10 KiB together, with registers of 512 bits
     x, w, y = cpu.allocate((P, K), dtype), cpu.allocate((K, width), dtype), cpu.allocate((threads, P, width), dtype)
     # Sums that neither grow nor become denormal: 1 - 1 + 1 - 1 ...
     x[...], w[...] = 1, (-1.0) ** np.arange(K)[:, None]
@@ -54,7 +54,7 @@ def fma_peak(threads=None, dtype=np.float32):
     numba.set_num_threads(threads)
     try:
         launch(kernel, y, x, w, 1)      # compiles, and starts the threads
-        end = time.perf_counter() + 0.3     # the operating system takes its time to give each thread a core
+        end = time.perf_counter() + 0.3     # the operating system needs time to give each thread a core
         while (started := time.perf_counter()) < end:
             launch(kernel, y, x, w, repeats)
             best = min(best, time.perf_counter() - started)
@@ -64,36 +64,36 @@ def fma_peak(threads=None, dtype=np.float32):
 
 
 class Profile:
-    """What `BackpropScheduler.profile` has measured; print it for a table.
+    """What `BackpropScheduler.profile` has measured; print(profile) shows a table.
 
     Parameters
     ----------
     dtype : dtype
-        Of the model, which decides what the peak is.
+        That of the model: the peak depends on it.
 
     Attributes
     ----------
     steps : int
         Training steps: forward passes with training=True.
     threads : int
-        How many the block had, and
+        How many threads the block had.
     peak : float
-        their `fma_peak`, measured before it began.
+        The `fma_peak` of these threads, measured before the block began.
 
     Notes
     -----
-    GFLOP/s count the multiplications and additions of a kernel's formula. Taps that read padding are included although the kernels
-    skip most of them, so a share of the peak may exceed 1. Kernels that move or compare numbers have none.
+    GFLOP/s count the multiplications and additions in a kernel's formula. Taps that read padding count, although the kernels skip
+    most of them, so a share of the peak may exceed 1. Kernels that move or compare numbers have no GFLOP/s.
     """
 
     def __init__(self, dtype=np.float32):
         self.steps, self.dtype, self.threads, self.peak = 0, np.dtype(dtype), None, None
-        self._before, self._started = 0.0, None     # seconds in blocks that have ended; when the present one began
+        self._before, self._started = 0.0, None     # seconds of the blocks that have ended, and when this one began
         self._recorded = {}                         # [calls, seconds, flop] by (step, pass, kernel)
 
     @property
     def seconds(self):
-        """The time in the block, up to now if it has not ended."""
+        """The seconds in the block; up to now if it has not ended."""
         return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     @property
@@ -101,24 +101,24 @@ class Profile:
         """The rows of the table without the total: a list of dicts, empty before the first training step.
 
         Each has step (names of layers, "loss", "optimizer" or "everything else"), pass ("forward", "backward", "both", "update"
-        or ""), kernel (or class), calls (in all), ms (milliseconds per step), share (of the time in the block: these add up
-        to 1), gflops (GFLOP/s) and peak_share (of `peak`). What does not apply is None.
+        or ""), kernel (or class), calls (in all), ms (milliseconds per step), share (of the time in the block; all shares add up
+        to 1), gflops (GFLOP/s) and peak_share (of `peak`). A value that does not apply is None.
         """
         return self._table()[:-1]
 
     def start(self):
-        """The block begins, or goes on."""
+        """The block begins or goes on."""
         if self.threads is None:
             self.threads = numba.get_num_threads()
             self.peak = fma_peak(self.threads, self.dtype)
         self._started = time.perf_counter()
 
     def stop(self):
-        """It ends."""
+        """The block ends."""
         self._before, self._started = self.seconds, None
 
     def call(self, key, function, *arguments):
-        """Call a function and return what that returns; its time is recorded under key = (step, pass, kernel)."""
+        """Call a function and return its result; the time is recorded under key = (step, pass, kernel)."""
         started = time.perf_counter()
         result = function(*arguments)
         seconds = time.perf_counter() - started
@@ -126,7 +126,7 @@ class Profile:
         return result
 
     def run(self, steps, direction, calls):
-        """Make the calls of kernels, each on its own; its time is recorded under the name of its step."""
+        """Run the calls of kernels one by one, and record the time of each under its step's name."""
         for step, call in zip(steps, calls, strict=True):
             started = time.perf_counter()
             run([call])
@@ -137,13 +137,13 @@ class Profile:
         self._recorded[key] = calls + 1, seconds_before + seconds, flop_before + flop
 
     def _table(self):
-        """All rows, the total the last."""
+        """All rows, with the total as the last one."""
         if not self.steps:
             return []
         total, (seconds, flops) = self.seconds, map(sum, list(zip(*self._recorded.values(), strict=True))[1:])
 
         def row(names, calls, seconds, flop):
-            rate = flop / seconds / 1e9 if flop and seconds else None       # a clock may be too coarse
+            rate = flop / seconds / 1e9 if flop and seconds else None       # the clock may be too coarse for a time above 0
             return {**dict(zip(("step", "pass", "kernel"), names, strict=True)), "calls": calls, "ms": seconds / self.steps * 1e3,
                     "share": seconds / total, "gflops": rate, "peak_share": rate and rate / self.peak}
         return [*(row(names, *entry) for names, entry in self._recorded.items()),

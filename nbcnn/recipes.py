@@ -1,4 +1,4 @@
-"""What --recipe and the other options of `nbcnn train` mean: values, pictures, a network, an optimizer and learning rates."""
+"""What --recipe and the other options of `nbcnn train` mean: values, pictures, network, optimizer and learning rates."""
 import zlib
 
 import numba
@@ -17,7 +17,7 @@ RECIPES = {
 EPOCHS = {"cifar10": 16, "shapes": 6, "folder": 16}     # of the default recipe
 OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", size=32, model="cifar10_quick",
               loss="cross_entropy", label_smoothing=0.0, seed=0, threads=None, save_every=None, fingerprint=None)
-FREE = {"resume", "out", "max_pixels", "data_dir", "threads", "save_every"}      # change no bit of the result
+FREE = {"resume", "out", "max_pixels", "data_dir", "threads", "save_every"}      # these change no bit of the result
 MEAN_STD = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "shapes": ((0.5,) * 3, (0.29,) * 3)}
 SCHEDULES = {
     "constant": lambda lr, total: optim.constant(lr),
@@ -28,7 +28,7 @@ SCHEDULES = {
 
 
 def default_text(name):
-    """What an option is when it is not given, as --help says it; "" for one without a default."""
+    """An option's default, as --help shows it; "" where there is none."""
     if name in OTHERS:
         return "" if OTHERS[name] is None else f" (default: {OTHERS[name]})"
     if name not in RECIPES["default"]:
@@ -41,30 +41,29 @@ def default_text(name):
 
 
 def new_options(given):
-    """All options of a new run: those given, and what its recipe says of the others."""
+    """All options of a new run: those given, and the recipe's values for the others."""
     options = {**OTHERS, **RECIPES[given.get("recipe", OTHERS["recipe"])],
                **{name: value for name, value in given.items() if name not in ("out", "max_pixels")}}
     if options["momentum"] == 0 and "nesterov" not in given:
         options["nesterov"] = False
     if options["dataset"] == "auto" and "data_dir" in given:
-        options["dataset"] = "cifar10"      # who says where it is does not want the shapes
+        options["dataset"] = "cifar10"      # a user who says where the files are does not want the shapes
     return options
 
 
 def resumed_options(given, saved, source, parse):
-    """The options a checkpoint was trained with, and of those given the ones that may differ from them.
+    """The options that a checkpoint was trained with, changed by those of the given ones that may differ.
 
     Parameters
     ----------
     given : dict
-    saved : Checkpoint
-    source : path
-        Of the checkpoint.
+    saved, source : Checkpoint and path
+        The checkpoint, and where it is.
     parse : callable
-        From a list of arguments to options: what is in a file must obey the rules of the command line.
+        From a list of arguments to options: those in a file must obey the rules of the command line.
     """
     options = dict(saved.options)
-    for name in ("size", "fingerprint"):        # which the first checkpoints do not have
+    for name in ("size", "fingerprint"):        # the first checkpoints do not have these
         options.setdefault(name, OTHERS[name])
     if saved.optimizer is None or set(options) != {*OTHERS, *RECIPES["default"]}:
         raise ValueError(f"--resume: {source} was not written by this command and does not say how it was trained")
@@ -97,12 +96,11 @@ def _argument(name, value):
 
 
 def load_pictures(options, source=None, saved=None, max_pixels=None):
-    """The data sets that the options ask for; what the pictures decide is put into the options.
+    """The data sets that the options ask for; dataset, epochs and fingerprint are put into the options.
 
     Parameters
     ----------
     options : dict
-        dataset, epochs and fingerprint are known afterwards.
     source, saved : path and Checkpoint, optional
         What a resumed run goes on from.
     max_pixels : int, optional
@@ -124,7 +122,7 @@ def load_pictures(options, source=None, saved=None, max_pixels=None):
     options["dataset"] = train.name
     if train.name != "folder" and size != OTHERS["size"]:
         raise ValueError(f"--size: expected with --dataset folder only, got {size} with {train.name}")
-    # Of pictures that are not always the same: a CRC-32 of them and their labels.
+    # A CRC-32 of pictures and labels; the built-in pictures and CIFAR-10's are always the same.
     fingerprint = zlib.crc32(train.labels, zlib.crc32(train.images)) if train.name == "folder" else None
     if source and options["fingerprint"] != fingerprint:
         raise ValueError(f"--resume: the training pictures in {options['data_dir']} are not those of {source} any more")
@@ -142,7 +140,7 @@ def find_network(name):
 
 
 def make_network(maker, options, train):
-    """The network that was asked for, with what the training pictures say of it."""
+    """The network that the options ask for, with the mean, std and classes of the training pictures."""
     shape, mean, std, classes = train.images.shape[1:], None, None, train.classes
     if options["normalize"]:
         mean, std = MEAN_STD.get(train.name) or mean_std(train.images)
@@ -153,7 +151,7 @@ def make_network(maker, options, train):
             raise ValueError(f"expected {len(classes)} outputs, one for each class of the pictures, got outputs of shape {outputs}")
         if model.mean is not None or model.std is not None:
             mean, std = model.mean, model.std
-        # What its function has left open; and it is known that a checkpoint can be loaded again before there is one.
+        # Built again as from a checkpoint, to know that this works, with what its function has left open.
         model = Sequential.from_structure(
             model.structure(), model.state_dict(), input_shape=model.input_shape or shape, mean=mean, std=std,
             classes=model.classes or classes, seed=model.seed, dtype=model.dtype)
@@ -162,16 +160,16 @@ def make_network(maker, options, train):
             raise ValueError(f"expected a network for the pictures' {shape}{hint}, got one for {model.input_shape}")
         if model.classes != classes:
             raise ValueError(f"expected the classes of the pictures, {', '.join(classes)}, got {', '.join(model.classes)}")
-        model.table(shape[0])       # mean and std fit
+        model.table(shape[0])       # raises where mean and std do not fit
     except ValueError as error:
         raise ValueError(f"--model {options['model']}: {error}") from None
     return model
 
 
 def mean_std(images):
-    """Mean and standard deviation of each channel, in units of the pixel range [0, 1]."""
+    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
     counts = np.zeros((images.shape[1], 256))
-    for start in range(0, len(images), 100):        # counting takes eight times the memory of what it counts
+    for start in range(0, len(images), 100):        # counting takes eight times the memory of the pixels counted
         counts += [np.bincount(channel.reshape(-1), minlength=256) for channel in images[start:start + 100].swapaxes(0, 1)]
     share = counts / counts[0].sum()
     mean = share @ np.arange(256)

@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, metrics.csv and checkpoints, for one process at a time, and nothing in it is ever lost."""
+"""The folder of a run: config.json, metrics.csv and checkpoints. One process at a time works in it; no run is ever overwritten."""
 import contextlib
 import csv
 import io
@@ -13,17 +13,17 @@ from nbcnn import checkpoint, files
 
 BEST = "best.safetensors"
 FILES = r"config\.json|metrics\.csv|(last|best|epoch-\d+)\.safetensors"
-LONGEST_METRICS = 10**7      # bytes of metrics.csv: a line has about a hundred
+LONGEST_METRICS = 10**7      # bytes of metrics.csv; a line has about a hundred
 COLUMNS = ["epoch", "lr", "train_loss", "test_loss", "test_accuracy", "images_per_second", "seconds"]
 
 
 class RunFolder:
-    """The folder of a run. Nothing is touched before `open`, and `close` may come at any time.
+    """The folder of a run. It is not touched before `open`, and `close` may be called at any time.
 
     Parameters
     ----------
     out : path or None
-        What --out says. By default a resumed run goes on where its checkpoint is; any other gets a new folder in runs/.
+        The value of --out. By default a resumed run goes on in its checkpoint's folder; any other run gets a new folder in runs/.
     options : dict
         All options of the run.
     source, saved : path and Checkpoint, optional
@@ -32,19 +32,19 @@ class RunFolder:
     Attributes
     ----------
     path, last, best : Path
-        The folder, once it is open, and two checkpoints in it.
+        The folder and two checkpoints in it, known after `open`.
     """
 
     def __init__(self, out, options, source=None, saved=None):
         self.out, self.options, self.source, self.saved = out, options, source, saved
         self.home = source and source.parent
         self.path = self.last = self.best = self.lock = None
-        self.copies = {}
-        self.made = False           # by this run
-        self.empty = False          # this run's, and nothing that it learned is in it yet
+        self.copies = {}            # the bytes of checkpoints that must be there to go on, by name
+        self.made = False           # whether this run has made the folder
+        self.empty = False          # whether the folder is this run's, and holds nothing that it has learned
 
     def open(self):
-        """Take the folder, with the files that the checkpoint speaks of. No file of another run is ever overwritten."""
+        """Take the folder, and put the files there that a resumed run needs; ValueError where it holds another run."""
         self.rows = read_metrics(self.home / "metrics.csv", self.saved.progress.epoch) if self.home else []
         if self.out is not None:
             self.path = Path(self.out)
@@ -71,9 +71,9 @@ class RunFolder:
                 files.write_atomically(self.path / name, content)
 
     def _copy(self, best):
-        """Keep the bytes of checkpoints that must be there to go on, by name; `best` is a file that may hold one of them.
+        """Fill `copies`; `best` is a file that may hold one of them.
 
-        A run writes last.safetensors first, so one that was killed may lack the others of that epoch, which are equal to it.
+        A run writes last.safetensors first. One that was killed then lacks the other checkpoints of the epoch, which are equal.
         """
         p = self.saved.progress
         if p.epoch and not p.step:
@@ -88,12 +88,12 @@ class RunFolder:
                 self.copies[BEST] = checkpoint.to_bytes(**vars(found))
 
     def _kept(self, epoch):
-        """The name of the checkpoint that --save-every keeps of an epoch; None where it keeps none."""
+        """The name of the checkpoint that --save-every keeps of an epoch, or None."""
         every = self.options["save_every"]
         return f"epoch-{epoch}.safetensors" if every and epoch % every == 0 else None
 
     def _lock(self, option, way_out):
-        """Be the only process at work in the folder, and clean up after one that was killed in it."""
+        """Be the only process at work in the folder, and remove the temporary files of one that was killed."""
         try:
             self.lock = files.Lock(self.path)
         except BlockingIOError:
@@ -103,7 +103,7 @@ class RunFolder:
             files.remove_temporaries(self.path, FILES)
 
     def _claim(self):
-        """Make the folder this run's; ValueError where it is another one's, be it one that has just begun."""
+        """Make the folder this run's; ValueError where another run is in it, even one that has just begun."""
         if not self.made:
             self.made = files.make_folder(self.path)
         self._lock("--out", "choose another folder")
@@ -119,7 +119,7 @@ class RunFolder:
             names = " and ".join(file.name for file in records)
             raise ValueError(f"--out: {self.path} holds a run already, but no checkpoint; choose another folder, or, if no "
                              f"process is at work on it, move {names} away")
-        if not self.lock.held:      # where there are no locks, this is the first file of a run, made by one of them only
+        if not self.lock.held:      # where there are no locks: only one of several runs can make this file
             (self.path / "config.json").touch(exist_ok=False)
         self.empty = True
         self.lock.mark("a run that has no checkpoint yet\n")
@@ -127,17 +127,17 @@ class RunFolder:
             file.unlink()
 
     def _is_behind(self, path):
-        """Whether a checkpoint is older than where this run goes on, or not there."""
+        """Whether a checkpoint is missing, or of an earlier epoch than the one this run goes on from."""
         try:
             return checkpoint.load(path).progress.epoch < self.saved.progress.epoch
         except (OSError, ValueError):
             return True
 
     def _require_furthest(self):
-        """Raise ValueError when going on from `source` would overwrite a checkpoint that is further."""
+        """Raise ValueError where this run would overwrite a last.safetensors that is further than its source."""
         try:
             last = checkpoint.load(self.last).progress
-        except (OSError, ValueError):       # nothing there that could be lost
+        except (OSError, ValueError):       # there is nothing to lose
             return
         if (last.epoch, last.step) > (self.saved.progress.epoch, self.saved.progress.step):
             raise ValueError(f"--resume: {self.last} is further, with {last.epoch} epochs and {last.step} "
@@ -147,21 +147,21 @@ class RunFolder:
         """Write config.json."""
         files.write_atomically(self.path / "config.json", json.dumps(config, indent=2).encode() + b"\n")
 
-    def save_epoch(self, metrics, state):
-        """Write what an epoch gave: a row of metrics.csv and, of the Checkpoint `state`, the files that are due."""
+    def save_epoch(self, metrics, current):
+        """Write a row of metrics.csv, and the Checkpoint `current` to the files that are due after an epoch."""
         self.rows.append({**metrics, "images_per_second": round(metrics["images_per_second"], 1),
                           "seconds": round(metrics["seconds"], 3)})
         self._write_metrics()
-        self.save_last(state)       # before the others, which can be made from it, see _copy: where any is, it is
-        if state.progress.best_epoch == metrics["epoch"]:
-            checkpoint.save(self.best, **vars(state))
+        self.save_last(current)       # first: the others can be made from it, see _copy
+        if current.progress.best_epoch == metrics["epoch"]:
+            checkpoint.save(self.best, **vars(current))
         if name := self._kept(metrics["epoch"]):
-            checkpoint.save(self.path / name, **vars(state))
+            checkpoint.save(self.path / name, **vars(current))
 
-    def save_last(self, state):
+    def save_last(self, current):
         """Write last.safetensors."""
-        checkpoint.save(self.last, **vars(state))
-        if self.empty:      # until now nothing was learned that could be lost
+        checkpoint.save(self.last, **vars(current))
+        if self.empty:      # from now on there is something to lose
             self.empty = False
             self.lock.mark("")
 
@@ -173,8 +173,8 @@ class RunFolder:
         files.write_atomically(self.path / "metrics.csv", text.getvalue().encode())
 
     def close(self):
-        """Give the folder back: where nothing was learned, without what this run has made in it."""
-        with contextlib.suppress(OSError):      # what then stays says that it is abandoned
+        """Unlock the folder. Where nothing was learned, remove what this run has made in it."""
+        with contextlib.suppress(OSError):      # then the mark stays, and says that the run is abandoned
             if self.empty:
                 if not self.last.exists():
                     files.remove_temporaries(self.path, FILES)
@@ -184,12 +184,12 @@ class RunFolder:
         if self.lock:
             self.lock.release()
         if self.made:
-            with contextlib.suppress(OSError):      # it is in use
+            with contextlib.suppress(OSError):      # it is not empty
                 self.path.rmdir()
 
 
 def _new_folder(path):
-    """Make a folder that was not there, with a number behind its name if need be."""
+    """Make a folder that was not there before, with a number after its name if necessary."""
     for k in range(1, 1000):
         folder = path if k == 1 else path.with_name(f"{path.name}-{k}")
         if files.make_folder(folder):

@@ -1,20 +1,20 @@
-"""Whether fewer threads would train faster, as they do where other processes keep the cores busy."""
+"""Whether fewer threads would train faster, as is so where other processes keep the cores busy."""
 import time
 
 import numba
 import numpy as np
 
 ROUNDS = 5
-WORTH = 0.8         # a step must take less than this part of the time to be worth a word
+WORTH = 0.8         # fewer threads are worth a hint where a step takes less than this part of the time
 
 
 class ThreadTrial:
-    """Does a training's first steps with all threads and with fewer, in turns. The number of threads changes no bit of a result.
+    """Runs a training's first steps with all threads and with fewer, in turn. The number of threads changes no bit of a result.
 
     Attributes
     ----------
     hint : str
-        What a user may want to know; "" while nothing is known, and where all threads are best.
+        A hint for the user; "" while nothing is known, and where all threads are best.
     """
 
     def __init__(self):
@@ -25,7 +25,7 @@ class ThreadTrial:
         self._started = None
 
     def step(self):
-        """A step has been done: choose the threads of the next one."""
+        """To be called after each step: choose the threads of the next one."""
         if not self._turns:
             return
         if self._started is not None:
@@ -43,7 +43,7 @@ class ThreadTrial:
         self._started = time.perf_counter()
 
     def stop(self):
-        """Try no more, and go on with all threads."""
+        """End the trial, and go on with all threads."""
         if self._turns:
             self._turns = []
             numba.set_num_threads(self.most)

@@ -1,6 +1,6 @@
 """`nbcnn train`, or `python -m nbcnn.train`: train a network and keep what it learned; --help lists the options.
 
-Here are arguments, messages and signals; what the options mean is in `recipes.py`, what a run keeps in `run_folder.py`, and the
+Here are the options and the messages. What the options mean is in `recipes.py`, what a run keeps in `run_folder.py`, and the
 training loop is `nbcnn.fit`. The exit status is 0 when all epochs are done, 2 when something asked for cannot be done, 3 when the
 loss is no longer finite, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, and 141 when nobody reads the output any more.
 """
@@ -52,7 +52,7 @@ def _main(argv):
 
 
 class Run:
-    """One run of the command. Whatever can be wrong with it is found in the constructor, before anything is trained."""
+    """One run of the command. The constructor finds whatever is wrong with its options, before anything is trained."""
 
     def __init__(self, given):
         self.quiet, self.profile = given.pop("quiet", False), given.pop("profile", False)
@@ -65,25 +65,25 @@ class Run:
             self.source = Path(given["resume"])
             saved = checkpoint.load(self.source)
             o = recipes.resumed_options(given, saved, self.source, _parser().options)
-            self.state = replace(saved, options=o)      # what is kept of this run: a checkpoint, as it stands
+            self.checkpoint = replace(saved, options=o)      # of this run, as it stands
         else:
             o = recipes.new_options(given)
-            self.state = Checkpoint(None, None, Progress(), o)
-            maker = recipes.find_network(o["model"])        # before pictures are read
+            self.checkpoint = Checkpoint(None, None, Progress(), o)
+            maker = recipes.find_network(o["model"])        # before pictures are read, which takes long
         if o["label_smoothing"] and o["loss"] != "cross_entropy":
             raise ValueError(f"--label-smoothing: expected 0 with --loss {o['loss']}, got {o['label_smoothing']}")
         cli.set_threads(o["threads"])
         self.train_set, self.test_set, self.why = recipes.load_pictures(o, self.source, saved, given.get("max_pixels"))
         self.loss = cli.make_loss(o)
         self.batches = -(-len(self.train_set) // o["batch_size"])
-        if (step := self.state.progress.step) > self.batches:
+        if (step := self.checkpoint.progress.step) > self.batches:
             raise ValueError(f"--resume: {self.source} is {step} batches into an epoch, but these pictures make "
                              f"only {self.batches}")
         self.schedule = SCHEDULES[o["schedule"]](o["lr"], o["epochs"] * self.batches)
         if not self.source:
-            self.state.model = recipes.make_network(maker, o, self.train_set)
-            self.state.optimizer = recipes.make_optimizer(self.state.model, o)
-        self.state.model.to(self.device)
+            self.checkpoint.model = recipes.make_network(maker, o, self.train_set)
+            self.checkpoint.optimizer = recipes.make_optimizer(self.checkpoint.model, o)
+        self.checkpoint.model.to(self.device)
         self.bar = self.trial = None
         self.signals = StopSignals(self.leave)
         self.folder = RunFolder(given.get("out"), o, self.source, saved)
@@ -99,25 +99,25 @@ class Run:
             raise
 
     def leave(self):
-        """Give back the folder and the signals."""
+        """Unlock the folder, and handle signals as before."""
         self.folder.close()
         self.signals.restore()
 
     def train(self):
-        """Train to the end or until a signal; the exit status."""
-        o = self.state.options
+        """Train to the end or until a signal, and return the exit status."""
+        o = self.checkpoint.options
         self._introduce(o)
         try:
             self._compile()
             self.trial = ThreadTrial()
             self.signals.training = True
-            done = fit(self.state.model, self.train_set, self.test_set, epochs=o["epochs"], batch_size=o["batch_size"],
-                       loss=self.loss, optimizer=self.state.optimizer, schedule=self.schedule, shuffle=o["shuffle"],
-                       augment=o["augment"], seed=o["seed"], progress=self.state.progress, on_step=self._on_step,
+            done = fit(self.checkpoint.model, self.train_set, self.test_set, epochs=o["epochs"], batch_size=o["batch_size"],
+                       loss=self.loss, optimizer=self.checkpoint.optimizer, schedule=self.schedule, shuffle=o["shuffle"],
+                       augment=o["augment"], seed=o["seed"], progress=self.checkpoint.progress, on_step=self._on_step,
                        on_epoch=self._on_epoch, profile=self.profile)
-            self.state.progress = progress = done.progress
+            self.checkpoint.progress = progress = done.progress
             if self.signals.number:
-                self.folder.save_last(self.state)
+                self.folder.save_last(self.checkpoint)
         finally:
             self._close_bar()
             if self.trial:
@@ -148,15 +148,15 @@ class Run:
         self._say(f"folder   {self.folder.path}")
         if self.source:
             self._say(f"resume   {self.source}: {self._where()}")
-        self._say("", *self.state.model.summary().split("\n"), "")
+        self._say("", *self.checkpoint.model.summary().split("\n"), "")
 
     def _compile(self):
-        """Train a copy of the model on one batch, so that no epoch's time holds the compiler's."""
+        """Train a copy of the model on one batch, so that no epoch's time includes the compiler's."""
         self._say("compiling kernels ...", end=" ")
-        started, size = time.perf_counter(), min(self.state.options["batch_size"], 64)
+        started, size = time.perf_counter(), min(self.checkpoint.options["batch_size"], 64)
         few = datasets.Dataset(self.train_set.images[:size], self.train_set.labels[:size], self.train_set.classes, "few")
-        model = copy.deepcopy(self.state.model).to(self.device)
-        optimizer = optim.SGD(model.parameters(), lr=0, momentum=self.state.optimizer.momentum)
+        model = copy.deepcopy(self.checkpoint.model).to(self.device)
+        optimizer = optim.SGD(model.parameters(), lr=0, momentum=self.checkpoint.optimizer.momentum)
         # On a GPU the first step is not like the others: it has no momentum yet.
         epochs = 1 if self.device == "cpu" else 2
         fit(model, few, few, epochs=epochs, batch_size=size, loss=self.loss, optimizer=optimizer)
@@ -175,8 +175,8 @@ class Run:
 
     def _on_epoch(self, state):
         self._close_bar()
-        self.state.progress, metrics = state.progress, state.history[-1]
-        self.folder.save_epoch(metrics, self.state)
+        self.checkpoint.progress, metrics = state.progress, state.history[-1]
+        self.folder.save_epoch(metrics, self.checkpoint)
         accuracy = f"accuracy {metrics['test_accuracy']:6.2%}"
         if state.progress.best_epoch == metrics["epoch"]:
             accuracy = paint(accuracy, "bold", sys.stdout)
@@ -187,7 +187,7 @@ class Run:
             self._hint(self.trial.hint)
             self.trial.hint = ""
         guessing = math.log(len(self.train_set.classes))
-        if self.state.options["loss"] == "cross_entropy" and guessing and -0.005 < metrics["train_loss"] - guessing < 0.02:
+        if self.checkpoint.options["loss"] == "cross_entropy" and guessing and -0.005 < metrics["train_loss"] - guessing < 0.02:
             self._hint(f"the loss stays at {guessing:.4f} = ln({len(self.train_set.classes)}), which is what guessing gives. "
                        "Another --lr (ten times smaller, or larger) or --normalize may get it going.")
         state.stop = self.signals.number is not None
@@ -196,9 +196,9 @@ class Run:
         cli.put(f"{paint('hint:', 'yellow', sys.stdout)} {text}")
 
     def _where(self):
-        p = self.state.progress
+        p = self.checkpoint.progress
         within = f", {p.step} of {self.batches} batches of the next" if p.step else ""
-        return f"{p.epoch} of {self.state.options['epochs']} epochs done{within}"
+        return f"{p.epoch} of {self.checkpoint.options['epochs']} epochs done{within}"
 
     def _say(self, *lines, end="\n"):
         if not self.quiet:

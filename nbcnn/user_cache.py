@@ -1,4 +1,4 @@
-"""Files in the user's cache folder, kept to save time alone: whatever happens to one, its content is made anew."""
+"""Files in the user's cache folder, kept only to save time: a file that is lost or damaged is made again."""
 import contextlib
 import os
 import sys
@@ -9,7 +9,7 @@ from nbcnn.files import naming
 
 
 def folder():
-    """The user's cache folder by the platform's custom, in it a folder of our own.
+    """The folder nbcnn in the user's cache folder, which is where the platform has it.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def folder():
 
 
 def files(folder, ending):
-    """The paths of the files of a kind, by the ending of their names, the one used last first; what dead writers left included."""
+    """The paths of the files with an ending, the one used last first. Files that killed processes left are among them."""
     found = []
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
@@ -40,23 +40,23 @@ def files(folder, ending):
 
 
 def used(path):
-    """Note that a file was used now."""
+    """Note that a file is used now."""
     with contextlib.suppress(OSError):
         os.utime(path)
 
 
 def write(path, save, keep):
-    """Write a file, all or nothing, and remove the files of its kind that were used longest ago.
+    """Write a file, completely or not at all, and remove the files with its ending that were used longest ago.
 
     Parameters
     ----------
     path : Path
     save : callable
-        Of the open file.
+        Writes the content to an open file.
     keep : int
-        How many files of this folder with the same ending may stay.
+        How many files with this ending may stay in the folder.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")     # of the same kind: what dead writers leave goes in time
+    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")     # with the same ending, so that it does not stay for ever
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
