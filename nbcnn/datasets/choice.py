@@ -21,11 +21,11 @@ def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=
     name : str
         One of DATASETS, or "auto": CIFAR-10 where its files are found, else the built-in shapes.
     place : path
-        Where files are looked for.
+        The folder to look for files in.
     splits : sequence of "train" and "test"
-        Which are wanted. If only one is, a "folder" without either may hold the classes itself.
+        The wanted ones. For a single one, a "folder" that holds neither train nor test may hold the classes itself.
     shape, classes, max_pixels
-        Of `folder`, which takes the classes of the first split for the others.
+        As of `folder`. The other splits must have the classes of the first one.
 
     Returns
     -------

@@ -9,7 +9,7 @@ from nbcnn.datasets.dataset import Dataset
 from nbcnn.datasets.unpickle import Pickled, unpickle
 from nbcnn.files import require_file
 
-RECORDS, SHAPE, CLASSES = 10_000, (3, 32, 32), 10       # of each batch file
+RECORDS, SHAPE, CLASSES = 10_000, (3, 32, 32), 10       # in each batch file
 PIXELS = 3 * 32 * 32
 LONGEST_META = 10_000       # bytes of the binary version's class names
 BATCHES = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
@@ -17,12 +17,12 @@ ARCHIVE = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
 
 def cifar10(folder):
-    """Read CIFAR-10: 50,000 training and 10,000 test pictures of ten classes.
+    """Read CIFAR-10: 50,000 training and 10,000 test images of ten classes.
 
     Parameters
     ----------
     folder : path
-        Holds the official batches, or their folder `cifar-10-batches-bin` (preferred) or `cifar-10-batches-py`.
+        It holds the official batches, or their folder: `cifar-10-batches-bin` (preferred) or `cifar-10-batches-py`.
 
     Returns
     -------
@@ -32,14 +32,14 @@ def cifar10(folder):
     Raises
     ------
     FileNotFoundError
-        When the folder holds no batches, or a file is missing; it says which and where to get it.
+        When the folder holds no batches, or a file is missing; the message says which, and where to get it.
     ValueError
-        When a file is damaged; it names the file and the byte.
+        When a file is damaged; the message names the file and the byte.
 
     Notes
     -----
-    A pickle can run any code when it is read by Python's own module. Here `nbcnn.datasets.unpickle` reads it, which knows only
-    what these files need and calls nothing: the array's bytes are taken from where they stand.
+    A pickle that Python's own module reads can run any code. Here `nbcnn.datasets.unpickle` reads it, which knows only what these
+    files need, and calls nothing that they name.
 
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
@@ -70,7 +70,7 @@ def cifar10(folder):
 
 
 def find_cifar10(folder):
-    """Where `cifar10(folder)` reads: (folder of the batches, "binary" or "python"), or None where there are none."""
+    """What `cifar10(folder)` would read: (folder of the batches, "binary" or "python"), or None where there are none."""
     for version, (home, suffix, *_) in VERSIONS.items():
         for place in (Path(folder) / home, Path(folder)):
             if any((place / (name + suffix)).exists() for name in BATCHES):
@@ -79,12 +79,12 @@ def find_cifar10(folder):
 
 
 def _binary_batch(path):
-    """Labels (10000,) and pixels (10000, 3072) of a binary batch: records of one label byte and the planes R, G, B."""
+    """Labels (10000,) and pixels (10000, 3072) of a binary batch: records of a label's byte and the channels R, G, B."""
     length, size = path.stat().st_size, 1 + PIXELS
     if length != RECORDS * size:
         raise ValueError(f"{path}: expected {RECORDS * size} bytes, {RECORDS} records of {size}, but it ends at byte "
                          f"{length}, {length % size} bytes into record {length // size}")
-    content = np.memmap(path, np.uint8, "r")    # copied once, to where the pictures stay
+    content = np.memmap(path, np.uint8, "r")    # copied only once, into the images
     records = content.reshape(RECORDS, size)
     _check_labels(path, records[:, 0].tolist(), lambda k: k * size)
     return records[:, 0], records[:, 1:]
@@ -120,7 +120,7 @@ def _python_classes(path):
 
 
 def _check_labels(path, labels, byte_of):
-    """Raise ValueError at the first label that is none; byte_of(k) is where label k stands in the file."""
+    """Raise ValueError at the first number that is no label; byte_of(k) is the position of label k in the file."""
     known = range(CLASSES)
     for k, label in enumerate(labels):
         if label not in known:
@@ -128,14 +128,14 @@ def _check_labels(path, labels, byte_of):
 
 
 def _label_byte(path, k):
-    """Where the k-th number after the key `labels` stands in a pickle that was read already."""
+    """The position of the k-th number after the key `labels` in a pickle that was read already."""
     operations = pickletools.genops(path.read_bytes())
     operations = itertools.dropwhile(lambda operation: operation[1] not in ("labels", b"labels"), operations)
     numbers = (byte for operation, _, byte in operations
                if operation.stack_after in ([pickletools.pyint], [pickletools.pyinteger_or_bool]))
     try:
         return next(itertools.islice(numbers, k, None), "unknown")
-    except ValueError:      # the oldest protocol's strings, of which pickletools takes ASCII only
+    except ValueError:      # a string of the oldest protocol, of which pickletools reads only ASCII
         return "unknown"
 
 

@@ -1,4 +1,4 @@
-"""What every data set is: pictures, labels and the names of the classes."""
+"""What every data set is: images, labels and the names of the classes."""
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,7 @@ from nbcnn.kernels.shown import one_line, shown
 
 @dataclass(eq=False)
 class Dataset:
-    """Labelled pictures.
+    """Labelled images.
 
     Parameters
     ----------

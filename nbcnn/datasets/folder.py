@@ -1,4 +1,4 @@
-"""Pictures of one's own: a folder with a folder of pictures for each class."""
+"""Pictures of your own: a folder with a folder of pictures for each class."""
 import os
 from pathlib import Path
 
@@ -7,18 +7,18 @@ import numpy as np
 from nbcnn.datasets.dataset import Dataset
 from nbcnn.pictures import find_pictures, picture_shape, read_pictures
 
-AT_ONCE = 1000      # pictures that are read before they are put in their place
+AT_ONCE = 1000      # pictures that are read together
 
 
 def folder(path, shape=(3, 32, 32), classes=None, max_pixels=None):
-    """Read the pictures of a folder whose own folders are the classes, as torchvision's ImageFolder.
+    """Read the pictures of a folder that holds a folder for each class, as torchvision's ImageFolder.
 
     Parameters
     ----------
     path : path
-        Holds `cat/...`, `dog/...`; the pictures may lie in folders of their own inside these.
+        It holds `cat/...`, `dog/...`; these may hold further folders with pictures.
     shape : tuple (C, H, W)
-        What every picture is brought to; see `nbcnn.pictures.read_picture`.
+        Every picture is brought to this shape; see `nbcnn.pictures.read_picture`.
     classes : sequence of str, optional
         The names of all classes in the order of their labels; by default those of the folders, sorted.
     max_pixels : int, optional
@@ -34,8 +34,8 @@ def folder(path, shape=(3, 32, 32), classes=None, max_pixels=None):
     OSError
         When a folder or a file cannot be read.
     ValueError
-        When there are no classes, one without pictures, a folder that is none of `classes`, or a picture that cannot be read; it
-        names the file or folder.
+        When there are no classes, a class without pictures, a folder that is none of `classes`, or a picture that cannot be read;
+        the message names the file or folder.
     """
     shape = picture_shape(shape)
     names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != ".")

@@ -1,4 +1,4 @@
-"""Batches: which pictures, in which order, how augmented; all of it follows from the seed and the epoch."""
+"""Batches: which images, in which order, how augmented. All of it follows from the seed and the epoch."""
 import numpy as np
 
 from nbcnn.datasets.dataset import Dataset
@@ -7,24 +7,24 @@ from nbcnn.kernels.images import load_images, normalization_table
 
 
 class Loader:
-    """Cut a data set into batches of normalised, perhaps augmented, pictures.
+    """Cuts a data set into batches of images, normalised and perhaps augmented.
 
     Parameters
     ----------
     dataset : Dataset
     batch_size : int
-        The last batch of an epoch is shorter where the number of pictures is no multiple.
+        The last batch of an epoch may have fewer images.
     shuffle : bool
-        A new order every epoch; otherwise the data set's own.
+        Whether every epoch has a new order; otherwise it is the data set's.
     seed : int, at least 0
     augment : bool
-        Flip pictures and shift batches.
+        Whether images are flipped and batches shifted.
     flip : float
-        Probability with which a picture is mirrored left to right.
+        The probability that an image is mirrored left to right.
     shift : int
-        A batch moves by up to so many pixels along each axis; bytes of value 0 fill the gap before normalising.
+        A batch moves by up to this number of pixels along each axis. Bytes of value 0 fill the gap before normalisation.
     mean, std : sequence of one float per channel, or None
-        Bytes become (byte / 255 - mean) / std; None stands for 0 and 1.
+        Bytes become (byte / 255 - mean) / std. None stands for a mean of 0 and an std of 1.
     dtype : float32 or float64
 
     Raises
@@ -34,16 +34,16 @@ class Loader:
 
     Notes
     -----
-    Order, flips and shifts are drawn from three generators seeded with (seed, epoch) and nothing else, so that a run
-    can begin anywhere: epoch 7 is the same whether or not epochs 0 to 6 were read, and `start` skips batches without
-    reading them. A picture's flip does not depend on its place in the order, nor either of them on the batch size.
-    The same bits for any number of threads; another release of NumPy may draw other numbers.
+    Order, flips and shifts are drawn from three generators that depend on seed and epoch alone, so that a run can begin anywhere:
+    epoch 7 is the same whether or not epochs 0 to 6 were read, and `start` skips batches without reading them. An image's flip does
+    not depend on its place in the order, and neither depends on the batch size. The bits are the same for any number of threads.
+    Another release of NumPy may draw other numbers.
 
     Examples
     --------
     >>> from nbcnn.datasets import Dataset
-    >>> pictures = np.zeros((5, 3, 32, 32), np.uint8)
-    >>> loader = Loader(Dataset(pictures, np.array([0, 1, 1, 0, 1]), ["cat", "dog"], "pets"), 2, shuffle=False)
+    >>> images = np.zeros((5, 3, 32, 32), np.uint8)
+    >>> loader = Loader(Dataset(images, np.array([0, 1, 1, 0, 1]), ["cat", "dog"], "pets"), 2, shuffle=False)
     >>> [(images.shape, labels.tolist()) for images, labels in loader.epoch(0)]
     [((2, 3, 32, 32), [0, 1]), ((2, 3, 32, 32), [1, 0]), ((1, 3, 32, 32), [1])]
     """
@@ -64,16 +64,16 @@ class Loader:
         return -(-len(self.dataset) // self.batch_size)
 
     def order(self, epoch):
-        """The pictures' numbers in the order of that epoch, (M,)."""
+        """The images' numbers in the order of an epoch, (M,)."""
         count = len(self.dataset)
         return self._generator(epoch, 0).permutation(count) if self.shuffle else np.arange(count)
 
     def flips(self, epoch):
-        """Whether each picture, in the data set's own order, is mirrored in that epoch, (M,)."""
+        """Whether each image, in the data set's order, is mirrored in an epoch, (M,)."""
         return self._generator(epoch, 1).random(len(self.dataset)) < (self.flip if self.augment else 0)
 
     def shifts(self, epoch):
-        """How far (down, right) each batch moves in that epoch, (batches, 2)."""
+        """How far (down, right) each batch moves in an epoch, (batches, 2)."""
         furthest = self.shift if self.augment else 0
         return self._generator(epoch, 2).integers(-furthest, furthest + 1, (len(self), 2))
 
@@ -87,10 +87,10 @@ class Loader:
         ----------
         epoch : int, at least 0
         into : callable, optional
-            Given the size n of a batch, the array (n, C, H, W) to write it to, which is then handed on: a scheduler's
-            `images`. By default every batch gets an array of its own, in channels-last memory.
+            From the size n of a batch to the array (n, C, H, W) that it is written to, as a scheduler's `images`. By default every
+            batch gets a new array, in channels-last memory.
         start : int
-            The first batch wanted; those before it cost nothing.
+            The first batch wanted; the batches before it take no time.
 
         Returns
         -------

@@ -14,8 +14,8 @@ from nbcnn.kernels.arguments import SEEDS, integer
 
 TRAIN, TEST, SIZE = 10_000, 2_000, 32
 ENDING = ".npz"
-KEEP = 4        # files of 37 MB, those used last
-FINE = 4        # figures are drawn so many times larger, then averaged: smooth edges
+KEEP = 4        # files of 37 MB: those used last stay
+FINE = 4        # figures are drawn 4 times larger and then averaged, for smooth edges
 
 
 def shapes(seed=0):
@@ -24,19 +24,18 @@ def shapes(seed=0):
     Parameters
     ----------
     seed : int, at least 0
-        The same seed gives the same pictures.
+        The same seed gives the same images.
 
     Returns
     -------
     train, test : Dataset
-        10,000 and 2,000 RGB pictures of 32x32 pixels, as many of each class.
+        10,000 and 2,000 RGB images of 32x32 pixels, equally many of each class.
 
     Notes
     -----
-    A figure differs from its ground by 64 levels or more in every channel and may be the darker or the lighter one, so
-    colour says nothing about the class. Drawing takes one or two seconds; the pictures of the last four seeds are
-    kept in the user's cache folder, where a damaged or unwritable file does no harm. Another release of NumPy or Pillow may draw
-    others.
+    A figure differs from its background by 64 levels or more in every channel, and may be darker or lighter, so colour says nothing
+    about the class. Drawing takes one or two seconds. The images of the last four seeds are kept in the user's cache folder, where
+    a damaged or unwritable file does no harm. Another release of NumPy or Pillow may draw other images.
     """
     seed = integer(seed, "seed", 0, SEEDS)
     arrays = None
@@ -52,7 +51,7 @@ def shapes(seed=0):
 
 
 def _arc(count, first=0.0, radius=1.0, dent=1.0, x=0.0):
-    """`count` points around (x, 0), clockwise from the angle `first` in degrees; every second one is at radius * dent."""
+    """`count` points around (x, 0), clockwise from the angle `first` in degrees; every second one has radius * dent."""
     angles = [math.radians(first + 360 * k / count) for k in range(count)]
     radii = [radius * (dent if k % 2 else 1) for k in range(count)]
     return [(x + r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
@@ -81,7 +80,7 @@ def draw(count, rng):
     masks = _masks(labels, rng)
     images = np.empty((count, 3, SIZE, SIZE), np.uint8)
     ramp = np.linspace(-1, 1, SIZE)
-    for first in range(0, count, 500):      # a few at a time: floats take four times the memory
+    for first in range(0, count, 500):      # part by part: floats take four times the memory
         part = slice(first, first + 500)
         mask = masks[part, None] / np.float32(255)
         per_channel = (len(mask), 3, 1, 1)
@@ -90,14 +89,14 @@ def draw(count, rng):
         across, down = rng.uniform(-30, 30, (2, *per_channel))
         noise = rng.standard_normal((len(mask), 3, SIZE, SIZE), np.float32)
         noise *= rng.uniform(5, 25, (len(mask), 1, 1, 1)).astype(np.float32)
-        pictures = noise + mask * (figure - ground).astype(np.float32)
-        pictures += ground + across * ramp + down * ramp[:, None]
-        images[part] = np.clip(pictures, 0, 255)
+        levels = noise + mask * (figure - ground).astype(np.float32)
+        levels += ground + across * ramp + down * ramp[:, None]
+        images[part] = np.clip(levels, 0, 255)
     return images, labels
 
 
 def _masks(labels, rng):
-    """How much of each pixel its figure covers, uint8 (count, 32, 32)."""
+    """The part of each pixel that the figure covers, from 0 to 255, uint8 (count, 32, 32)."""
     figures = list(FIGURES.values())
     count = len(labels)
     angles, radii = np.radians(rng.uniform(-20, 20, count)), rng.uniform(10, 14.5, count)
@@ -118,17 +117,17 @@ def _masks(labels, rng):
 
 
 def _cache_path(seed):
-    """Where the pictures of a seed are kept: a name that changes with all that decides how they look."""
+    """Where the images of a seed are kept: the name contains all that decides what they look like."""
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     return user_cache.folder() / f"shapes-{seed}-{code}-pillow-{PIL.__version__}-numpy-{np.__version__}{ENDING}"
 
 
 def read(path):
-    """The four arrays of a cache file, or None where it is missing, damaged or not ours. The zip format checks sums."""
+    """The four arrays of a cache file, or None where it is missing, damaged or another file. The zip format has checksums."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = [file[name] for name in file.files]
-    except Exception:       # a damaged file fails in many ways, and each is mended by drawing anew
+    except Exception:       # a damaged file can raise anything, and drawing again helps
         return None
     expected = [((count, *rest), dtype) for count in (TRAIN, TEST)
                 for rest, dtype in (((3, SIZE, SIZE), np.uint8), ((), np.int64))]

@@ -1,7 +1,7 @@
-"""Reads the pickles in which CIFAR-10's python version comes: numbers, strings, lists, dicts and arrays.
+"""Reads the pickles of CIFAR-10's python version: numbers, strings, lists, dicts and arrays.
 
-A pickle is a program for a small machine with a stack. This is such a machine, which can do what stands in `OPERATIONS` and no
-more: it imports and calls nothing that a file names, and what it makes takes no more than a few times the file's size.
+A pickle is a program for a small machine with a stack. This is such a machine. It can do what is in `OPERATIONS` and nothing else:
+it imports and calls nothing that a file names, and needs no more memory than a few times the file's size.
 """
 import codecs
 import io
@@ -10,28 +10,28 @@ import os
 from nbcnn.files import require_file
 from nbcnn.kernels.shown import shown
 
-LARGEST = 5 * 10_000 * 3072     # bytes of a file: the oldest protocol writes up to four for one of a picture
-MOST = 200_000                  # operations: the longest files take twelve for each picture's label and name
+LARGEST = 5 * 10_000 * 3072     # bytes of a file: the oldest protocol writes up to four for a byte of an image
+MOST = 200_000                  # operations: the longest files take twelve for an image's label and name
 DEPTH = 20                      # of values in values
-DIGITS = 20                     # of a number: as many as 64 bits have
+DIGITS = 20                     # of a number: one of 64 bits has up to 20
 
 
 class Pickled:
-    """What a pickle gets where it asks for an array or a type of numpy: it notes what it is given and does nothing."""
+    """What a pickle gets when it asks for an array or a type of NumPy: an object that keeps what it is given and does nothing."""
 
     def __init__(self, *arguments):
         self.arguments, self.state = arguments, None
 
 
 def _array(data, dtype, shape, order):
-    """An array as the newest protocol has it, noted as the others have it."""
+    """An array as the newest protocol describes it, kept as the older ones describe it."""
     array = Pickled()
     array.state = (1, shape, dtype, order == "F", data)
     return array
 
 
 def _encode(text, _):
-    """How Python 3 writes bytes for Python 2; only ever in one encoding, and what another would do a file does not decide."""
+    """Bytes as Python 3 writes them for Python 2: always in this encoding, so a file may not choose another."""
     return text.encode("latin-1")
 
 
@@ -43,7 +43,7 @@ KNOWN = {       # the names that a pickle may ask for
 
 
 def unpickle(path):
-    """What a file of CIFAR-10's python version holds.
+    """The content of a file of CIFAR-10's python version.
 
     Parameters
     ----------
@@ -52,14 +52,14 @@ def unpickle(path):
     Returns
     -------
     object
-        Keys of dicts are str; arrays and types of numpy are Pickled.
+        Keys of dicts are str; arrays and types of NumPy are `Pickled`.
 
     Raises
     ------
     OSError
-        When it is no file that can be read.
+        When the file cannot be read.
     ValueError
-        When it is no such pickle; it names the file and the byte.
+        When it is no such pickle; the message names the file and the byte.
     """
     require_file(path)
     with open(path, "rb") as file:
@@ -77,17 +77,16 @@ def unpickle(path):
 class _Machine:
     """The file's content and the stack.
 
-    Of what was noted in the memo only what holds nothing else is used again. So nothing is put into two places, or into itself: all
-    values are trees.
+    The memo gives back only values that hold no other values. So no value is in two places, or inside itself: all values are trees.
     """
 
     def __init__(self, content):
         self.stream, self.stack, self.marks, self.memo = io.BytesIO(content), [], [], {}
-        self.left = len(content)        # of what may be copied from one value into another
+        self.left = len(content)        # bytes that may still be copied from one value into another
         self.read, self.push = self.stream.read, self.stack.append
 
     def run(self):
-        """Do one operation after the other; what is left at the last."""
+        """Do one operation after another, and return what the last one leaves."""
         read, operations = self.read, OPERATIONS
         for _ in range(MOST):
             code = read(1)
@@ -101,12 +100,12 @@ class _Machine:
     # ---- what follows an operation in the file ----
 
     def number(self, size, signed=False):
-        return int.from_bytes(self.read(size), "little", signed=signed)     # where the file ends in it, `run` finds out
+        return int.from_bytes(self.read(size), "little", signed=signed)     # `run` notices where the file has ended
 
     def counted(self, size):
-        """The bytes behind their count, which takes `size` bytes."""
+        """The bytes after their count, which takes `size` bytes itself."""
         count = int.from_bytes(self.read(size), "little")
-        content = self.read(count)      # takes no memory for more than there are
+        content = self.read(count)      # it takes no memory for bytes that are not there
         if len(content) < count:
             raise ValueError(f"expected {count} more bytes, got {len(content)}")
         return content
@@ -144,7 +143,7 @@ class _Machine:
         self.marks.append(len(self.stack))
 
     def marked(self):
-        """Take all from the last mark on off the stack."""
+        """Take all values after the last mark off the stack."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
@@ -203,10 +202,10 @@ class _Machine:
         if type(arguments) is not tuple:
             raise ValueError(f"refused a call with a {type(arguments).__name__}, which no CIFAR-10 file needs")
         self.spend(sum(len(value) for value in arguments if isinstance(value, str)))
-        self.push(function(*arguments))     # one of KNOWN: nothing else on the stack can be called
+        self.push(function(*arguments))     # it is one of KNOWN: nothing else on the stack can be called
 
     def spend(self, count):
-        """Count what is copied: what stands in the file once could be copied any number of times."""
+        """Count what is copied: a file could ask for any number of copies."""
         self.left -= count
         if self.left < 0:
             raise ValueError("refused to copy more than the file holds")
@@ -217,7 +216,7 @@ class _Machine:
 
 
 def _require_shallow(items):
-    """Raise ValueError when values in values are nested too deeply. All that is on the stack has been through this."""
+    """Raise ValueError when values are nested too deeply. All values on the stack were checked by this."""
     if _depth(items) > DEPTH:
         raise ValueError(f"expected values nested at most {DEPTH} deep")
 
@@ -227,7 +226,7 @@ def _depth(items):
 
 
 INSIDE = {list: list, tuple: tuple, dict: dict.values, Pickled: lambda pickled: (pickled.arguments, pickled.state)}
-OPERATIONS = {      # as the module pickletools documents them; which ones the five protocols need for these files was tried
+OPERATIONS = {      # as the module pickletools documents them: those that these files need, in any protocol
     # numbers
     b"N": lambda m: m.push(None), b"\x88": lambda m: m.push(True), b"\x89": lambda m: m.push(False),
     b"I": lambda m: m.push(m.decimal()), b"L": lambda m: m.push(m.decimal()),
@@ -255,6 +254,6 @@ OPERATIONS = {      # as the module pickletools documents them; which ones the f
     # names, calls, states
     b"c": lambda m: m.name(str(m.line(), "latin-1"), str(m.line(), "latin-1")), b"\x93": lambda m: m.name(*m.pop(2)),
     b"R": lambda m: m.call(*m.pop(2)), b"b": lambda m: m.build(*m.pop(1)),
-    # protocol and frames, which say nothing that would be needed
+    # protocol and frames, which are not needed
     b"\x80": lambda m: m.number(1), b"\x95": lambda m: m.number(8),
 }
