@@ -70,12 +70,12 @@ def _size(file):
 
 def _parser():
     parser = cli.Parser(
-        NAME, "Show what is kept to save time: how much of it there is, and where. It is made anew where it is missing or damaged.",
+        NAME, "Show what is kept to save time: how much of it there is, and where. What is missing or damaged is made again.",
         """\
   nbcnn cache
   nbcnn cache --clear""",
         "0 done, 2 cannot be done, 130 Ctrl-C")
-    parser.add("--clear", "remove it, and what processes that were killed have left of it", action="store_true")
+    parser.add("--clear", "remove all of it, also what killed processes have left", action="store_true")
     return parser
 
 

@@ -71,17 +71,7 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
 
 
 def to_bytes(model, optimizer=None, progress=None, options=None):
-    """The bytes that `save` writes. For what `load` gave they are the bytes that it read.
-
-    Parameters
-    ----------
-    model, optimizer, progress, options
-        As for `save`.
-
-    Returns
-    -------
-    bytes
-    """
+    """The bytes that `save` writes. For what `load` gave they are the bytes that it read."""
     instance(model, "model", Sequential, "a nbcnn.Sequential")
     with turns.lock:        # another thread may train: all values are taken between the same two updates
         tensors, state = model.state_dict(), None if optimizer is None else optimizer.state_dict()
@@ -148,13 +138,7 @@ def load(path):
 
 
 def save_model(model, path):
-    """Write a model, with all that `nbcnn.load` needs, to a file: `nbcnn.save`. Raises as `save`.
-
-    Parameters
-    ----------
-    model : Sequential
-    path : path
-    """
+    """Write a model (a Sequential), with all that `nbcnn.load` needs, to a file: `nbcnn.save`. Raises as `save`."""
     save(path, model)
 
 

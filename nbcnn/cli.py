@@ -142,7 +142,7 @@ class Parser(argparse.ArgumentParser):
             self.positional = name
 
     def add_checkpoint(self):
-        self.add("--checkpoint", "what training or model.save wrote; it holds the network, its classes and all else that is needed",
+        self.add("--checkpoint", "file that training or nbcnn.save wrote; it holds the network, its classes and all else needed",
                  metavar="FILE")
 
     def add_max_pixels(self):

@@ -82,20 +82,28 @@ class Evaluation:
 
 
 def evaluate(model, dataset, loss=None, batch_size=256):
-    """Measure a network on labelled pictures: `nbcnn.evaluate`. Raises as `measure`.
+    """Measure a network on labelled pictures: `nbcnn.evaluate`.
 
     Parameters
     ----------
     model : Sequential
     dataset : Dataset
     loss : loss of `nbcnn.losses`, optional
-        CrossEntropyLoss() by default.
+        CrossEntropyLoss() by default. Any other loss gets one-hot rows as targets.
     batch_size : int
+        It changes the rounding of the loss, and more only where the loss has class weights: batches count by their sizes.
 
     Returns
     -------
     evaluation : Evaluation
         print(evaluation) shows loss, accuracy, precision and recall of each class, and the confusion matrix.
+
+    Raises
+    ------
+    TypeError
+        When `model` is no Sequential, or `dataset` no Dataset.
+    ValueError
+        When there are no pictures, or they or their classes do not fit the network; when the loss's reduction is not "mean".
 
     Examples
     --------
@@ -116,26 +124,7 @@ def evaluate(model, dataset, loss=None, batch_size=256):
 def measure(scheduler, dataset, batch_size=256, on_batch=None):
     """`evaluate` for the network and the loss of a scheduler.
 
-    Parameters
-    ----------
-    scheduler : BackpropScheduler
-        With a loss. Any but CrossEntropyLoss gets one-hot rows as targets.
-    dataset : Dataset
-    batch_size : int
-        It changes the rounding of the loss, and more only where the loss has class weights: batches count by their sizes.
-    on_batch : callable, optional
-        Called after each batch with the number of pictures done; on a GPU once all are done.
-
-    Returns
-    -------
-    Evaluation
-
-    Raises
-    ------
-    TypeError
-        When `dataset` is no Dataset.
-    ValueError
-        When there are no pictures, or they or their classes do not fit the network; when the loss's reduction is not "mean".
+    on_batch is called after each batch with the number of pictures done; on a GPU once all are done.
     """
     model, loss = instance(scheduler, "scheduler", BackpropScheduler).model, scheduler.loss
     require_mean(loss)

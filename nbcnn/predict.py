@@ -118,8 +118,8 @@ def _parser():
   nbcnn predict holidays/ more/*.png --top 1 --checkpoint best.safetensors
   curl -s https://example.org/cat.png | nbcnn predict - --json --checkpoint best.safetensors""",
         "0 done, 1 some pictures could not be read, 2 none could, or something else is wrong, 130 Ctrl-C")
-    parser.add("picture", "JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP and AVIF files, of any size; folders, with all in them whose names "
-                          "say that they are pictures; - for one on standard input", nargs="*", metavar="PICTURE")
+    parser.add("picture", "JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP and AVIF files, of any size; folders, of which all files are read "
+                          "whose names end as a picture's; - for a picture on standard input", nargs="*", metavar="PICTURE")
     parser.add_checkpoint()
     parser.add("--top", "how many classes to name (default: 3)", type=cli.whole(1), metavar="N")
     parser.add("--json", 'a JSON object a line: {"picture": ..., "classes": [{"class": ..., "probability": ...}, ...]}',

@@ -52,15 +52,9 @@ def new_options(given):
 
 
 def resumed_options(given, saved, source, parse):
-    """The options that a checkpoint was trained with, changed by those of the given ones that may differ.
+    """The options that the checkpoint `saved` was trained with, changed by those of the given ones that may differ.
 
-    Parameters
-    ----------
-    given : dict
-    saved, source : Checkpoint and path
-        The checkpoint, and where it is.
-    parse : callable
-        From a list of arguments to options: those in a file must obey the rules of the command line.
+    `source` is the checkpoint's file. `parse` makes options of arguments: those in a file must obey the rules of the command line.
     """
     options = dict(saved.options)
     for name in ("size", "fingerprint"):        # the first checkpoints do not have these
@@ -96,20 +90,9 @@ def _argument(name, value):
 
 
 def load_pictures(options, source=None, saved=None, max_pixels=None):
-    """The data sets that the options ask for; dataset, epochs and fingerprint are put into the options.
+    """(training set, test set, where they are from) as the options ask for; dataset, epochs and fingerprint become known there.
 
-    Parameters
-    ----------
-    options : dict
-    source, saved : path and Checkpoint, optional
-        What a resumed run goes on from.
-    max_pixels : int, optional
-
-    Returns
-    -------
-    train, test : Dataset
-    why : str
-        Where they are from.
+    A resumed run goes on from the checkpoint `saved` of the file `source`, which must fit.
     """
     size, classes = options["size"], saved and saved.model.classes
     (train, test), why = datasets.choose(options["dataset"], options["data_dir"], shape=(3, size, size), classes=classes,
@@ -179,5 +162,4 @@ def mean_std(images):
 
 def make_optimizer(model, options):
     """The optimizer of a new run."""
-    return optim.SGD(model.parameters(), options["lr"], momentum=options["momentum"], nesterov=options["nesterov"],
-                     weight_decay=options["weight_decay"])
+    return optim.SGD(model.parameters(), **{name: options[name] for name in ("lr", "momentum", "nesterov", "weight_decay")})

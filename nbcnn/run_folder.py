@@ -20,19 +20,9 @@ COLUMNS = ["epoch", "lr", "train_loss", "test_loss", "test_accuracy", "images_pe
 class RunFolder:
     """The folder of a run. It is not touched before `open`, and `close` may be called at any time.
 
-    Parameters
-    ----------
-    out : path or None
-        The value of --out. By default a resumed run goes on in its checkpoint's folder; any other run gets a new folder in runs/.
-    options : dict
-        All options of the run.
-    source, saved : path and Checkpoint, optional
-        What a resumed run goes on from.
-
-    Attributes
-    ----------
-    path, last, best : Path
-        The folder and two checkpoints in it, known after `open`.
+    `out` is the value of --out. Without it a resumed run goes on in the folder of its checkpoint, and any other run gets a new
+    folder in runs/. A resumed run goes on from the Checkpoint `saved` of the file `source`. The attributes path, last and best, the
+    folder and two checkpoints in it, are known after `open`.
     """
 
     def __init__(self, out, options, source=None, saved=None):

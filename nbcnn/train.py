@@ -220,8 +220,8 @@ def _parser():
   nbcnn train --dataset folder --data-dir pets --size 32       pictures in pets/train/cat/..., pets/test/cat/...
   nbcnn train --config run.toml --lr 0.01                      options from a file, and one that wins over it
   nbcnn train --resume runs/.../last.safetensors               go on after Ctrl-C, with the same bits""",
-        "0 done, 2 cannot be done, 3 loss not finite, 130 Ctrl-C, 143 SIGTERM; after either of these --resume goes on, "
-        "unless training had not begun")
+        "0 done, 2 cannot be done, 3 loss not finite, 130 Ctrl-C, 143 SIGTERM; after the last two --resume goes on, if "
+        "training had begun")
 
     def add(name, text, **arguments):
         parser.add(name, text + recipes.default_text(name[2:].replace("-", "_")), **arguments)
@@ -237,26 +237,27 @@ def _parser():
                    "is called with those of input_shape, mean, std, classes and seed that it has parameters for", metavar="NAME")
     add("--epochs", "passes over the training pictures", type=whole(1), metavar="N")
     add("--batch-size", "pictures per step", type=whole(1), metavar="N")
-    add("--lr", "learning rate, with a schedule the largest", type=number(), metavar="RATE")
-    add("--schedule", "how it changes from step to step; step: a tenth after each third of the run", choices=list(SCHEDULES))
+    add("--lr", "learning rate; the largest one where the schedule changes it", type=number(), metavar="RATE")
+    add("--schedule", "how the learning rate changes; step: it is divided by ten after each third of the run",
+        choices=list(SCHEDULES))
     add("--momentum", "momentum", type=number(), metavar="M")
     add("--nesterov", "Nesterov's momentum", action=argparse.BooleanOptionalAction)
     add("--weight-decay", "weight decay", type=number(), metavar="D")
-    add("--loss", "mse and l1 compare with one-hot rows, so does bce after a sigmoid", choices=list(LOSSES))
+    add("--loss", "mse and l1 compare outputs with one-hot rows; bce does so after a sigmoid", choices=list(LOSSES))
     add("--label-smoothing", "for cross_entropy", type=number(1), metavar="E")
     add("--augment", "mirror pictures and shift batches at random", action=argparse.BooleanOptionalAction)
     add("--normalize", "subtract a mean and divide by a standard deviation; else pixels are in [0, 1]",
         action=argparse.BooleanOptionalAction)
     add("--shuffle", "a new order every epoch", action=argparse.BooleanOptionalAction)
-    add("--seed", "of initial values, order and augmentation", type=whole(0, math.inf), metavar="N")
-    parser.add_device("where to train; a run may go on on another device")
+    add("--seed", "seed of the initial values, the order and the augmentation", type=whole(0, math.inf), metavar="N")
+    parser.add_device("where to train; a run may be resumed on another device")
     add("--out", "folder for config.json, metrics.csv, last.safetensors and best.safetensors; it must not hold a run yet "
                  "(default: a new runs/DATE-TIME-DATASET-MODEL, with --resume the checkpoint's folder)", metavar="DIR")
-    add("--save-every", "also keep epoch-N.safetensors every so many epochs", type=whole(1), metavar="N")
-    add("--resume", "go on from a checkpoint, with its options; others may be given only where they do not contradict them",
+    add("--save-every", "also keep epoch-N.safetensors after every N-th epoch", type=whole(1), metavar="N")
+    add("--resume", "go on from a checkpoint, with its options; options given with it must not contradict these",
         metavar="FILE")
     add("--quiet", "only a line per epoch", action="store_true")
-    add("--profile", "at the end print what each kernel of the training steps took, tests left out: milliseconds, share, GFLOP/s "
+    add("--profile", "at the end print what each kernel of the training steps took, without tests: milliseconds, share, GFLOP/s "
                      "and share of the measured peak; changes no result", action="store_true")
     parser.add_config()
     parser.add_lists(models=cli.list_models)
