@@ -188,12 +188,12 @@ def kernel_cases(make, batch):
             continue
         x, w, y = (batch, *step.x_shape), step.layer.weight.shape, (batch, *step.y_shape)
         if isinstance(step.layer, ConvPool):
-            options = dict(padding=step.layer.conv.padding, window=step.layer.pool.kernel_size, relu=step.layer.relu)
-            cells = np.random.default_rng(1).integers(0, np.prod(options["window"]), y).astype(np.uint8)
+            options = dict(padding=step.layer.conv.padding, pool_size=step.layer.pool.kernel_size, relu=step.layer.relu)
+            argmax = np.random.default_rng(1).integers(0, np.prod(options["pool_size"]), y).astype(np.uint8)
             yield (f"{step.name} forward",
                    lambda x, w, b, o=options: kernels.conv2d_maxpool2d_forward(x, w, b, **o)[0], (x, w, w[:1]))
             yield (f"{step.name} backward",
-                   lambda dy, cells, x, w, o=options: kernels.conv2d_maxpool2d_backward(dy, cells, x, w, **o), (y, cells, x, w))
+                   lambda dy, argmax, x, w, o=options: kernels.conv2d_maxpool2d_backward(dy, argmax, x, w, **o), (y, argmax, x, w))
         elif isinstance(step.layer, nbcnn.Linear):
             yield f"{step.name} forward", kernels.linear_forward, (x, w, w[:1])
             yield f"{step.name} backward", kernels.linear_backward, (y, x, w)
@@ -359,7 +359,7 @@ def touched(steps, name, call, n):
     else:
         own = step.operation.parts(n) * sum(parameter.size for parameter in step.layer.parameters.values())
     pictures = n * int(np.prod(steps.shape))
-    parts = {id(steps.pictures): pictures, id(steps.index): 8 * n, id(steps.labels): 8 * n, id(steps.flips): n,
+    parts = {id(steps.images): pictures, id(steps.index): 8 * n, id(steps.labels): 8 * n, id(steps.flips): n,
              id(steps.shifts): 16, id(steps.rates): size, id(steps.losses): size, id(partials.partial): own * size}
     arrays = [a for a in flattened(call.arguments) if hasattr(a, "dtype") and getattr(a, "ndim", 0)]
     total = sum(parts.get(id(a), a.size * a.dtype.itemsize) for a in arrays)

@@ -44,6 +44,8 @@ ARCHITECTURES = {"sm_80": ((8, 0), 164 * 1024), "sm_90": ((9, 0), 228 * 1024)}
 REGISTERS, MOST_THREADS, MOST_BLOCKS = 65536, 2048, 32
 SHARED = 48 * 1024              # bytes that a block may declare
 
+CORRELATIONS = "conv2d_forward", "conv2d_backward_input", "conv2d_maxpool2d_forward"       # made of one kernel text
+
 
 # ---- a GPU that is not there
 
@@ -429,15 +431,15 @@ def moved(call, n):
         sizes["t"] = 8 * n
     for name in ("loss", "lr"):     # one for each step
         sizes[name] = float_size if sizes.get(name) else 0
-    if function.__name__ == "correlate":        # of a gradient with a stride a part
+    if function.__name__ in CORRELATIONS:       # of a gradient with a stride a part
         sizes["y"] = n * k.O * k.OH * k.OW * float_size
     if "chunk" in values:
         counts = values["where"].host.reshape(-1, 4)[:, 0]      # of the sums of each chunk
         sizes["partial"] = int(counts.sum()) * values["chunk"] * float_size
     elif "partial" in values:
-        part = getattr(k, "weight_part", None)
+        part = getattr(k, "backward_weight_part", None)
         O, run, parts = (part.O, part.C * part.KH * part.KW, values["parts"]) if part else (k.OUT, k.IN, 1)
-        sizes["partial"] = parts * O * (run + (values["b_at"] >= 0)) * float_size
+        sizes["partial"] = parts * O * (run + (values["at_b"] >= 0)) * float_size
     if "momentum" in values:
         for name in ("param", "buffer", "momentum_buffer"):     # read and written
             sizes[name] = 2 * sizes.get(name, 0)
@@ -451,18 +453,18 @@ def issued(call, n):
     """
     function = call.kernel.kernel.py_func
     k, name, blocks = SimpleNamespace(**constants(function)), function.__name__, blocks_of(call)
-    if name == "correlate":
+    if name in CORRELATIONS:
         return [(k.ACC, blocks * -(-k.THREADS // 32) * k.ACC * -(-k.C // k.CK) * k.CK * k.KH * k.KW)]
     if name in ("linear_forward", "linear_loss"):
         return [(1, 8 * blocks * k.IN)]
     if name == "linear_backward":
         return [(1, 8 * (k.W_BLOCKS * n + (blocks - k.W_BLOCKS) * k.OUT))]
     parts = []
-    if weight := getattr(k, "weight_part", None):
+    if weight := getattr(k, "backward_weight_part", None):
         outputs = weight.O if weight.SPARSE else weight.O_BLOCKS * weight.OUTPUTS       # what has no winner is left out
         sums, warps = weight.ACC // weight.OC, weight.LANES // 32       # of a thread for one output, for one group of outputs
         parts.append((weight.ACC, n * weight.PH * weight.PW * outputs * sums * weight.C_BLOCKS * warps))
-    if inputs := getattr(k, "input_part", None):
+    if inputs := getattr(k, "conv2d_maxpool2d_backward_input", None):
         windows = math.prod(sum(reach(inputs, axis)) for axis in (0, 1))
         taps = inputs.KH * inputs.KW
         parts.append((taps, n * windows * inputs.O * taps * inputs.C_BLOCKS * inputs.LANES // 32))
@@ -472,7 +474,7 @@ def issued(call, n):
 def reach(k, axis):
     """For each of the tiles that an input gradient is made of along an axis: how many rows, or columns, of windows touch it."""
     size, windows, step, window, taps, padding = (
-        (k.H, k.PH, k.TH, k.WH, k.KH, k.PAD_H), (k.W, k.PW, k.TW, k.WW, k.KW, k.PAD_W))[axis]
+        (k.H, k.PH, k.TH, k.POOL_H, k.KH, k.PAD_H), (k.W, k.PW, k.TW, k.POOL_W, k.KW, k.PAD_W))[axis]
     return [sum(window * i - padding < min(size, start + step) and window * i - padding + window + taps - 2 >= start
                 for i in range(windows)) for start in range(0, size, step)]
 

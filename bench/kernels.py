@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.ops import aten
 
+import nbcnn
 from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu.launch import run
 
@@ -51,7 +52,7 @@ def convolution(N, C, O, size, K, s, p, pooled=False):
     else:
         operation = cpu.Conv2d((C, size, size), (O, OH, OH), (K, K), (s, s), (p, p), (1, 1), np.float32)
     operation.reserve(N)
-    xb, dyb = cpu.Buffer.holding(x, operation.x_border), cpu.Buffer.holding(dy, operation.dy_border)
+    xb, dyb = cpu.Buffer.holding(x), cpu.Buffer.holding(dy)
     yb, dxb = cpu.Buffer(N, dy.shape[1:], np.float32), cpu.Buffer(N, x.shape[1:], np.float32)
     params = cpu.flat_weight(w), cpu.allocate((O,), np.float32)
     params[1][:] = b
@@ -74,8 +75,8 @@ def convolution(N, C, O, size, K, s, p, pooled=False):
         return backward
 
     forward = operation.forward(N, yb, xb, params)
-    dw = operation.weight_backward(N, gradients, dyb, xb, (False, False))
-    dx = operation.input_backward(N, dxb, dyb, params[0])
+    dw = operation.backward_weight(N, gradients, dyb, xb, (False, False))
+    dx = operation.backward_input(N, dxb, dyb, params[0])
     run([*forward, *dw, *dx])
     check("forward", yb.view(N), torch_forward()[0])
     theirs = torch_backward(True, True, True)()
@@ -115,16 +116,16 @@ def activations(N, C, size):
     """(name, kernels) for each activation. PyTorch's e^x, tanh and erf round otherwise: a few units of the last place of 8."""
     x, dy = np.random.default_rng(0).standard_normal((2, N, C, size, size), np.float32)
     tx, tdy = last(x), last(dy)
-    t_tanh, t_sigmoid, shape, dtype = aten.tanh(tx), aten.sigmoid(tx), x.shape[1:], x.dtype
-    for name, operation, *theirs in (
-            ("relu", cpu.ReLU(shape, dtype), lambda: aten.relu(tx), lambda: aten.threshold_backward(tdy, tx, 0)),
-            ("leaky_relu", cpu.LeakyReLU(shape, 0.01, dtype), lambda: aten.leaky_relu(tx, 0.01),
+    t_tanh, t_sigmoid = aten.tanh(tx), aten.sigmoid(tx)
+    for name, layer, *theirs in (
+            ("relu", nbcnn.ReLU(), lambda: aten.relu(tx), lambda: aten.threshold_backward(tdy, tx, 0)),
+            ("leaky_relu", nbcnn.LeakyReLU(), lambda: aten.leaky_relu(tx, 0.01),
              lambda: aten.leaky_relu_backward(tdy, tx, 0.01, False)),
-            ("tanh", cpu.Tanh(shape, dtype), lambda: aten.tanh(tx), lambda: aten.tanh_backward(tdy, t_tanh)),
-            ("sigmoid", cpu.Sigmoid(shape, dtype), lambda: aten.sigmoid(tx), lambda: aten.sigmoid_backward(tdy, t_sigmoid)),
-            *((f"gelu {form}", cpu.GELU(shape, form, dtype), lambda form=form: aten.gelu(tx, approximate=form),
+            ("tanh", nbcnn.Tanh(), lambda: aten.tanh(tx), lambda: aten.tanh_backward(tdy, t_tanh)),
+            ("sigmoid", nbcnn.Sigmoid(), lambda: aten.sigmoid(tx), lambda: aten.sigmoid_backward(tdy, t_sigmoid)),
+            *((f"gelu {form}", nbcnn.GELU(form), lambda form=form: aten.gelu(tx, approximate=form),
                lambda form=form: aten.gelu_backward(tdy, tx, approximate=form)) for form in ("none", "tanh"))):
-        yield name, both(name, operation, x, dy, *theirs, tolerance=4e-6)
+        yield name, both(name, layer.operation(cpu, x.shape[1:], x.dtype), x, dy, *theirs, tolerance=4e-6)
 
 
 def both(name, operation, x, dy, torch_forward, torch_backward, tolerance=0):

@@ -1,7 +1,7 @@
 """nbcnn: convolutional networks whose every forward and backward pass is a Numba function that a person can read.
 
     kernels     the operations on NumPy arrays, forward and backward
-    layers      Conv2d, MaxPool2d, AvgPool2d, GlobalAvgPool2d, ReLU, LeakyReLU, Tanh, Sigmoid, GELU, Flatten, Linear
+    layers      Conv2d, MaxPool2d, ReLU, Linear and others, and Layer and Activation for your own
     model       Sequential, which holds them; models: ready-made ones
     losses      L1Loss, MSELoss, CrossEntropyLoss, BCELoss, BCEWithLogitsLoss
     optim       SGD and learning-rate schedules
@@ -23,7 +23,7 @@ from nbcnn.checkpoint import save_model as save
 from nbcnn.evaluate import evaluate
 from nbcnn.evaluation import Evaluation
 from nbcnn.fit import NonFiniteLoss, State, fit
-from nbcnn.layers import GELU, AvgPool2d, Conv2d, Flatten, GlobalAvgPool2d, LeakyReLU, Linear, MaxPool2d, ReLU, Sigmoid, Tanh
+from nbcnn.layers import *
 from nbcnn.losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
 from nbcnn.memory import set_max_memory
 from nbcnn.model import Sequential

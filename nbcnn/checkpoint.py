@@ -18,7 +18,7 @@ from nbcnn.kernels import turns
 from nbcnn.kernels.arguments import instance
 from nbcnn.kernels.shown import one_line
 from nbcnn.memory import machine_memory
-from nbcnn.model import Sequential
+from nbcnn.model import MissingLayer, Sequential, classes_by_name
 from nbcnn.optim import SGD
 from nbcnn.progress import Progress
 
@@ -65,7 +65,7 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
     TypeError
         When `model` is none, or JSON cannot hold the options.
     ValueError
-        When a layer is not one of nbcnn's, or the description is larger than `load` takes.
+        When the structure has no description, see `Sequential.structure`, or this is larger than `load` takes.
     """
     write_atomically(path, to_bytes(model, optimizer, progress, options))
 
@@ -91,12 +91,14 @@ def to_bytes(model, optimizer=None, progress=None, options=None):
     return content
 
 
-def load(path):
-    """Read a checkpoint and build what it describes. Nothing in the file is run.
+def load(path, layers=()):
+    """Read a checkpoint and build what it describes. Nothing in the file is run, and nothing is imported.
 
     Parameters
     ----------
     path : path
+    layers : sequence of classes
+        Those of the model's layers that are none of nbcnn's. They are made with the arguments that the file has.
 
     Returns
     -------
@@ -106,10 +108,12 @@ def load(path):
     ------
     OSError
         When the file cannot be read, or is no regular file.
+    MissingLayer
+        A ValueError: when the model has a layer whose class is neither nbcnn's nor in `layers`.
     ValueError
         When it is no checkpoint, or a damaged one. The message begins with the file's name.
     """
-    path = os.fspath(path)
+    path, layers = os.fspath(path), list(classes_by_name(layers).values())
     require_file(path)
     with open(path, "rb") as file:
         header_size, size = _header_size(file.read(8)), os.fstat(file.fileno()).st_size
@@ -131,7 +135,9 @@ def load(path):
             raise ValueError(f"its format is {about['format']!r}, this version of nbcnn reads {FORMAT}")
         if about.pop("crc32") != _checksum(about, tensors):
             raise ValueError("its contents do not match their checksum")
-        return _build(about, tensors)
+        return _build(about, tensors, layers)
+    except MissingLayer as error:
+        raise MissingLayer(f"{path}: {error}") from None
     except Exception as error:      # a damaged or hostile file may raise anything
         reason = f"it has no entry {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path}: not a readable checkpoint: {one_line(str(reason), 300)}") from None
@@ -142,12 +148,14 @@ def save_model(model, path):
     save(path, model)
 
 
-def load_model(path):
+def load_model(path, layers=()):
     """Read the model of a checkpoint, ready to predict: `nbcnn.load`. Raises as `load`.
 
     Parameters
     ----------
     path : path
+    layers : sequence of classes
+        Those of the model's layers that are none of nbcnn's.
 
     Returns
     -------
@@ -164,7 +172,7 @@ def load_model(path):
     >>> again.classes, bool((again(images) == model(images)).all())
     (['a', 'b', 'c'], True)
     """
-    return load(path).model
+    return load(path, layers).model
 
 
 def _header_size(start):
@@ -172,12 +180,12 @@ def _header_size(start):
     return int.from_bytes(start[:8], "little")
 
 
-def _build(about, tensors):
+def _build(about, tensors, layers):
     for name, tensor in tensors.items():
         if tensor.dtype != about["dtype"]:
             raise ValueError(f"{name}: expected {about['dtype']}, got {tensor.dtype}")
     momentum = {name: tensors.pop(name) for name in list(tensors) if name.startswith(MOMENTUM)}
-    model = Sequential.from_structure(about["structure"], tensors, dtype=about["dtype"],
+    model = Sequential.from_structure(about["structure"], tensors, layers, dtype=about["dtype"],
                                       **{name: about[name] for name in ABOUT_MODEL})
     optimizer = None
     if about["optimizer"] is not None:

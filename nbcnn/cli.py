@@ -20,6 +20,7 @@ from nbcnn.kernels.backend import load_backend
 from nbcnn.kernels.shown import shown
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
+from nbcnn.model import MissingLayer
 from nbcnn.table import format_table, printable
 
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
@@ -144,6 +145,8 @@ class Parser(argparse.ArgumentParser):
     def add_checkpoint(self):
         self.add("--checkpoint", "file that training or nbcnn.save wrote; it holds the network, its classes and all else needed",
                  metavar="FILE")
+        self.add_argument("--model", metavar="FILE.py", help="Python file, or module, that defines layers of your own which the "
+                                                             "checkpoint has; it is run. No --config can hold this")
 
     def add_max_pixels(self):
         self.add("--max-pixels", "how many pixels a file may have; each takes 4 to 16 bytes of memory (default: 110 million; TIFF "
@@ -319,13 +322,28 @@ def load_trained(options, memory=None):
     set_max_memory(options.get("max_memory", memory))
     if "checkpoint" not in options:
         raise ValueError("--checkpoint: expected a file that training or model.save wrote, got none")
-    saved = checkpoint.load(options["checkpoint"])
+    saved = load_checkpoint(options["checkpoint"], options.get("model"))
     for name, fits in USED.items():
         if name in saved.options and not fits(saved.options[name]):
             raise ValueError(f"{options['checkpoint']}: written with an option that does not exist, "
                              f"{name} {shown(saved.options[name])}")
     saved.model.to(device)
     return saved
+
+
+def load_checkpoint(path, model=None):
+    """The Checkpoint of a file. Where it has layers of the user's own, these are taken from `model`, the value of --model."""
+    try:
+        return checkpoint.load(path)
+    except MissingLayer:
+        if model is None or model in models.MODELS:
+            raise
+    try:
+        return checkpoint.load(path, models.own_layers(model))
+    except MissingLayer as error:
+        raise ValueError(f"--model {model}: expected the file that defines the layers of {error}") from None
+    except ValueError as error:
+        raise ValueError(f"--model {model}: {error}") from None
 
 
 def loss_name(options):

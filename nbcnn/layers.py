@@ -7,10 +7,15 @@ import inspect
 import math
 from types import MappingProxyType
 
-from nbcnn.kernels.activations import APPROXIMATIONS
-from nbcnn.kernels.arguments import conv_size, finite, flag, integer, one_of, pair, pool_size
+from nbcnn.kernels.activations import GELUS, kernels_of
+from nbcnn.kernels.arguments import conv_size, finite, flag, integer, one_of, pair, pooled_size
 from nbcnn.kernels.shown import one_line
 from nbcnn.parameter import Parameter
+
+__all__ = [
+    "Layer", "Activation",      # to derive one's own from; the others are the layers there are
+    "Conv2d", "MaxPool2d", "AvgPool2d", "GlobalAvgPool2d", "ReLU", "LeakyReLU", "Tanh", "Sigmoid", "GELU", "Flatten", "Linear",
+]
 
 MOST_FUSED = 2      # layers that may be computed together with the one before them
 
@@ -160,7 +165,7 @@ class MaxPool2d(_Pool):
         if len(shape) != 3:
             raise ValueError(f"expected pictures (N, C, H, W), got {_batch(shape)}")
         return (shape[0],
-                *pool_size(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, "input"))
+                *pooled_size(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, "input"))
 
     def operation(self, backend, shape, dtype):
         return backend.MaxPool2d(shape, self.kernel_size, self.stride, self.padding, self.dilation, self.output_shape(shape), dtype)
@@ -195,7 +200,7 @@ class AvgPool2d(_Pool):
     def output_shape(self, shape):
         if len(shape) != 3:
             raise ValueError(f"expected pictures (N, C, H, W), got {_batch(shape)}")
-        return shape[0], *pool_size(shape[1:], self.kernel_size, self.stride, self.padding, (1, 1), self.ceil_mode, "input")
+        return shape[0], *pooled_size(shape[1:], self.kernel_size, self.stride, self.padding, (1, 1), self.ceil_mode, "input")
 
     def operation(self, backend, shape, dtype):
         return backend.AvgPool2d(shape, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor_override,
@@ -212,51 +217,56 @@ class GlobalAvgPool2d(Layer):
         return AvgPool2d(shape[1:]).operation(backend, shape, dtype)
 
 
-class _Activation(Layer):
-    """A function of each element."""
+class Activation(Layer):
+    """A function of each element. A subclass says which.
+
+    Attributes
+    ----------
+    function : str or mapping
+        "tanh" stands for the kernels tanh_forward and tanh_backward in the activations.py of each device. A function of your own
+        is a mapping of devices to kernels, {"cpu": (forward, backward)}.
+    options : tuple of numbers
+        What both kernels take between the arrays and `count`.
+    """
+    function, options = None, ()
 
     def output_shape(self, shape):
         return shape
 
-
-class ReLU(_Activation):
-    """max(x, 0); see `nbcnn.kernels.relu_forward`."""
-
     def operation(self, backend, shape, dtype):
-        return backend.ReLU(shape, dtype)
+        return backend.Activation(kernels_of(self.function, backend), shape, self.options, dtype)
 
 
-class LeakyReLU(_Activation):
+class ReLU(Activation):
+    """max(x, 0); see `nbcnn.kernels.relu_forward`."""
+    function = "relu"
+
+
+class LeakyReLU(Activation):
     """x where x is positive, negative_slope*x elsewhere; see `nbcnn.kernels.leaky_relu_forward`.
 
     Parameters
     ----------
     negative_slope : float
     """
+    function = "leaky_relu"
 
     def __init__(self, negative_slope=0.01):
         self.arguments = dict(negative_slope=finite(negative_slope, "negative_slope"))
-        self.__dict__.update(self.arguments)
-
-    def operation(self, backend, shape, dtype):
-        return backend.LeakyReLU(shape, self.negative_slope, dtype)
+        self.negative_slope, = self.options = tuple(self.arguments.values())
 
 
-class Tanh(_Activation):
+class Tanh(Activation):
     """The hyperbolic tangent; see `nbcnn.kernels.tanh_forward`."""
-
-    def operation(self, backend, shape, dtype):
-        return backend.Tanh(shape, dtype)
+    function = "tanh"
 
 
-class Sigmoid(_Activation):
+class Sigmoid(Activation):
     """1/(1 + e^-x); see `nbcnn.kernels.sigmoid_forward`."""
-
-    def operation(self, backend, shape, dtype):
-        return backend.Sigmoid(shape, dtype)
+    function = "sigmoid"
 
 
-class GELU(_Activation):
+class GELU(Activation):
     """x Phi(x), where Phi is the normal distribution; see `nbcnn.kernels.gelu_forward`.
 
     Parameters
@@ -266,11 +276,8 @@ class GELU(_Activation):
     """
 
     def __init__(self, approximate="none"):
-        self.arguments = dict(approximate=one_of(approximate, "approximate", APPROXIMATIONS))
-        self.__dict__.update(self.arguments)
-
-    def operation(self, backend, shape, dtype):
-        return backend.GELU(shape, self.approximate, dtype)
+        self.arguments = dict(approximate=one_of(approximate, "approximate", GELUS))
+        self.approximate, self.function = approximate, GELUS[approximate]
 
 
 class ConvPool(Layer):

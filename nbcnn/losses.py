@@ -4,17 +4,17 @@
     value = loss(logits, labels)                # or loss.forward(logits, labels)
     dlogits = loss.backward(logits, labels)
 
-Formulas, shapes and errors are those of the functions in nbcnn.kernels that a class has in `kernels`.
+Formulas, shapes and errors are those of the functions of nbcnn.kernels, which a class names in `kernels`.
 """
 import numpy as np
 
 from nbcnn.kernels import losses
 from nbcnn.kernels.arguments import INT64, floats, fraction, integer, numeric, one_of
-from nbcnn.kernels.backend import as_array, load_backend, on_device, on_host
+from nbcnn.kernels.backend import as_array, backend_of, on_host
 
 
 class Loss:
-    """What all losses share: a reduction, weights, and the calls of two kernels.
+    """What all losses share: a reduction, weights, and calls of two functions.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Loss:
 
     kernels = ()                # (forward, backward)
     options = ("reduction",)    # the attributes that both take as arguments
-    casts = False               # whether integer targets are converted
+    casts = False               # whether integers are accepted as targets, and converted
 
     def __init__(self, reduction, size_average, reduce, **weights):
         for name, value in (("size_average", size_average), ("reduce", reduce)):
@@ -58,15 +58,14 @@ class Loss:
         return self.forward(x, t), self.backward(x, t)
 
     def targets(self, shape, dtype, t):
-        """Targets for outputs of a shape and dtype, checked: an array of that dtype, or of int64 for class labels, in C order.
+        """Targets for outputs of a shape and dtype, as an array in C order: of that dtype, or of int64 for class indices.
 
-        Raises as `forward`.
+        Raises what `forward` raises.
         """
-        _, t = losses._elementwise(_zeros(shape, dtype), t, self.reduction, self.casts)
-        return t
+        return np.ascontiguousarray(losses.numeric_targets(t, _zeros(shape, dtype), self.casts), dtype).reshape(shape)
 
     def numbers(self, dtype):
-        """The options that are numbers, and those that are arrays, converted to a dtype."""
+        """The options but the reduction, by name; arrays are converted to a dtype."""
         values = {name: getattr(self, name) for name in self.options if name != "reduction"}
         return {name: value.astype(dtype) if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
@@ -75,10 +74,8 @@ class Loss:
         if self._without_dtype:
             dtype = floats(x, "x").dtype
             arguments.update({name: arguments[name].astype(dtype) for name in self._without_dtype})
-        if on_device(x):        # the weights go to the same device
-            arguments = {name: load_backend("cuda").to_device(value) if isinstance(value, np.ndarray) else value
-                         for name, value in arguments.items()}
-        return arguments
+        place = backend_of(x=x).place       # the weights go where x is
+        return {name: place(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
 
     def __repr__(self):
         options = (f"{name}={getattr(self, name)!r}" for name in self.options if getattr(self, name) is not None)
@@ -118,11 +115,7 @@ class CrossEntropyLoss(Loss):
         self.label_smoothing = fraction(label_smoothing, "label_smoothing")
 
     def targets(self, shape, dtype, t):
-        x, t, axis = _zeros(shape, dtype), as_array(t, "t"), min(1, len(shape) - 1)
-        if t.shape == shape:
-            losses._class_probabilities(t, x, self.ignore_index)
-            return np.ascontiguousarray(t)
-        return losses._class_indices(t, x, shape[:axis] + shape[axis + 1:], shape[axis], self.ignore_index)
+        return np.ascontiguousarray(losses.class_targets(as_array(t, "t"), _zeros(shape, dtype), self.ignore_index))
 
     def forward_backward(self, x, t):
         return losses.cross_entropy_forward_backward(x, t, **self._arguments(x))
@@ -139,7 +132,7 @@ class BCELoss(Loss):
 
     def targets(self, shape, dtype, t):
         t = super().targets(shape, dtype, t)
-        losses._require_unit(t, "t")
+        losses.require_unit(t, "t")
         return t
 
 
@@ -157,5 +150,5 @@ LOSSES = {"cross_entropy": CrossEntropyLoss, "mse": MSELoss, "l1": L1Loss, "bce"
 
 
 def _zeros(shape, dtype):
-    """An array that takes no memory, in the place of outputs, to check targets with."""
+    """An array of zeros that takes the memory of one: it stands for outputs while targets are checked."""
     return np.broadcast_to(np.zeros((), dtype), shape)

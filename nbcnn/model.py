@@ -1,6 +1,10 @@
 """Sequential: layers in a row, their parameters, and what is known about the images they take."""
+import inspect
+import json
 import keyword
 import math
+import os
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,19 +21,20 @@ from nbcnn.kernels.arguments import (
     iterator,
     numeric,
     one_of,
+    sequence,
     strings,
 )
 from nbcnn.kernels.backend import BACKENDS, as_array, load_backend, on_device
 from nbcnn.kernels.images import normalization_table
 from nbcnn.kernels.shown import one_line, shown
-from nbcnn.layers import ConvPool, Layer, _Activation, _Pool
+from nbcnn.layers import Layer
 from nbcnn.parameter import ParameterVector
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.table import format_table
 
 MOST_LAYERS = 5_000     # this and the next bound the time to load a file and to compute its network
 MOST_CELLS = 2**27      # cells that pooling windows may read beyond four times the input: about a second
-NO_LAYERS = Layer, _Activation, _Pool, ConvPool         # base classes and what `fuse` makes: no layers of a structure
+LAYERS = {name: getattr(layer_types, name) for name in layer_types.__all__ if name not in ("Layer", "Activation")}
 
 
 class Sequential:
@@ -98,7 +103,7 @@ class Sequential:
     def __reduce__(self):
         """How a model is copied and pickled: its structure, its options and its parameters, in new memory."""
         options = {name: getattr(self, name) for name in ("input_shape", "mean", "std", "classes", "seed", "dtype")}
-        return _rebuilt, (self.structure(), self.state_dict(), options)
+        return _rebuilt, (self.structure(), self.state_dict(), self.own_layers(), options)
 
     def _add(self, name, layer, added):
         if not isinstance(layer, Layer):
@@ -277,37 +282,96 @@ class Sequential:
         rows.append(["total", "", "", f"{count:,}", f"{total / 1e6:.2f}" if shapes else "?"])
         return format_table(["layer", "", "output", "parameters", "MFLOP"], rows)
 
+    def own_layers(self):
+        """The classes of layers that are none of nbcnn's: what `from_structure` and `nbcnn.load` are to be given."""
+        kinds = dict.fromkeys(map(type, self.layers.values()))
+        return [kind for kind in kinds if LAYERS.get(kind.__name__) is not kind]
+
     def structure(self):
-        """The layers as plain data, [name, type, arguments] each, from which the model can be built again.
+        """The layers as plain data, from which the model can be built again.
+
+        Each is [name, type, arguments]; one that is none of nbcnn's has the module or file of its class as a fourth entry.
 
         Raises
         ------
+        TypeError
+            When JSON cannot hold the arguments of a layer.
         ValueError
-            When a layer is not one of nbcnn's.
+            When a layer's `arguments` are not those of its constructor, or two classes have one name.
         """
-        for name, layer in self.layers.items():
-            if getattr(layer_types, type(layer).__name__, None) is not type(layer):
-                raise ValueError(f"layers: {name} is a {type(layer).__name__}, none of nbcnn's: it could not be loaded again")
-        return [[name, type(layer).__name__, dict(layer.arguments)] for name, layer in self.layers.items()]
+        own = classes_by_name(self.own_layers()).values()
+        return [_entry(name, layer, type(layer) in own) for name, layer in self.layers.items()]
 
     @classmethod
-    def from_structure(cls, structure, state=None, **options):
-        """The model that `structure` describes, with the parameters in `state`. The options are those of the constructor.
+    def from_structure(cls, structure, state=None, layers=(), **options):
+        """The model that `structure` describes, with the parameters in `state`. The other options are those of the constructor.
+
+        Parameters
+        ----------
+        structure : list
+            As `structure()` gives it.
+        state : dict of str to array, optional
+        layers : sequence of classes
+            Those of the layers that are none of nbcnn's. Nothing is imported.
 
         Raises
         ------
+        MissingLayer
+            A ValueError: when a class is in neither.
+        TypeError
+            When `layers` are no classes of layers.
         ValueError
-            When a layer is none of nbcnn's, or `state` does not fit.
+            When the structure describes no model, or `state` does not fit.
         """
-        return cls(((name, _layer(name, kind, arguments)) for name, kind, arguments in structure), state=state, **options)
+        own = classes_by_name(layers)
+        return cls(((entry[0], _layer(own, *entry)) for entry in structure), state=state, **options)
 
 
-def _layer(name, kind, arguments):
-    """The layer that an entry of a structure describes."""
-    layer = getattr(layer_types, kind, None) if isinstance(kind, str) else None
-    if not (isinstance(layer, type) and issubclass(layer, Layer)) or layer in NO_LAYERS:
-        raise ValueError(f"structure: unknown layer type {kind!r} for {name!r}")
-    return layer(**arguments)
+class MissingLayer(ValueError):
+    """A structure has a layer that is none of nbcnn's, and its class was not given."""
+
+
+def classes_by_name(layers):
+    """Classes of layers of one's own by their names; TypeError or ValueError where they are none, or two have one name."""
+    found = {}
+    for kind in sequence(layers, "layers", "a list of classes derived from nbcnn.Layer"):
+        if not isinstance(kind, type) or not issubclass(kind, Layer):
+            raise TypeError(f"layers: expected classes derived from nbcnn.Layer, got {shown(kind)}")
+        if found.setdefault(kind.__name__, kind) is not kind:
+            raise ValueError(f"layers: expected one class of each name, got two that are called {kind.__name__}")
+    return found
+
+
+def _entry(name, layer, own):
+    """The entry of a layer in a structure."""
+    kind, arguments = type(layer), dict(layer.arguments)
+    if not own:
+        return [name, kind.__name__, arguments]
+    expected = list(inspect.signature(kind).parameters)
+    if list(arguments) != expected:
+        raise ValueError(f"layers: {name}: expected self.arguments of {kind.__name__} to hold what its constructor takes, "
+                         f"{', '.join(expected) or 'nothing'}, to make it again; got {', '.join(arguments) or 'nothing'}")
+    try:
+        json.dumps(arguments)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"layers: {name}: expected numbers, strings and lists of them in self.arguments, got "
+                        f"{one_line(str(error))}") from None
+    place = kind.__module__
+    if place == "__main__":
+        place = os.path.basename(getattr(sys.modules[place], "__file__", place))
+    return [name, kind.__name__, arguments, place]
+
+
+def _layer(own, name, kind, arguments, place=None):
+    """The layer that an entry of a structure describes. Its class is one of nbcnn's, or of `own` where the entry has a place."""
+    known = LAYERS if place is None else own
+    if isinstance(kind, str) and kind in known:
+        return known[kind](**arguments)
+    if place is None or not isinstance(kind, str):
+        raise ValueError(f"structure: unknown layer type {shown(kind)} for {shown(name)}")
+    name, kind, place = (one_line(str(value), 50) for value in (name, kind, place))
+    raise MissingLayer(f"layer {name} is a {kind} from {place}, none of nbcnn's, and loading imports nothing; give the file that "
+                       "defines it with --model FILE.py, or in Python the class, nbcnn.load(path, layers=[...])")
 
 
 def _arrays(state):
@@ -326,6 +390,6 @@ def _require_same_shapes(own, arrays):
         raise ValueError(f"state: {one_line('; '.join(faults), 1000)}")
 
 
-def _rebuilt(structure, state, options):
+def _rebuilt(structure, state, layers, options):
     """The model that `Sequential.__reduce__` describes."""
-    return Sequential.from_structure(structure, state, **options)
+    return Sequential.from_structure(structure, state, layers, **options)

@@ -11,7 +11,7 @@ import numpy as np
 
 from nbcnn.kernels.arguments import instance, strings
 from nbcnn.kernels.shown import one_line, shown
-from nbcnn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU
+from nbcnn.layers import Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU
 from nbcnn.model import Sequential
 
 
@@ -80,6 +80,39 @@ def find(name):
         own = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
         raise ValueError(f"no function {shown(function)} in {one_line(place)}, which defines {', '.join(own) or 'none'}")
     return maker
+
+
+def own_layers(name):
+    """The classes of layers that a file or module of one's own defines or imports, which it runs to find out.
+
+    Parameters
+    ----------
+    name : str
+        FILE.py, module, or what `find` takes, whose function is not called.
+
+    Raises
+    ------
+    ValueError
+        When the module cannot be imported: one line that says where.
+    """
+    place = name if name.endswith(".py") else name.rpartition(":")[0] or name
+    with _explained():
+        module = _module(place)
+    found = {kind.__name__: kind for kind in _derived(Layer) if is_importable(kind)}
+    found |= {kind.__name__: kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Layer)}
+    return [kind for kind in found.values() if not kind.__module__.startswith(f"{__package__}.")]
+
+
+def is_importable(kind):
+    """Whether a class is found under its name in its module, as one within a function is not."""
+    return getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
+
+
+def _derived(kind):
+    """All classes derived from one."""
+    for derived in kind.__subclasses__():
+        yield derived
+        yield from _derived(derived)
 
 
 def make(network, **options):

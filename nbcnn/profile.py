@@ -9,7 +9,7 @@ from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import FLOATS, integer
 from nbcnn.kernels.cpu.launch import launch, run
 from nbcnn.kernels.cpu.peak import make_multiply_add
-from nbcnn.kernels.cpu.tile import lanes, tile_shape
+from nbcnn.kernels.cpu.tile import lanes, shape_for
 from nbcnn.table import format_table
 
 ELSE = "everything else"
@@ -44,7 +44,7 @@ def fma_peak(threads=None, dtype=np.float32):
         raise ValueError(f"threads: expected at most {numba.config.NUMBA_NUM_THREADS}, got {threads}")
     if dtype not in FLOATS:
         raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
-    P, V = tile_shape(2 * lanes(dtype), dtype)
+    P, V = shape_for(2 * lanes(dtype), dtype)
     width, K = V * lanes(dtype), 64     # x and w take 10 KiB together, with registers of 512 bits
     x, w, y = cpu.allocate((P, K), dtype), cpu.allocate((K, width), dtype), cpu.allocate((threads, P, width), dtype)
     # Sums that neither grow nor become denormal: 1 - 1 + 1 - 1 ...

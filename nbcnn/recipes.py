@@ -70,6 +70,8 @@ def resumed_options(given, saved, source, parse):
     except ValueError as error:
         raise ValueError(f"--resume: {source} was written with options that do not exist: {error}") from None
     for name, value in given.items():
+        if name == "model" and saved.model.own_layers() and (value.endswith(".py") or ":" not in value):
+            continue        # it says where the layers are, and names no function
         longer = name == "epochs" and options["schedule"] == "constant" and value >= saved.progress.epoch
         same = (name, value) == ("dataset", "auto") or (name in options and value == options[name])
         if not (same or longer or name in FREE):
@@ -134,9 +136,13 @@ def make_network(maker, options, train):
             raise ValueError(f"expected {len(classes)} outputs, one for each class of the pictures, got outputs of shape {outputs}")
         if model.mean is not None or model.std is not None:
             mean, std = model.mean, model.std
+        for kind in model.own_layers():
+            if not models.is_importable(kind):
+                raise ValueError(f"expected layers that a checkpoint can name, got {kind.__qualname__}; define the class at the "
+                                 "top of its file")
         # Built again as from a checkpoint, to know that this works, with what its function has left open.
         model = Sequential.from_structure(
-            model.structure(), model.state_dict(), input_shape=model.input_shape or shape, mean=mean, std=std,
+            model.structure(), model.state_dict(), model.own_layers(), input_shape=model.input_shape or shape, mean=mean, std=std,
             classes=model.classes or classes, seed=model.seed, dtype=model.dtype)
         if model.input_shape != shape:
             hint = " (see --size)" if train.name == "folder" else ""

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from nbcnn import checkpoint, files
+from nbcnn.model import MissingLayer
 
 BEST = "best.safetensors"
 FILES = r"config\.json|metrics\.csv|(last|best|epoch-\d+)\.safetensors"
@@ -73,7 +74,7 @@ class RunFolder:
             if name := self._kept(p.epoch):
                 self.copies[name] = content
         if BEST not in self.copies and best and best.exists():
-            found = checkpoint.load(best)
+            found = checkpoint.load(best, self.saved.model.own_layers())
             if found.progress.best_epoch == p.best_epoch:
                 self.copies[BEST] = checkpoint.to_bytes(**vars(found))
 
@@ -118,18 +119,22 @@ class RunFolder:
 
     def _is_behind(self, path):
         """Whether a checkpoint is missing, or of an earlier epoch than the one this run goes on from."""
+        progress = self._progress(path)
+        return progress is None or progress.epoch < self.saved.progress.epoch
+
+    def _progress(self, path):
+        """How far a checkpoint is; None where there is none, or a damaged one."""
         try:
-            return checkpoint.load(path).progress.epoch < self.saved.progress.epoch
+            return checkpoint.load(path, self.saved.model.own_layers()).progress
+        except MissingLayer:        # it is another network's, and whole
+            raise
         except (OSError, ValueError):
-            return True
+            return None
 
     def _require_furthest(self):
         """Raise ValueError where this run would overwrite a last.safetensors that is further than its source."""
-        try:
-            last = checkpoint.load(self.last).progress
-        except (OSError, ValueError):       # there is nothing to lose
-            return
-        if (last.epoch, last.step) > (self.saved.progress.epoch, self.saved.progress.step):
+        last = self._progress(self.last)
+        if last and (last.epoch, last.step) > (self.saved.progress.epoch, self.saved.progress.step):
             raise ValueError(f"--resume: {self.last} is further, with {last.epoch} epochs and {last.step} "
                              "batches done, and would be overwritten; resume from that, or give --out another folder")
 

@@ -1,7 +1,7 @@
 """The backprop scheduler: plans buffers once, then runs the kernels of the layers in order and back again.
 
-It knows no layer type. A layer says what shape it makes and which operation of the backend computes it; the operation says what
-border it needs around what it reads. From that follow the buffers, and a training step is two loops:
+It knows no layer type. A layer says what shape it makes and which operation of the backend computes it. From that follow the
+buffers, and a training step is two loops:
 
     for step in steps:            run(step.operation.forward(n, step.y, step.x, ...))
     for step in reversed(steps):  run(step.operation.backward(n, step.dx, ..., step.dy, step.x, step.y, ...))
@@ -148,7 +148,7 @@ class BackpropScheduler:
         Parameters
         ----------
         images : uint8 or float array (N, C, H, W)
-            uint8 pictures are normalised with the model's mean and std; floats are taken as they are. The view that
+            uint8 images are normalised with the model's mean and std; floats are taken as they are. The view that
             `images(n)` gave is not copied. For a model on a GPU: of NumPy, which is copied there, or device arrays.
         targets : array
             What the loss takes. Those of a device array are not looked at beforehand: the loss is NaN where one is not allowed.
@@ -249,7 +249,7 @@ class BackpropScheduler:
         """While a block runs, measure what each kernel of a training step takes.
 
         Recorded are forward passes with training=True and backward passes, kernel by kernel, the loss, and the update in
-        `train_step`. All else in the block counts as "everything else": the loop's Python, the pictures, passes without training,
+        `train_step`. All else in the block counts as "everything else": the loop's Python, the images, passes without training,
         and an update that the caller makes. The results are the same bits. A step of the same batch size before the block keeps
         the compiler's time out.
 
@@ -306,7 +306,7 @@ class BackpropScheduler:
         Raises
         ------
         RuntimeError
-            When neither the model's input_shape nor a first batch tells the pictures' shape.
+            When neither the model's input_shape nor a first batch tells the images' shape.
         """
         if self.shape is None and self.model.input_shape is None:
             raise RuntimeError("images: expected a model with input_shape, or a batch before")
@@ -347,15 +347,15 @@ class BackpropScheduler:
             if images.dtype == np.uint8:
                 # What has no axis of channels counts as one channel.
                 shape = images.shape if images.ndim == 4 else (n, 1, math.prod(images.shape[1:]), 1)
-                pictures, table = self.backend.place(images).reshape(shape), self.backend.place(self.model.table(shape[1]))
-                normalize_images(self.steps[0].x.view(n).reshape(shape), pictures, table)
+                placed, table = self.backend.place(images).reshape(shape), self.backend.place(self.model.table(shape[1]))
+                normalize_images(self.steps[0].x.view(n).reshape(shape), placed, table)
             else:
                 self.steps[0].x.set(images)
         self._launch(profile, "forward", n, lambda: self.forward_calls(n))
         return self.steps[-1].y.view(n)
 
     def _plan_for(self, images):
-        """Plan for a batch of pictures; TypeError or ValueError where the model cannot take it."""
+        """Plan for a batch of images; TypeError or ValueError where the model cannot take it."""
         if images.dtype not in (np.uint8, np.float32, np.float64):
             raise TypeError(f"images: expected a uint8, float32 or float64 array, got {one_line(str(images.dtype))}")
         if images.ndim < 2:
@@ -367,8 +367,8 @@ class BackpropScheduler:
             raise ValueError(f"{error} from images of shape {images.shape}{hint}") from None
 
     def at_once(self, images, n):
-        """How many of these pictures are to be predicted at a time, n or fewer, and the output's shape; raises as `predict`."""
-        with turns.lock:        # other threads may predict pictures of another shape
+        """How many of these images are to be predicted at a time, n or fewer, and the output's shape; raises as `predict`."""
+        with turns.lock:        # other threads may predict images of another shape
             self._plan_for(images)
             return self.fitting(images.shape[1:], min(n, len(images)) or 1), self.steps[-1].y_shape
 
@@ -447,14 +447,13 @@ class BackpropScheduler:
         From the shapes alone, as nothing is allocated yet.
         """
         itemsize, taken = self.model.dtype.itemsize, []
-        borders = [step.operation.x_border for step in self.steps] + [(0, 0)]
-        for step, border in zip(self.steps, borders[1:], strict=True):
+        elements = self.backend.Buffer.elements
+        for step in self.steps:
             size = step.operation.bytes(n)
             if not step.operation.shares:
-                size += n * itemsize * (_elements(step.y_shape, border)
-                                        + (_elements(step.y_shape, step.operation.dy_border) if backward else 0))
+                size += itemsize * elements(n, step.y_shape) * (2 if backward else 1)
             taken.append(size)
-        taken[0] += n * itemsize * _elements(self.shape, borders[0])
+        taken[0] += itemsize * elements(n, self.shape)
         return taken
 
     def _require_memory(self, n, backward=False):
@@ -473,16 +472,15 @@ class BackpropScheduler:
         self.capacity, self.backward_capacity, self._calls, self._images, self._dlogits = 0, 0, {}, None, None
 
     def _reserve(self, n):
-        """Forward buffers for n samples, each with the border its reader needs."""
+        """Forward buffers for n samples."""
         if n <= self.capacity and self.steps[0].x is not None:
             return
         self._forget_buffers()
         dtype, Buffer = self.model.dtype, self.backend.Buffer
-        x = Buffer(n, self.shape, dtype, self.steps[0].operation.x_border)
-        borders = [step.operation.x_border for step in self.steps[1:]] + [(0, 0)]
-        for step, border in zip(self.steps, borders, strict=True):
+        x = Buffer(n, self.shape, dtype)
+        for step in self.steps:
             step.x = x
-            x = step.y = x.reshaped(step.y_shape) if step.operation.shares else Buffer(n, step.y_shape, dtype, border)
+            x = step.y = Buffer(n, step.y_shape, dtype, x.array if step.operation.shares else None)
             step.operation.reserve(n)
         self.capacity = n
 
@@ -496,10 +494,8 @@ class BackpropScheduler:
         parts = {p: step.operation.parts for step in learning for p in step.layer.parameters.values()}
         self._partials = self.backend.Partials(self.model.vector, parts, self.capacity)
         for step in reversed(learning):
-            if after is not None and after.operation.shares:
-                step.dy = after.dy.reshaped(step.y_shape)
-            else:
-                step.dy = self.backend.Buffer(self.capacity, step.y_shape, self.model.dtype, step.operation.dy_border)
+            shared = after.dy.array if after is not None and after.operation.shares else None
+            step.dy = self.backend.Buffer(self.capacity, step.y_shape, self.model.dtype, shared)
             if after is not None:
                 after.dx = step.dy
             step.partials, after = self._partials, step
@@ -514,20 +510,14 @@ class BackpropScheduler:
         for step in self.steps:
             flop, how = step.layer.flop(step.x_shape), "fused" if len(step.names) > 1 else "plain"
             rows.append([step.name, type(step.operation).__name__, _shape(step.x_shape), _shape(step.y_shape),
-                         "{} x {}".format(*step.operation.x_border), f"{math.prod(step.y_shape) * itemsize:,}",
+                         f"{math.prod(step.y_shape) * itemsize:,}",
                          f"{flop / 1e6:.2f}", f"{how}: {step.reason}" if step.reason else ""])
-        return format_table(["step", "kernel", "input", "output", "border", "bytes", "MFLOP", ""], rows)
+        return format_table(["step", "kernel", "input", "output", "bytes", "MFLOP", ""], rows)
 
 
 def _call(profile, key, function, *arguments):
     """function(*arguments), its time recorded under (step, pass, kernel) where there is a profile."""
     return function(*arguments) if profile is None else profile.call(key, function, *arguments)
-
-
-def _elements(shape, border):
-    """Of a sample of a shape, with its border."""
-    channels, height, width = shape if len(shape) == 3 else (math.prod(shape), 1, 1)
-    return channels * (height + 2 * border[0]) * (width + 2 * border[1])
 
 
 def _shape(shape):

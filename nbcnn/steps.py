@@ -1,4 +1,7 @@
-"""The steps of a training: each batch from the host, or all of them on the device, which then needs nothing from the host."""
+"""The steps of a training: the host feeds one batch at a time, or all images lie on the device, which needs no more.
+
+A step is zero_grad, forward, loss, backward and update: `BackpropScheduler.train_step` or, on the device, `DeviceSteps.calls`.
+"""
 import numpy as np
 
 GRAPH_STEPS = 8     # in one graph, where so many are to be done
@@ -18,7 +21,9 @@ class HostSteps:
     Parameters
     ----------
     scheduler : BackpropScheduler
-    optimizer : SGD
+        With a plan for the images.
+    optimizer : SGD or None
+        None for what only computes outputs.
     loader : Loader
     targets : callable
         What makes the loss's targets of labels.
@@ -28,83 +33,68 @@ class HostSteps:
 
     def __init__(self, scheduler, optimizer, loader, targets, schedule):
         self.scheduler, self.optimizer, self.loader, self.targets, self.schedule = scheduler, optimizer, loader, targets, schedule
-
-    def begin(self, epoch, start):
-        """Go to a step of an epoch."""
-        self.number, self.batches = epoch * len(self.loader) + start, self.loader.epoch(epoch, self.scheduler.images, start)
-
-    def run(self):
-        """Do the next step, or the next few; the (loss, number of pictures) of each."""
-        images, labels = next(self.batches)
-        if self.schedule:
-            self.optimizer.lr = self.schedule(self.number)
-        self.number += 1
-        return [(self.scheduler.train_step(images, self.targets(labels), self.optimizer), len(labels))]
-
-    def first_nonfinite(self, step):
-        """The first layer whose output was not finite in that step, the last one done; None where all are."""
-        return self.scheduler.first_nonfinite()
-
-
-class DeviceSteps:
-    """Training steps whose pictures, order, learning rates and losses lie on the device.
-
-    A step is a list of calls: forward, loss, backward, update, and the pictures of the next one. Which step it is the kernels read
-    from the device's `state`: the list is the same for every step of one batch size, and so is a graph of it.
-
-    Parameters
-    ----------
-    scheduler : BackpropScheduler
-        With a plan for the pictures.
-    optimizer : SGD or None
-        None for what only computes outputs.
-    loader : Loader
-    schedule : callable or None
-        From the number of a step, over all epochs, to its learning rate.
-    graph : bool
-        Whether steps are recorded once and started as graphs. The results are the same bits.
-    """
-
-    def __init__(self, scheduler, optimizer, loader, schedule=None, *, graph=True):
-        self.scheduler, self.optimizer, self.loader, self.schedule, self.graph = scheduler, optimizer, loader, schedule, graph
-        self.backend = backend = scheduler.backend
-        count, steps, dtype = len(loader.dataset), len(loader), scheduler.model.dtype
-        self.pictures, self.shape = backend.to_device(loader.dataset.images.reshape(-1)), loader.dataset.images.shape[1:]
-        self.table = backend.to_device(loader.table.reshape(-1))
-        self.index, self.labels, self.flips = (backend.empty((count,), kind) for kind in (np.int64, np.int64, np.uint8))
-        self.shifts, self.rates = backend.empty((2 * steps,), np.int64), backend.empty((steps,), dtype)
-        self.losses, self.state = backend.empty((steps,), dtype), backend.state.make_state()
-        self.step = self.epoch = 0
-        self._memory, self._calls, self._graphs = (), {}, {}    # what has run with some memory, by batch size, and graphs of it
+        self.epoch = self.step = 0
 
     def begin(self, epoch, start=0):
         """Go to a step of an epoch."""
-        self.epoch, self.step = epoch, start
-        order, steps = self.loader.order(epoch), range(len(self.loader))
-        for array, values in (
-                (self.index, order), (self.labels, self.loader.dataset.labels[order]),
-                (self.flips, self.loader.flips(epoch)[order]), (self.shifts, self.loader.shifts(epoch).reshape(-1)),
-                (self.state, [start, start, 0]),
-                (self.rates, [self._rate(step) for step in steps])):
-            self.backend.write(array, np.asarray(values, array.dtype))
+        self.epoch, self.step, self.batches = epoch, start, self.loader.epoch(epoch, self.scheduler.images, start)
 
-    def _rate(self, step):
+    def run(self):
+        """Do the next step, or the next few; the (loss, number of samples) of each."""
+        images, labels = next(self.batches)
+        self.optimizer.lr = self.rate(self.step)
+        self.step += 1
+        return [(self.scheduler.train_step(images, self.targets(labels), self.optimizer), len(labels))]
+
+    def rate(self, step):
+        """The learning rate of a step of this epoch."""
         if self.schedule:
             return self.schedule(self.epoch * len(self.loader) + step)
         return self.optimizer.lr if self.optimizer else 0.0
 
-    def size(self, step):
-        """How many pictures a step has: the last of an epoch may have fewer."""
-        return min(self.loader.batch_size, len(self.loader.dataset) - step * self.loader.batch_size)
+    def first_nonfinite(self, step):
+        """The first layer whose output was not finite in that step, which updated nothing; None where all are."""
+        return self.scheduler.first_nonfinite()
+
+
+class DeviceSteps(HostSteps):
+    """The same steps with images, order, learning rates and losses on the device.
+
+    The calls of a step end with those that fetch the images of the next one. Which step it is the kernels read from the device's
+    `state`: the list is the same for every step of one batch size, and so is a graph of it. With `graph`, steps are recorded once
+    and started as graphs; the results are the same bits.
+    """
+
+    def __init__(self, scheduler, optimizer, loader, schedule=None, *, graph=True):
+        super().__init__(scheduler, optimizer, loader, None, schedule)      # labels are targets enough
+        self.graph, self.backend = graph, (backend := scheduler.backend)
+        count, steps, dtype = len(loader.dataset), len(loader), scheduler.model.dtype
+        self.images, self.shape = backend.to_device(loader.dataset.images.reshape(-1)), loader.dataset.images.shape[1:]
+        self.table = backend.to_device(loader.table.reshape(-1))
+        self.index, self.labels, self.flips = (backend.empty((count,), kind) for kind in (np.int64, np.int64, np.uint8))
+        self.shifts, self.rates = backend.empty((2 * steps,), np.int64), backend.empty((steps,), dtype)
+        self.losses, self.state = backend.empty((steps,), dtype), backend.state.make_state()
+        self._memory, self._calls, self._graphs = (), {}, {}    # what has run with some memory, by batch size, and graphs of it
+
+    def begin(self, epoch, start=0):
+        self.epoch, self.step = epoch, start
+        order = self.loader.order(epoch)
+        for array, values in (
+                (self.index, order), (self.labels, self.loader.dataset.labels[order]),
+                (self.flips, self.loader.flips(epoch)[order]), (self.shifts, self.loader.shifts(epoch).reshape(-1)),
+                (self.state, [start, start, 0]), (self.rates, [self.rate(step) for step in range(len(self.loader))])):
+            self.backend.write(array, np.asarray(values, array.dtype))
 
     def run(self):
-        """Do the next steps, up to AT_ONCE; the (loss, number of pictures) of each."""
         first = self.step
         self.start(min(AT_ONCE, len(self.loader) - first))
         losses = self.backend.to_host(self.losses)[first:self.step].tolist()
-        if self.schedule:
-            self.optimizer.lr = self._rate(self.step - 1)
+        self.optimizer.lr = self.rate(self.step - 1)
         return [(loss, self.size(step)) for step, loss in enumerate(losses, first)]
+
+    def size(self, step):
+        """How many samples a step has: the last of an epoch may have fewer."""
+        return min(self.loader.batch_size, len(self.loader.dataset) - step * self.loader.batch_size)
 
     def start(self, count):
         """Start so many steps, without waiting for them."""
@@ -136,7 +126,7 @@ class DeviceSteps:
             self.step += steps
 
     def calls(self, n):
-        """(step's name, call) for all calls of a training step of n pictures."""
+        """(step's name, call) for all calls of a training step of n samples."""
         scheduler, optimizer = self.scheduler, self.optimizer
         optimizer.zero_grad()
         last, update = scheduler.steps[-1], optimizer.update_of_all()
@@ -150,20 +140,20 @@ class DeviceSteps:
                 n, buffer, self.rates, options, self.shape, gather))
         return calls + scheduler.backward_calls(n) + [
             ("update", self.backend.update_call(data, buffer, grad, self.rates, options, first, self.state))
-            for data, buffer, grad, first, options in optimizer.updates()] + [("pictures", gather)]
+            for data, buffer, grad, first, options in optimizer.updates()] + [("images", gather)]
 
     def _gather(self, n):
         return self.backend.images.gather_call(
-            self.scheduler.steps[0].x.array, self.pictures, self.shape, self.index, self.flips, self.shifts, self.table, self.state,
+            self.scheduler.steps[0].x.array, self.images, self.shape, self.index, self.flips, self.shifts, self.table, self.state,
             self.loader.batch_size, n)
 
     def outputs(self):
-        """The model's outputs for all pictures in the loader's order, a NumPy array (M, ...)."""
+        """The model's outputs for all images in the loader's order, a NumPy array (M, ...)."""
         self.begin(0)
         return np.concatenate([self._forward(step) for step in range(len(self.loader))])
 
     def _forward(self, step):
-        """The outputs of one step's pictures."""
+        """The outputs of one step's images."""
         n = self.size(step)
         self.backend.write(self.state, np.array([step, step, 0]))
         self.scheduler.reserve(self.loader.batch_size)
@@ -171,6 +161,5 @@ class DeviceSteps:
         return self.backend.to_host(self.scheduler.steps[-1].y.view(n))
 
     def first_nonfinite(self, step):
-        """The first layer whose output was not finite in that step, after which nothing was updated; None where all are."""
-        self._forward(step)
+        self._forward(step)     # again: later steps have used the buffers, but the parameters are the same
         return self.scheduler.first_nonfinite(self.size(step))

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 import nbcnn
-from nbcnn import checkpoint, cli, datasets, optim, recipes
+from nbcnn import cli, datasets, optim, recipes
 from nbcnn.checkpoint import Checkpoint
 from nbcnn.cli import number, paint, say, whole
 from nbcnn.fit import NonFiniteLoss, fit
@@ -63,7 +63,7 @@ class Run:
         self.source = saved = None
         if "resume" in given:
             self.source = Path(given["resume"])
-            saved = checkpoint.load(self.source)
+            saved = cli.load_checkpoint(self.source, given.get("model"))
             o = recipes.resumed_options(given, saved, self.source, _parser().options)
             self.checkpoint = replace(saved, options=o)      # of this run, as it stands
         else:
@@ -124,7 +124,8 @@ class Run:
                 self.trial.stop()
             self.signals.restore()
         if self.signals.number:
-            say(f"stopped: {self._where()}. To go on: python -m nbcnn.train --resume {shlex.quote(str(self.folder.last))}")
+            own = f" --model {shlex.quote(o['model'])}" if self.checkpoint.model.own_layers() else ""
+            say(f"stopped: {self._where()}. To go on: python -m nbcnn.train --resume {shlex.quote(str(self.folder.last))}{own}")
         else:
             best = f" as {self.folder.best.name}" if self.folder.best.exists() else ""
             say(f"done: test accuracy at best {progress.best_accuracy:.2%} after epoch {progress.best_epoch}, "

@@ -23,10 +23,10 @@ def awkward(a):
     return view
 
 
-def filled_buffer(n, shape, dtype, border, fill, value=None):
-    """A CPU buffer for n + 1 samples, full of `fill`, border and all; its first n samples are `value` where there is one."""
-    buffer = cpu.Buffer(n + 1, shape, dtype, border)
-    buffer.array[...] = fill
+def filled_buffer(n, shape, dtype, fill, value=None):
+    """A CPU buffer for n + 1 samples, full of `fill` but for its pixel of zeros; its first n samples are `value`, if given."""
+    buffer = cpu.Buffer(n + 1, shape, dtype)
+    buffer.array[:buffer.zeros] = fill
     if value is not None:
         buffer.view(n)[...] = value
     return buffer

@@ -1,6 +1,4 @@
 """Independent NumPy forms of the operations, one function each: whole-array arithmetic, no loop over pixels, no nbcnn."""
-import math
-
 import numpy as np
 
 
@@ -99,64 +97,27 @@ def avgpool2d_backward(dy, x_shape, kernel_size, stride, padding, *options):
     return dx[:, :, PH:PH + H, PW:PW + W]
 
 
-def conv2d_maxpool2d_forward(x, w, b, padding, window, relu):
-    """y and cells, the sums of each window side by side on a last axis."""
+def conv2d_maxpool2d_forward(x, w, b, padding, pool_size, relu):
+    """y and argmax, the sums of each window side by side on a last axis."""
     z = conv2d_forward(x, w, b, (1, 1), padding, (1, 1))
-    (N, O, OH, OW), (WH, WW) = z.shape, window
+    (N, O, OH, OW), (WH, WW) = z.shape, pool_size
     PH, PW = OH // WH, OW // WW
     v = z[:, :, :PH * WH, :PW * WW].reshape(N, O, PH, WH, PW, WW).swapaxes(3, 4).reshape(N, O, PH, PW, WH * WW)
     nan = np.isnan(v)
-    cells = np.where(nan.any(-1), WH * WW - 1 - nan[..., ::-1].argmax(-1), v.argmax(-1))
-    y = np.take_along_axis(v, cells[..., None], -1)[..., 0]
+    argmax = np.where(nan.any(-1), WH * WW - 1 - nan[..., ::-1].argmax(-1), v.argmax(-1))
+    y = np.take_along_axis(v, argmax[..., None], -1)[..., 0]
     nobody = relu & (y <= 0)
-    return np.where(nobody, 0, y).astype(x.dtype), np.where(nobody, 255, cells).astype(np.uint8)
+    return np.where(nobody, 0, y).astype(x.dtype), np.where(nobody, 255, argmax).astype(np.uint8)
 
 
-def conv2d_maxpool2d_backward(dy, cells, x, w, padding, window):
+def conv2d_maxpool2d_backward(dy, argmax, x, w, padding, pool_size):
     """dx, dw, db: dy spread over the windows, zero but where a cell won, and the convolution's gradients of that."""
-    (N, O, PH, PW), (WH, WW) = dy.shape, window
+    (N, O, PH, PW), (WH, WW) = dy.shape, pool_size
     OH, OW = (x.shape[2 + a] + 2 * padding[a] - w.shape[2 + a] + 1 for a in (0, 1))
-    spread = np.where(np.arange(WH * WW) == cells[..., None], dy[..., None], 0)
+    spread = np.where(np.arange(WH * WW) == argmax[..., None], dy[..., None], 0)
     dz = np.zeros((N, O, OH, OW), dy.dtype)
     dz[:, :, :PH * WH, :PW * WW] = spread.reshape(N, O, PH, PW, WH, WW).swapaxes(3, 4).reshape(N, O, PH * WH, PW * WW)
     return conv2d_backward(dz, x, w, (1, 1), padding, (1, 1))
-
-
-def relu(x, dy):
-    """y and dx."""
-    keep = ~(x <= 0)
-    return np.where(keep, x, 0), np.where(keep, dy, 0)
-
-
-def leaky_relu(x, dy, negative_slope):
-    """y and dx."""
-    with np.errstate(invalid="ignore"):
-        return np.maximum(x, 0) + negative_slope * np.minimum(x, 0), dy * np.where(x > 0, 1, negative_slope)
-
-
-def tanh(x, dy):
-    """y and dx, dx without y."""
-    with np.errstate(over="ignore"):
-        return np.tanh(x), dy / np.cosh(x) ** 2
-
-
-def sigmoid(x, dy):
-    """y and dx, dx without y: 1 - sigmoid(x) = sigmoid(-x)."""
-    with np.errstate(invalid="ignore"):
-        log_y, log_rest = -np.logaddexp(0, -x), -np.logaddexp(0, x)
-    return np.exp(log_y), dy * np.exp(log_y + log_rest)
-
-
-def gelu(x, dy, approximate):
-    """y and dx: x times a share of the normal distribution, or of the logistic one at 2u that stands in for it."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        if approximate == "tanh":
-            c = np.sqrt(2 / np.pi)
-            share, slope = sigmoid(2 * c * (x + 0.044715 * x ** 3), 2 * c * (1 + 3 * 0.044715 * x ** 2))
-        else:
-            share = np.vectorize(math.erfc, otypes=[float])(-x / np.sqrt(2)) / 2
-            slope = np.exp(-x ** 2 / 2) / np.sqrt(2 * np.pi)
-        return x * share, dy * (share + x * slope)
 
 
 def sgd(param, grads, lr, momentum, dampening, weight_decay, nesterov, maximize):

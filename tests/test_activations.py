@@ -1,7 +1,6 @@
 """Activations: frozen values, oracles, accuracy, gradients, contract, errors, whole networks, and parity with PyTorch."""
 import math
 import re
-from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -15,38 +14,13 @@ from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu import activations as loops
 from nbcnn.kernels.cpu.launch import run
 
-import oracles
-from arrays import awkward, equal, filled_buffer
+from activations import CASES, each
+from arrays import awkward, equal
 from gradients import check_directional_gradients
 from llvm import double_operations
 
-
-class Case(NamedTuple):
-    """An activation: its name in `kernels` and in the oracles, its layer, what backward reads, and options of everything."""
-    name: str
-    layer: type
-    reads: str
-    options: tuple = ()
-
-    def forward(self, x):
-        return getattr(kernels, f"{self.name}_forward")(x, *self.options)
-
-    def backward(self, dy, x, y):
-        return getattr(kernels, f"{self.name}_backward")(dy, {"x": x, "y": y}[self.reads], *self.options)
-
-    def oracle(self, x, dy):
-        return getattr(oracles, self.name)(x, dy, *self.options)
-
-    def operation(self, backend, shape, dtype):
-        return self.layer(*self.options).operation(backend, shape, dtype)
-
-
-EXACT = [Case("relu", nbcnn.ReLU, "y"), Case("leaky_relu", nbcnn.LeakyReLU, "x", (0.25,)),
-         Case("leaky_relu", nbcnn.LeakyReLU, "x", (-2,))]
-SMOOTH = [Case("tanh", nbcnn.Tanh, "y"), Case("sigmoid", nbcnn.Sigmoid, "y"), Case("gelu", nbcnn.GELU, "x", ("none",)),
-          Case("gelu", nbcnn.GELU, "x", ("tanh",))]
 DTYPES = [np.float32, np.float64]
-each = pytest.mark.parametrize("case", EXACT + SMOOTH, ids=lambda case: "-".join(map(str, (case.name, *case.options))))
+TANH, SIGMOID = (next(case for case in CASES if case.name == name) for name in ("tanh", "sigmoid"))
 shapes = st.lists(st.integers(0, 9), max_size=5).map(tuple)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -76,8 +50,8 @@ def agree(case, x, dy, y, dx):
     Of y these are some five of at most eps each, and those of the exponent, x^2/2 or 2u, which costs eps times its size:
     below 2 + x^2 for |x| <= 8, the largest here. Of dx they are as many, of a sum of terms of at most 2.
     """
-    expected_y, expected_dx = case.oracle(*(a.astype(a.dtype if case in EXACT else float) for a in (x, dy)))
-    if case in EXACT:
+    expected_y, expected_dx = case.oracle(*(a.astype(a.dtype if case.exact else float) for a in (x, dy)))
+    if case.exact:
         return equal(y, expected_y.astype(x.dtype)) and equal(dx, expected_dx.astype(x.dtype))
     eps, tiny = np.finfo(x.dtype).eps, np.finfo(x.dtype).smallest_subnormal
     return y.dtype == dx.dtype == x.dtype and (
@@ -119,7 +93,7 @@ def test_frozen_values_tanh_and_sigmoid(dtype):
     x = np.array([-np.inf, -math.log(3), -0.0, 0, math.log(3), np.inf, np.nan], dtype)
     expected = np.array([-1, -0.8, -0.0, 0, 0.8, 1, np.nan]), np.array([0, 0.25, 0.5, 0.5, 0.75, 1, np.nan])
     dy, slopes = np.arange(1, 8).astype(dtype), ([0, 0.36, 1, 1, 0.36, 0, np.nan], [0, 3 / 16, 0.25, 0.25, 3 / 16, 0, np.nan])
-    for case, values, slope in zip(SMOOTH[:2], expected, slopes, strict=True):
+    for case, values, slope in zip((TANH, SIGMOID), expected, slopes, strict=True):
         y = case.forward(x)
         assert near(y, values, 3 * np.finfo(dtype).eps) and (np.signbit(y) == np.signbit(values))[:-1].all()
         assert near(case.backward(dy, x, y), dy * np.array(slope), 9 * np.finfo(dtype).eps)
@@ -147,6 +121,14 @@ def test_frozen_values_gelu(approximate, expected, slopes, dtype):
     zero = kernels.gelu_forward(np.array([0, -0.0], dtype), approximate)
     assert not zero.any() and list(np.signbit(zero)) == [False, True]
     assert equal(kernels.gelu_backward(dy, np.zeros(5, dtype), approximate), dy / 2)       # half of a distribution is below 0
+
+
+@each
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_known_values(case, dtype):
+    x, y, slope = np.array(case.known, dtype).T
+    computed, tolerance = case.forward(x), max(4 * np.finfo(dtype).eps, 1e-9)
+    assert near(computed, y, tolerance) and near(case.backward(np.full_like(x, 2), x, computed), 2 * slope, 4 * tolerance)
 
 
 # ---- oracles
@@ -206,7 +188,7 @@ def test_float32_functions_of_nan():
 @given(shape=shapes, seed=seeds)
 def test_gradient_is_the_difference_quotient(case, shape, seed):
     rng = np.random.default_rng(seed)
-    if case in EXACT:       # Integers other than 0 are away from the kink, so a step of 1/4 has no truncation error.
+    if case.exact:       # Integers other than 0 are away from the kink, so a step of 1/4 has no truncation error.
         x, dy, h, tolerance = rng.choice([-2.0, -1.0, 1.0, 2.0], shape), rng.integers(-9, 10, shape).astype(float), 0.25, 0
     else:                   # Truncation h^2/6 times a third derivative below 3: 5e-11; rounding 1e-15/h = 1e-10.
         x, dy, h, tolerance = 2 * rng.standard_normal(shape), rng.standard_normal(shape), 1e-5, 1e-9
@@ -221,15 +203,21 @@ def test_gradient_is_the_difference_quotient(case, shape, seed):
 @given(shape=st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)), st.tuples(st.integers(1, 90))),
        N=st.integers(0, 3), seed=seeds)
 def test_operation_writes_its_outputs_and_nothing_else(case, dtype, shape, N, seed):
-    """Results lie in buffers full of NaN, all with borders of different widths; what is read stays as it is."""
-    x, dy = values(seed, (N, *shape), dtype), upstream(seed, (N, *shape), dtype)
+    require_outputs_and_nothing_else(case, dtype, shape, N, seed)
+
+
+@each
+@pytest.mark.parametrize("shape", [(loops.CHUNK,), (loops.CHUNK + 5,), (3, loops.CHUNK - 2, 1)])
+def test_samples_of_more_than_one_task(case, shape):
+    """A sample may fill its tasks or not."""
+    require_outputs_and_nothing_else(case, np.float32, shape, 2, 0)
+
+
+def require_outputs_and_nothing_else(case, dtype, shape, N, seed):
+    """Results lie in buffers full of NaN; what is read stays as it is, and so does the sample behind the last one."""
+    x, dy = values(seed, (N + 1, *shape), dtype), upstream(seed, (N + 1, *shape), dtype)
     x[~np.isfinite(x)] = 3
-
-    def buffer(border, fill, value=None):
-        return filled_buffer(N, shape, dtype, border if len(shape) == 3 else (0, 0), fill, value)
-
-    y, dx = buffer((2, 1), np.nan), buffer((1, 3), np.nan)
-    x, dy = buffer((3, 2), 99, x), buffer((1, 2), 99, dy)
+    x, dy, y, dx = (cpu.Buffer.holding(a) for a in (x, dy, np.full_like(x, np.nan), np.full_like(x, np.nan)))
     before = x.array.copy(), dy.array.copy()
     operation = case.operation(cpu, shape, dtype)
     operation.reserve(N + 1)
@@ -238,8 +226,7 @@ def test_operation_writes_its_outputs_and_nothing_else(case, dtype, shape, N, se
     run(operation.backward(N, dx, (), dy, x, y, (), ()))
     run(operation.backward(N, None, (), dy, x, y, (), ()))                   # nothing asked for
     assert agree(case, x.view(N), dy.view(N), y.view(N), dx.view(N))
-    for written in (y, dx):
-        assert np.isnan(written.array).sum() == written.array.size - written.view(N).size
+    assert np.isnan(y.view(N + 1)[N]).all() and np.isnan(dx.view(N + 1)[N]).all()
     assert equal(x.array, before[0]) and equal(dy.array, before[1]) and equal(y.array, saved)
 
 
@@ -274,7 +261,7 @@ def test_float32_kernels_hold_no_double_and_are_vectors(case):
         assert not double_operations(kernel)
         again = numba.jit(**kernel.targetoptions)(kernel.py_func)       # code from the cache cannot be looked at
         again.compile(next(s for s in kernel.signatures if s[0].dtype == numba.float32))
-        if case in SMOOTH and loops.PARALLEL:       # what is compiled with checks of bounds has them in its loops
+        if not case.exact and loops.PARALLEL:       # what is compiled with checks of bounds has them in its loops
             assert re.search(r"fmul .*<\d+ x float>", again.inspect_llvm(again.signatures[0]))
 
 
@@ -293,7 +280,7 @@ def checks(name, read):
 
 
 @pytest.mark.parametrize("call, error, message", [
-    *(check for case in (EXACT[0], EXACT[1], *SMOOTH[:3]) for check in checks(case.name, case.reads)),
+    *(check for case in {case.name: case for case in CASES}.values() for check in checks(case.name, case.reads)),
     *((call, error, rf"^negative_slope: expected a finite number[a-z0-9 ]*, got {value.split('*')[0]}") for value, error in (
         ("'1'", TypeError), ("None", TypeError), ("nan", ValueError), ("-inf", ValueError), ("10**99", ValueError),
         ("10**400", ValueError)) for call in (
@@ -368,7 +355,7 @@ def test_equals_torch(case, dtype, shape, seed):
     expected.backward(torch.from_numpy(dy))
     expected, y = expected.detach().numpy(), case.forward(x)
     dx = case.backward(dy, x, y)
-    if case in EXACT:
+    if case.exact:
         assert equal(y, expected) and equal(dx, tensor.grad.numpy())
     else:       # On both sides a few roundings of terms of at most 1, times x in gelu; dx is at most 1.2*dy.
         eps = np.finfo(dtype).eps

@@ -146,15 +146,6 @@ def test_what_json_cannot_hold_leaves_the_old_file(file):
     assert file.read_bytes() == before and os.listdir(file.parent) == [file.name]
 
 
-def test_a_layer_of_ones_own_is_refused_before_anything_is_written(tmp_path):
-    for name in ("Mine", "ReLU"):
-        kind = type(name, (nbcnn.ReLU,), {})
-        model = nbcnn.Sequential([("flatten", nbcnn.Flatten()), ("mine", kind())])
-        with pytest.raises(ValueError, match=f"layers: mine is a {name}, none of nbcnn's: it could not be loaded again"):
-            model.save(tmp_path / "model")
-    assert os.listdir(tmp_path) == []
-
-
 @pytest.mark.skipif(os.name == "nt", reason="needs links, modes and pipes")
 def test_links_are_followed_modes_kept_and_what_is_no_file_refused(tmp_path):
     for folder in ("a", "b"):

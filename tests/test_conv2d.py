@@ -1,4 +1,8 @@
 """Convolution: frozen values, oracle, gradients, contract, errors, and parity with PyTorch."""
+import itertools
+import os
+import subprocess
+import sys
 import time
 
 import numba
@@ -9,10 +13,11 @@ from hypothesis import strategies as st
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.conv2d import conv2d_backward, conv2d_forward
+from nbcnn.kernels.cpu import conv2d as kernels
 from nbcnn.kernels.cpu.launch import run
 
 import oracles
-from arrays import awkward, integers
+from arrays import awkward, equal, filled_buffer, integers
 
 DTYPES = [np.float32, np.float64]
 
@@ -49,17 +54,52 @@ def test_frozen_values(dtype):
     assert dw.tolist() == [[[[37, 47], [67, 77]]]] and db.tolist() == [10]
 
 
+def require_oracle(x_shape, w_shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1), dtype=np.float32, seed=0):
+    """Forward and backward are the oracle's, for integers."""
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    y_shape = output_shape(x_shape, w_shape, options)
+    x, w, b, dy = integers(seed, x_shape, w_shape, w_shape[:1], y_shape, dtype=dtype)
+    got = conv2d_forward(x, w, b, **options), *conv2d_backward(dy, x, w, **options)
+    expected = oracles.conv2d_forward(x, w, b, *options.values()), *oracles.conv2d_backward(dy, x, w, *options.values())
+    for name, a, e in zip(("y", "dx", "dw", "db"), got, expected, strict=True):
+        assert a.shape == e.shape and a.dtype == dtype and (a == e).all(), (name, x_shape, w_shape, options)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(geometry=geometries(), seed=st.integers(0, 2**32 - 1))
 def test_equals_oracle(dtype, geometry, seed):
     x_shape, w_shape, options = geometry
-    x, w, b, dy = integers(seed, x_shape, w_shape, w_shape[:1], output_shape(*geometry), dtype=dtype)
-    y = conv2d_forward(x, w, b, **options)
-    expected = oracles.conv2d_forward(x, w, b, *options.values())
-    assert y.shape == expected.shape and y.dtype == dtype and (y == expected).all()
-    got = conv2d_backward(dy, x, w, **options)
-    for name, a, e in zip(("dx", "dw", "db"), got, oracles.conv2d_backward(dy, x, w, *options.values()), strict=True):
-        assert a.shape == e.shape and a.dtype == dtype and (a == e).all(), name
+    require_oracle(x_shape, w_shape, **options, dtype=dtype, seed=seed)
+
+
+@pytest.mark.parametrize("options", [dict(padding=(1, 2)), dict(padding=(0, 5), stride=(1, 2), dilation=(2, 1)),
+                                     dict(padding=(2, 1), stride=(2, 3), dilation=(1, 2))])
+def test_last_groups_of_any_size(options):
+    """A tile holds samples, and where fewer are left also the next pixels of the row, some of them with taps beside the image."""
+    for N in range(1, 17):
+        require_oracle((N, 3, 5, 9), (5, 3, 3, 3), **options)
+
+
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1), (1, 2)])
+def test_weight_gradient_of_samples_taken_a_few_at_a_time(dilation, monkeypatch):
+    """8 samples are the fewest at a time. Parts of the batch are of equal and unequal sizes, so one may need a time more."""
+    monkeypatch.setattr(kernels, "AT_ONCE", 0)
+    for N in (7, 8, 9, 16, 17, 33, 66):         # of 2x2 pixels 1, 2 and 4 parts; of 33 samples parts of 16 and 17
+        require_oracle((N, 3, dilation[0] + 2, dilation[1] + 2), (5, 3, 2, 2), padding=(0, 0), dilation=dilation)
+        require_oracle((N, 3, dilation[0] + 1, dilation[1] + 2), (5, 3, 2, 2), padding=(1, 0), stride=(2, 1), dilation=dilation)
+
+
+def test_kernels_larger_than_the_image():
+    """Of the taps in a vector, those in the middle may read the image where both ends lie beside it."""
+    for C, H, W, stride in itertools.product((1, 3), (1, 2, 3), (1, 2, 3), (1, 2)):
+        require_oracle((2, C, H, W), (2, C, 4, 5), padding=(3, 4), stride=(1, stride))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_a_kernel_that_begin_and_end_anywhere_in_a_vector(dtype):
+    """A vector's last weight may be the first channel of a tap, and the only one of that tap in it."""
+    for C, KW in itertools.product(range(1, 18), (1, 2, 3, 5)):
+        require_oracle((2, C, 2, 4), (2, C, 2, KW), padding=(1, KW - 1), dtype=dtype)
 
 
 def test_large_input_equals_oracle():
@@ -111,23 +151,17 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     operation = cpu.Conv2d(x_shape[1:], y_shape[1:], w_shape[2:], *options.values(), dtype)
     operation.reserve(len(x))
 
-    def guarded(shape):
-        buffer = cpu.Buffer(len(x) + 1, shape, dtype, (1, 2))
-        buffer.array[...] = np.nan
-        return buffer
-
     def written(buffer):
         assert np.isfinite(buffer.view(len(x))).all()
-        assert np.isfinite(buffer.array).sum() == buffer.view(len(x)).size
+        assert np.isfinite(buffer.array[:buffer.zeros]).sum() == buffer.view(len(x)).size and not buffer.array[buffer.zeros:].any()
 
-    y, dx = guarded(y_shape[1:]), guarded(x_shape[1:])
+    y, dx = (filled_buffer(len(x), shape[1:], dtype, np.nan) for shape in (y_shape, x_shape))
     guards = 8
     vectors = {name: np.full(size + 2 * guards, np.nan, dtype) for name, size in (("dw", w.size), ("db", b.size))}
     dw, db = (vector[guards:-guards] for vector in vectors.values())
     flat = cpu.flat_weight(w)
-    # Wider borders than needed: the operation may not rely on its own.
-    x_buffer = cpu.Buffer.holding(x, tuple(b + 1 for b in operation.x_border))
-    dy_buffer = cpu.Buffer.holding(dy, tuple(b + 2 for b in operation.dy_border))
+    # What lies between and behind the samples may reach nothing.
+    x_buffer, dy_buffer = (filled_buffer(len(x), a.shape[1:], dtype, np.nan, a) for a in (x, dy))
     before = [a.copy() for a in (x_buffer.array, dy_buffer.array, flat, b)]
 
     run(operation.forward(len(x), y, x_buffer, (flat, b)))
@@ -136,7 +170,7 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     written(dx)
     for vector in vectors.values():
         assert np.isfinite(vector[guards:-guards]).all() and np.isnan(vector[:guards]).all() and np.isnan(vector[-guards:]).all()
-    assert all((a == e).all() for a, e in zip((x_buffer.array, dy_buffer.array, flat, b), before, strict=True))
+    assert all(equal(a, e) for a, e in zip((x_buffer.array, dy_buffer.array, flat, b), before, strict=True))
     # Without a bias, none of the last call's is left.
     run(operation.forward(len(x), y, x_buffer, (flat, None)))
     assert (y.view(len(x)) == oracles.conv2d_forward(x, w, 0 * b, *options.values())).all()
@@ -144,6 +178,31 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     once = dw.copy(), db.copy()
     run(operation.backward(len(x), None, (dw, db), dy_buffer, x_buffer, y, (flat, b), (True, False)))
     assert (dw == 2 * once[0]).all() and (db == once[1]).all()
+
+
+CHECKED = """
+import numpy as np
+from nbcnn.kernels import conv2d_backward, conv2d_forward
+from nbcnn.kernels.cpu.launch import PARALLEL
+assert not PARALLEL
+for x_shape, w_shape, options in {cases}:
+    x, w = np.ones(x_shape, np.float32), np.ones(w_shape, np.float32)
+    y = conv2d_forward(x, w, w[:, 0, 0, 0], **options)
+    conv2d_backward(y, x, w, **options)
+"""
+
+
+@pytest.mark.parametrize("cases", [
+    # Outputs and channels of one vector, then of several: many partial sums; a last group of a few samples; padding in which whole
+    # windows lie; steps of all kinds.
+    [((19, 3, 9, 7), (5, 3, 3, 3), dict(padding=(1, 4))), ((3, 5, 8, 9), (9, 5, 3, 2), dict(stride=(3, 2), dilation=(2, 3)))],
+    [((19, 33, 4, 7), (41, 33, 1, 3), dict(padding=(0, 4))), ((3, 33, 8, 9), (70, 33, 3, 2), dict(stride=(2, 3), dilation=(3, 2)))],
+])
+def test_touches_nothing_outside_its_arrays(cases, tmp_path):
+    """NUMBA_BOUNDSCHECK=1 adds a check to all that kernels and tiles read and write."""
+    done = subprocess.run([sys.executable, "-c", CHECKED.format(cases=cases)], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,13 +2,14 @@
 import numba
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu import flatten as kernels
 from nbcnn.kernels.cpu.launch import run
 
+from arrays import filled_buffer
 from llvm import double_operations
 
 DTYPES = [np.float32, np.float64]
@@ -16,27 +17,18 @@ pictures = st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(1, 7), s
 seeds = st.integers(0, 2**32 - 1)
 
 
-def filled(value, N, shape, dtype, border=(0, 0)):
-    """A buffer full of one number, with room for one sample more than N."""
-    buffer = cpu.Buffer(N + 1, shape, dtype, border)
-    buffer.array[...] = value
-    return buffer
+def nans(N, shape, dtype):
+    return filled_buffer(N, shape, dtype, np.nan)
 
 
-def nans(*arguments):
-    return filled(np.nan, *arguments)
-
-
-def holding(x, border=(0, 0)):
-    """A buffer with x, 99 everywhere else."""
-    buffer = filled(99, len(x), x.shape[1:], x.dtype, border)
-    buffer.view(len(x))[...] = x
-    return buffer
+def holding(x):
+    """A buffer with x, 99 behind and between its samples."""
+    return filled_buffer(len(x), x.shape[1:], x.dtype, 99, x)
 
 
 def test_frozen_values():
     # By hand: cells of the first channel row by row, then those of the second.
-    x = holding(np.array([[[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]]], np.float32), (1, 2))
+    x = holding(np.array([[[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]]], np.float32))
     y, dx = cpu.Buffer(1, (12,), np.float32), cpu.Buffer(1, (2, 2, 3), np.float32)
     operation = cpu.Flatten((2, 2, 3), np.float32)
     run(operation.forward(1, y, x, ()))
@@ -46,13 +38,14 @@ def test_frozen_values():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@example(shape=(3, 8, 4, 4), seed=0)        # with gaps between the samples
 @given(shape=pictures, seed=seeds)
 def test_moves_every_number_there_and_back(dtype, shape, seed):
     """Results lie in buffers full of NaN, of which nothing but the samples is written; what is read stays as it is."""
     N, F = shape[0], int(np.prod(shape[1:]))
     rng = np.random.default_rng(seed)
     values, upstream = rng.standard_normal(shape).astype(dtype), rng.standard_normal((N, F)).astype(dtype)
-    x, y, dy, dx = holding(values, (2, 1)), nans(N, (F,), dtype), holding(upstream), nans(N, shape[1:], dtype, (1, 3))
+    x, y, dy, dx = holding(values), nans(N, (F,), dtype), holding(upstream), nans(N, shape[1:], dtype)
     operation = cpu.Flatten(shape[1:], dtype)
     operation.reserve(N + 1)
     run(operation.forward(N, y, x, ()))
@@ -60,8 +53,8 @@ def test_moves_every_number_there_and_back(dtype, shape, seed):
     run(operation.backward(N, None, (), dy, x, y, (), ()))               # nothing asked for
     assert (y.view(N) == values.reshape(N, F)).all() and (dx.view(N) == upstream.reshape(shape)).all()
     for written in (y, dx):
-        assert np.isnan(written.array).sum() == written.array.size - written.view(N).size
-    assert (x.array == holding(values, (2, 1)).array).all() and (dy.array == holding(upstream).array).all()
+        assert np.isnan(written.array).sum() == written.zeros - written.view(N).size
+    assert (x.array == holding(values).array).all() and (dy.array == holding(upstream).array).all()
 
 
 @given(N=st.integers(0, 3), F=st.integers(1, 50))

@@ -26,8 +26,8 @@ def batches(draw):
 
 
 def outputs(shape, dtype):
-    """Arrays of NaN to write to: bordered channels-last memory, and C-contiguous; each with all memory around it."""
-    buffer = Buffer(shape[0], shape[1:], dtype, (2, 1))
+    """Arrays of NaN to write to: a buffer's, channels last, and C-contiguous; each with all memory around it."""
+    buffer = Buffer(shape[0], shape[1:], dtype)
     buffer.array[...] = np.nan
     flat = np.full(shape, np.nan, dtype)
     return [(buffer.view(shape[0]), buffer.array), (flat, flat)]

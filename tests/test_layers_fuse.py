@@ -49,22 +49,22 @@ def test_what_is_computed_in_one_go_and_why_not(layers, name, reason):
     assert [line.split()[0] for line in lines] == names and not any(":" in line for line in lines)
 
 
-@pytest.mark.parametrize(("kernel", "window"), [((1, 1), (15, 17)), ((1, 1), (16, 16)), ((1, 1), (255, 1)), ((1, 1), (256, 1)),
-                                                ((1, 20), (1, 5)), ((1, 21), (1, 5)), ((1, 5), (1, 20)), ((1, 5), (1, 21))])
-def test_layers_refuse_what_the_function_refuses(kernel, window):
-    H, W = (k + cells - 1 for k, cells in zip(kernel, window, strict=True))
-    layer, count, _ = nbcnn.Conv2d(1, 1, kernel).fuse([("pool", nbcnn.MaxPool2d(window))], (1, H, W))
+@pytest.mark.parametrize(("kernel", "pool_size"), [((1, 1), (15, 17)), ((1, 1), (16, 16)), ((1, 1), (255, 1)), ((1, 1), (256, 1)),
+                                                   ((1, 20), (1, 5)), ((1, 21), (1, 5)), ((1, 5), (1, 20)), ((1, 5), (1, 21))])
+def test_layers_refuse_what_the_function_refuses(kernel, pool_size):
+    H, W = (k + cells - 1 for k, cells in zip(kernel, pool_size, strict=True))
+    layer, count, _ = nbcnn.Conv2d(1, 1, kernel).fuse([("pool", nbcnn.MaxPool2d(pool_size))], (1, H, W))
     assert (layer is not None) == (count == 1)
     x, w = np.zeros((0, 1, H, W), np.float32), np.zeros((1, 1, *kernel), np.float32)
     try:
-        conv2d_maxpool2d_forward(x, w, window=window)
+        conv2d_maxpool2d_forward(x, w, pool_size=pool_size)
         assert layer is not None
     except ValueError as error:
-        assert layer is None and "window" in str(error)
+        assert layer is None and "pool_size" in str(error)
 
 
 def network(**options):
-    """All that fuses, at the beginning, after one another and after plain layers, with borders of several widths."""
+    """All that fuses, at the beginning, after one another and after plain layers, with paddings of several widths."""
     return nbcnn.Sequential([
         ("conv1", nbcnn.Conv2d(3, 5, 5, padding=2)), ("maxpool1", nbcnn.MaxPool2d(2)), ("relu1", nbcnn.ReLU()),
         ("conv2", nbcnn.Conv2d(5, 6, (7, 4), padding=(3, 2))), ("relu2", nbcnn.ReLU()), ("maxpool2", nbcnn.MaxPool2d((2, 3))),

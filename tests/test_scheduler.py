@@ -20,7 +20,7 @@ LOSSES = {
 
 
 def network(dtype=np.float64, seed=0):
-    """Every layer type, stride, dilation, overlapping pools, no bias, borders of several widths."""
+    """Every layer type, stride, dilation, overlapping pools, no bias, paddings of several widths."""
     return nbcnn.Sequential([
         ("conv1", nbcnn.Conv2d(3, 6, 3, padding=2)), ("relu1", nbcnn.ReLU()), ("maxpool1", nbcnn.MaxPool2d(3, stride=2, padding=1)),
         ("conv2", nbcnn.Conv2d(6, 7, (3, 2), stride=2, padding=(2, 1), dilation=(1, 2), bias=False)),

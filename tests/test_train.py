@@ -610,10 +610,9 @@ def preset():
     model[1].weight.set([[0.25] * 3072] * 10)
     return model
 
-class Mine(nbcnn.ReLU):
-    pass
-
 def own_layer():
+    class Mine(nbcnn.ReLU):
+        pass
     return nbcnn.Sequential([("mine", Mine()), ("flatten", nbcnn.Flatten()), ("linear", nbcnn.Linear(3 * 32 * 32, 10))])
 
 def nothing():
@@ -652,6 +651,65 @@ def test_a_network_of_ones_own_needs_no_code_afterwards(small, monkeypatch, caps
     assert capsys.readouterr().out == f"a.png\t{CLASSES[logits.argmax()]} {logits.max():.3f}\n"
 
 
+OWN = """
+import helper_of_net
+import nbcnn
+
+print("net.py runs")
+
+class Swish(helper_of_net.Softplus):
+    pass
+
+def make(classes, seed):
+    return nbcnn.Sequential([("up", helper_of_net.Upsample2d(1)), ("swish", Swish(2)), ("flatten", nbcnn.Flatten()),
+                             ("linear", nbcnn.Linear(3 * 32 * 32, len(classes)))], seed=seed)
+"""
+
+
+def test_layers_of_ones_own(small, monkeypatch, capsys):
+    """Training, going on, predicting and evaluating: each runs the file that --model names, and nothing runs it unasked."""
+    shutil.copy(Path(__file__).parent / "own_layers.py", "helper_of_net.py")
+    (small / "net.py").write_text(OWN)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    arguments = ("--model", "net.py:make", "--epochs", 3, "--seed", 5, "--quiet", "--save-every", 1)
+    assert run(*arguments, "--out", "whole") == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert run(*arguments, "--out", "run") == 130
+    assert "To go on: python -m nbcnn.train --resume run/last.safetensors --model net.py:make\n" in capsys.readouterr().out
+    last = "run/last.safetensors"
+    Image.fromarray(SMALL[1].images[3].transpose(1, 2, 0)).save("a.png")
+    for command, *given in ((train.main, "--resume", last), (predict.main, "a.png", "--checkpoint", last),
+                            (evaluate.main, "--checkpoint", last)):
+        assert command(given) == 2
+        out, error = capsys.readouterr()
+        assert out == "" and error.count("\n") == 1 and (
+            f"{last}: layer up is a Upsample2d from helper_of_net, none of nbcnn's, and loading imports nothing") in error
+        for model, message in (("nowhere.py", "FileNotFoundError: no file nowhere.py"), ("cifar10_quick", "layer up is a ")):
+            assert command([*given, "--model", model]) == 2
+            assert message in capsys.readouterr().err
+    for model, status, message in (("net.py", 0, ""), (      # in processes that know nothing of these files
+            "helper_of_net.py", 2, f"helper_of_net.py: expected the file that defines the layers of {last}: layer swish is a ")):
+        done = subprocess.run([sys.executable, "-m", "nbcnn.predict", "a.png", "--checkpoint", last, "--model", model],
+                              capture_output=True, text=True, timeout=300)
+        assert (done.returncode, "net.py runs" in done.stdout) == (status, not status) and message in done.stderr
+    assert train.main(["--resume", last, "--model", "net.py:other"]) == 2
+    assert "--model net.py:other contradicts run/last.safetensors" in capsys.readouterr().err
+    for model in ("net.py", "net.py:make", "net"):
+        assert predict.main(["a.png", "--checkpoint", last, "--model", model]) == 0
+        assert evaluate.main(["--checkpoint", last, "--model", model]) == 0
+        assert "net.py runs" in capsys.readouterr().out
+    shutil.copytree("run", "again")
+    for folder, model in (("run", "net.py"), ("again", "net.py:make")):
+        assert train.main(["--resume", f"{folder}/last.safetensors", "--quiet", "--model", model]) == 0
+        assert Path(folder, "last.safetensors").read_bytes() == Path("whole/last.safetensors").read_bytes()
+    assert train.main(["--resume", "whole/epoch-2.safetensors", "--model", "net.py"]) == 2
+    assert "whole/last.safetensors is further, with 3 epochs" in capsys.readouterr().err
+    (small / "options.toml").write_text("model = 'net.py'")
+    assert predict.main(["a.png", "--checkpoint", last, "--config", "options.toml"]) == 2
+    assert "options.toml: unknown key 'model'" in capsys.readouterr().err
+
+
 def test_what_a_network_of_ones_own_says_itself_stays(small):
     (small / "net.py").write_text(NET)
     assert run("--model", "net.py:float64", "--epochs", 1, "--out", "run", "--quiet", "--seed", 1) == 0
@@ -672,7 +730,7 @@ def test_what_a_network_of_ones_own_says_itself_stays(small):
     ("other_size", "expected a network for the pictures' (3, 32, 32), got one for (3, 8, 8)"),
     ("does_not_fit", "b: expected vectors (N, 99), got (N, 3072)"),
     ("other_classes", "expected the classes of the pictures, class0, "),
-    ("own_layer", "layers: mine is a Mine, none of nbcnn's"),
+    ("own_layer", "expected layers that a checkpoint can name, got own_layer.<locals>.Mine; define the class at the top of its f"),
     ("fails", "RuntimeError: boom ("),
     ("nothing", "expected a function that returns a nbcnn.Sequential, got NoneType"),
     ("nowhere", "no function 'nowhere' in net.py"),

@@ -1,8 +1,12 @@
 """Activations, functions of each element, and their gradients."""
 from nbcnn.kernels.arguments import finite, floats, one_of, same_dtype, same_shape
 from nbcnn.kernels.backend import backend_of, on_device
+from nbcnn.kernels.operation import reads
 
-APPROXIMATIONS = ("none", "tanh")
+__all__ = ["relu_forward", "relu_backward", "leaky_relu_forward", "leaky_relu_backward", "tanh_forward", "tanh_backward",
+           "sigmoid_forward", "sigmoid_backward", "gelu_forward", "gelu_backward"]
+
+GELUS = {"none": "gelu", "tanh": "gelu_tanh"}       # the function for each value of `approximate`
 
 
 def relu_forward(x):
@@ -11,7 +15,7 @@ def relu_forward(x):
     Parameters
     ----------
     x : float array (any shape)
-        A NumPy array, or a GPU's, as then is the result.
+        A NumPy or a device array; the result lives where it does.
 
     Returns
     -------
@@ -38,7 +42,7 @@ def relu_forward(x):
     >>> bool((relu_forward(x) == y).all())
     True
     """
-    return _forward("ReLU", x)
+    return activation_forward("relu", x)
 
 
 def relu_backward(dy, y):
@@ -47,7 +51,7 @@ def relu_backward(dy, y):
     Parameters
     ----------
     dy : float array (any shape)
-        The upstream gradient dLoss/dy: a NumPy array, as y, or both a GPU's, as then is the result.
+        The upstream gradient dLoss/dy. It and y are both NumPy or both device arrays; the result lives where they do.
     y : float array (shape of dy)
         What forward returned.
 
@@ -78,7 +82,7 @@ def relu_backward(dy, y):
     >>> bool((relu_backward(dy, y) == dx).all())
     True
     """
-    return _backward("ReLU", dy, y, "y")
+    return activation_backward("relu", dy, y)
 
 
 def leaky_relu_forward(x, negative_slope=0.01):
@@ -87,7 +91,7 @@ def leaky_relu_forward(x, negative_slope=0.01):
     Parameters
     ----------
     x : float array (any shape)
-        A NumPy array, or a GPU's, as then is the result.
+        A NumPy or a device array; the result lives where it does.
     negative_slope : float
         Any finite number, rounded to the dtype of x.
 
@@ -118,7 +122,7 @@ def leaky_relu_forward(x, negative_slope=0.01):
     >>> bool((leaky_relu_forward(x, 0.25) == y).all())
     True
     """
-    return _forward("LeakyReLU", x, finite(negative_slope, "negative_slope"))
+    return activation_forward("leaky_relu", x, finite(negative_slope, "negative_slope"))
 
 
 def leaky_relu_backward(dy, x, negative_slope=0.01):
@@ -127,7 +131,7 @@ def leaky_relu_backward(dy, x, negative_slope=0.01):
     Parameters
     ----------
     dy : float array (any shape)
-        The upstream gradient dLoss/dy: a NumPy array, as x, or both a GPU's, as then is the result.
+        The upstream gradient dLoss/dy. It and x are both NumPy or both device arrays; the result lives where they do.
     x : float array (shape of dy)
         What forward was given.
     negative_slope : float
@@ -160,7 +164,7 @@ def leaky_relu_backward(dy, x, negative_slope=0.01):
     >>> bool((leaky_relu_backward(dy, x, 0.25) == dx).all())
     True
     """
-    return _backward("LeakyReLU", dy, x, "x", finite(negative_slope, "negative_slope"))
+    return activation_backward("leaky_relu", dy, x, finite(negative_slope, "negative_slope"))
 
 
 def tanh_forward(x):
@@ -169,7 +173,7 @@ def tanh_forward(x):
     Parameters
     ----------
     x : float array (any shape)
-        A NumPy array, or a GPU's, as then is the result.
+        A NumPy or a device array; the result lives where it does.
 
     Returns
     -------
@@ -197,7 +201,7 @@ def tanh_forward(x):
     >>> bool(np.allclose(tanh_forward(x), y, rtol=1e-12, atol=0))
     True
     """
-    return _forward("Tanh", x)
+    return activation_forward("tanh", x)
 
 
 def tanh_backward(dy, y):
@@ -206,7 +210,7 @@ def tanh_backward(dy, y):
     Parameters
     ----------
     dy : float array (any shape)
-        The upstream gradient dLoss/dy: a NumPy array, as y, or both a GPU's, as then is the result.
+        The upstream gradient dLoss/dy. It and y are both NumPy or both device arrays; the result lives where they do.
     y : float array (shape of dy)
         What forward returned.
 
@@ -235,7 +239,7 @@ def tanh_backward(dy, y):
     >>> bool(np.allclose(tanh_backward(dy, y), dx, rtol=1e-12, atol=0))
     True
     """
-    return _backward("Tanh", dy, y, "y")
+    return activation_backward("tanh", dy, y)
 
 
 def sigmoid_forward(x):
@@ -244,7 +248,7 @@ def sigmoid_forward(x):
     Parameters
     ----------
     x : float array (any shape)
-        A NumPy array, or a GPU's, as then is the result.
+        A NumPy or a device array; the result lives where it does.
 
     Returns
     -------
@@ -273,7 +277,7 @@ def sigmoid_forward(x):
     >>> bool(np.allclose(sigmoid_forward(x), y, rtol=1e-12, atol=0))
     True
     """
-    return _forward("Sigmoid", x)
+    return activation_forward("sigmoid", x)
 
 
 def sigmoid_backward(dy, y):
@@ -282,7 +286,7 @@ def sigmoid_backward(dy, y):
     Parameters
     ----------
     dy : float array (any shape)
-        The upstream gradient dLoss/dy: a NumPy array, as y, or both a GPU's, as then is the result.
+        The upstream gradient dLoss/dy. It and y are both NumPy or both device arrays; the result lives where they do.
     y : float array (shape of dy)
         What forward returned.
 
@@ -311,16 +315,16 @@ def sigmoid_backward(dy, y):
     >>> bool(np.allclose(sigmoid_backward(dy, y), dx, rtol=1e-12, atol=0))
     True
     """
-    return _backward("Sigmoid", dy, y, "y")
+    return activation_backward("sigmoid", dy, y)
 
 
 def gelu_forward(x, approximate="none"):
-    """The Gaussian error linear unit: y = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2 the normal distribution's share below x.
+    """The Gaussian error linear unit: y = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2 the normal distribution's cdf.
 
     Parameters
     ----------
     x : float array (any shape)
-        A NumPy array, or a GPU's, as then is the result.
+        A NumPy or a device array; the result lives where it does.
     approximate : {"none", "tanh"}
         With "tanh" y = x (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3).
 
@@ -356,7 +360,7 @@ def gelu_forward(x, approximate="none"):
     >>> bool(np.allclose(gelu_forward(x, "tanh"), approximate, rtol=1e-12, atol=0))
     True
     """
-    return _forward("GELU", x, one_of(approximate, "approximate", APPROXIMATIONS))
+    return activation_forward(GELUS[one_of(approximate, "approximate", GELUS)], x)
 
 
 def gelu_backward(dy, x, approximate="none"):
@@ -365,7 +369,7 @@ def gelu_backward(dy, x, approximate="none"):
     Parameters
     ----------
     dy : float array (any shape)
-        The upstream gradient dLoss/dy: a NumPy array, as x, or both a GPU's, as then is the result.
+        The upstream gradient dLoss/dy. It and x are both NumPy or both device arrays; the result lives where they do.
     x : float array (shape of dy)
         What forward was given.
     approximate : {"none", "tanh"}
@@ -405,29 +409,55 @@ def gelu_backward(dy, x, approximate="none"):
     >>> bool(np.allclose(gelu_backward(dy, x, "tanh"), approximate, rtol=1e-12, atol=0))
     True
     """
-    return _backward("GELU", dy, x, "x", one_of(approximate, "approximate", APPROXIMATIONS))
+    return activation_backward(GELUS[one_of(approximate, "approximate", GELUS)], dy, x)
 
 
-def _forward(name, x, *options):
-    """y of the backend's operation of this name."""
+def activation_forward(function, x, *options):
+    """y of a function of each element.
+
+    Parameters
+    ----------
+    function : str or mapping
+        As a layer's `function`: "tanh", for instance, or kernels by device; see `kernels_of`.
+    x : float array (any shape)
+    *options : numbers
+        What the kernels take between arrays and `count`.
+    """
     backend, x = backend_of(x=x), floats(x, "x")
     rows = _rows(backend, x)
     y = backend.Buffer(len(rows), rows.shape[1:], x.dtype)
-    operation = getattr(backend, name)(y.shape, *options, x.dtype)
+    operation = backend.Activation(kernels_of(function, backend), y.shape, options, x.dtype)
     backend.run(operation.forward(len(rows), y, backend.Buffer.holding(rows), ()))
     return y.view(len(rows)).reshape(x.shape)
 
 
-def _backward(name, dy, read, read_name, *options):
-    """dx of the backend's operation of this name, which reads x or y besides dy."""
-    backend, dy, read = backend_of(**{"dy": dy, read_name: read}), floats(dy, "dy"), floats(read, read_name)
-    same_dtype(dy, "dy", read, read_name)
-    same_shape(dy, "dy", read.shape, f"that of {read_name}")
-    rows = _rows(backend, dy)
+def activation_backward(function, dy, read, *options):
+    """dx of a function of each element, whose backward kernel reads x or y, the argument `read`; see `activation_forward`."""
+    name = reads(kernels_of(function, backend_of(dy=dy))[1])
+    backend, dy, read = backend_of(**{"dy": dy, name: read}), floats(dy, "dy"), floats(read, name)
+    same_dtype(dy, "dy", read, name)
+    same_shape(dy, "dy", read.shape, f"that of {name}")
+    rows, read = _rows(backend, dy), backend.Buffer.holding(_rows(backend, read))
     dx = backend.Buffer(len(rows), rows.shape[1:], dy.dtype)
-    operation, read = getattr(backend, name)(dx.shape, *options, dy.dtype), backend.Buffer.holding(_rows(backend, read))
+    operation = backend.Activation(kernels_of(function, backend), dx.shape, options, dy.dtype)
     backend.run(operation.backward(len(rows), dx, (), backend.Buffer.holding(rows), read, read, (), ()))
     return dx.view(len(rows)).reshape(dy.shape)
+
+
+def kernels_of(function, backend):
+    """The kernels of an elementwise function on a backend, (forward, backward).
+
+    Parameters
+    ----------
+    function : str or mapping
+        "tanh" stands for tanh_forward and tanh_backward in the backend's activations.py. A function of your own is a mapping of
+        devices to kernels, {"cpu": (softplus_forward, softplus_backward)}; "cuda" is the other device.
+    """
+    if isinstance(function, str):
+        return tuple(getattr(backend.activations, f"{function}_{way}") for way in ("forward", "backward"))
+    if backend.device not in function:
+        raise ValueError(f"function: expected kernels for {backend.device!r}, got those for {', '.join(map(repr, function))}")
+    return function[backend.device]
 
 
 def _rows(backend, x):

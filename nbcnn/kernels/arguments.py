@@ -254,7 +254,7 @@ def conv_size(size, kernel, stride, padding, dilation, name):
     return out
 
 
-def pool_size(size, kernel, stride, padding, dilation, ceil_mode, name):
+def pooled_size(size, kernel, stride, padding, dilation, ceil_mode, name):
     """Output size (OH, OW) of a pooling; with `ceil_mode` the last window may begin inside, never beyond, the input."""
     for k, p, d in zip(kernel, padding, dilation, strict=True):
         if 2 * p > (k - 1) * d + 1:

@@ -1,26 +1,28 @@
 """Average pooling: the mean of each window, or of each whole plane, and the gradient's way back to all cells of it."""
-from nbcnn.kernels.arguments import flag, floats, four_sizes, integer, pair, pool_size, same_shape
+from nbcnn.kernels.arguments import flag, floats, four_sizes, integer, pair, pooled_size, same_shape
 from nbcnn.kernels.backend import backend_of
+
+__all__ = ["avgpool2d_forward", "avgpool2d_backward", "global_avgpool2d_forward", "global_avgpool2d_backward"]
 
 
 def avgpool2d_forward(x, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
     """Compute the mean of each window.
 
     y[n, c, i, j] = sum over p, q of x[n, c, i*stride + p - padding, j*stride + q - padding] / divisor[i, j],
-    cells outside the picture left out of the sum.
+    cells outside the image left out of the sum.
 
     Parameters
     ----------
     x : float array (N, C, H, W)
-        A NumPy array, or a GPU's, as then is the result.
+        A NumPy or a device array; the result lives where it does.
     kernel_size, padding : int or pair of ints
         Along H and along W. The padding is at most half the kernel.
     stride : int or pair of ints, optional
         The kernel size when not given.
     ceil_mode : bool
-        Whether a last window that begins inside the padded picture and ends outside counts.
+        Whether a last window that begins inside the padded image and ends outside counts.
     count_include_pad : bool
-        Whether the divisor is the number of a window's cells in the padded picture, or of those in the picture itself.
+        Whether the divisor is the number of a window's cells in the padded image, or of those in the image itself.
     divisor_override : int, optional
         The divisor of all windows instead, at least 1.
 
@@ -28,7 +30,7 @@ def avgpool2d_forward(x, kernel_size, *, stride=None, padding=0, ceil_mode=False
     -------
     y : float array (N, C, OH, OW)
         OH = floor((H + 2*padding - kernel_size) / stride) + 1, OW likewise; ceil instead of floor with `ceil_mode`, less a last
-        window that would begin beyond the picture. A view of channels-last memory; on a GPU in C order.
+        window that would begin beyond the image. A view of channels-last memory; on a GPU in C order.
 
     Raises
     ------
@@ -78,7 +80,7 @@ def avgpool2d_backward(dy, x_shape, kernel_size, *, stride=None, padding=0, ceil
     Parameters
     ----------
     dy : float array (N, C, OH, OW)
-        The upstream gradient dLoss/dy: a NumPy array, or a GPU's, as then is the result.
+        The upstream gradient dLoss/dy: a NumPy or a device array; the result lives where it does.
     x_shape : tuple (N, C, H, W)
     kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         As forward took them.
@@ -122,12 +124,12 @@ def avgpool2d_backward(dy, x_shape, kernel_size, *, stride=None, padding=0, ceil
 
 
 def global_avgpool2d_forward(x):
-    """Compute the mean of each plane: `avgpool2d_forward` with a window that is the picture.
+    """Compute the mean of each plane: `avgpool2d_forward` with a window that is the whole image.
 
     Parameters
     ----------
     x : float array (N, C, H, W)
-        A NumPy array, or a GPU's, as then is the result.
+        A NumPy or a device array; the result lives where it does.
 
     Returns
     -------
@@ -164,7 +166,7 @@ def global_avgpool2d_backward(dy, x_shape):
     Parameters
     ----------
     dy : float array (N, C, 1, 1)
-        The upstream gradient dLoss/dy: a NumPy array, or a GPU's, as then is the result.
+        The upstream gradient dLoss/dy: a NumPy or a device array; the result lives where it does.
     x_shape : tuple (N, C, H, W)
 
     Returns
@@ -201,12 +203,12 @@ def _geometry(x_shape, name, kernel_size, stride, padding, ceil_mode, count_incl
     kernel_size, padding = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0)
     stride = kernel_size if stride is None else pair(stride, "stride", 1)
     divisor_override = None if divisor_override is None else integer(divisor_override, "divisor_override", 1)
-    size = pool_size(x_shape[2:], kernel_size, stride, padding, (1, 1), flag(ceil_mode, "ceil_mode"), name)
+    size = pooled_size(x_shape[2:], kernel_size, stride, padding, (1, 1), flag(ceil_mode, "ceil_mode"), name)
     return (x_shape[1], *size), (kernel_size, stride, padding, flag(count_include_pad, "count_include_pad"), divisor_override)
 
 
 def _plane(x_shape, name):
-    """The (H, W) of pictures, which have a cell."""
+    """The (H, W) of images, which have a cell."""
     if min(x_shape[2:]) < 1:
         raise ValueError(f"{name}: expected planes of at least 1x1, got {x_shape[2]}x{x_shape[3]}")
     return tuple(x_shape[2:])

@@ -11,7 +11,7 @@ BACKENDS = {"cpu": "nbcnn.kernels.cpu", "cuda": "nbcnn.kernels.cuda"}
 
 @functools.cache
 def load_backend(name):
-    """The namespace of kernels of a device, "cpu" or "cuda".
+    """The namespace of kernels of a device, "cpu" or "cuda": a `contract.Backend`.
 
     Raises
     ------

@@ -2,17 +2,19 @@
 from nbcnn.kernels.arguments import conv_size, flag, floats, pair, same_dtype, same_shape
 from nbcnn.kernels.backend import backend_of
 
+__all__ = ["conv2d_forward", "conv2d_backward"]
+
 
 def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
-    """Convolve pictures with a bank of kernels.
+    """Convolve images with a bank of kernels.
 
     y[n, o, i, j] = b[o] + sum over c, p, q of x[n, c, i*stride + p*dilation - padding, j*stride + q*dilation - padding]
-    * w[o, c, p, q], where x is zero outside the picture.
+    * w[o, c, p, q], where x is zero outside the image.
 
     Parameters
     ----------
     x : float array (N, C, H, W)
-        NumPy arrays, or all of them a GPU's, as then is the result.
+        All NumPy or all device arrays; the result lives where the inputs do.
     w : float array (O, C, KH, KW)
     b : float array (O,), optional
     stride, padding, dilation : int or pair of ints
@@ -32,7 +34,7 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
 
     Notes
     -----
-    The order of the additions depends on the kernel's shape alone: with finite weights a picture's result has the same bits in any
+    The order of the additions depends on the kernel's shape alone: with finite weights an image's result has the same bits in any
     batch.
 
     Source: PyTorch's torch.nn.functional.conv2d.
@@ -63,7 +65,7 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     N = len(x)
     y = backend.Buffer(N, (operation.O, *operation.y_size), x.dtype)
     params = backend.flat_weight(w), None if b is None else backend.flat_weight(b)
-    backend.run(operation.forward(N, y, backend.Buffer.holding(x, operation.x_border), params))
+    backend.run(operation.forward(N, y, backend.Buffer.holding(x), params))
     return y.view(N)
 
 
@@ -97,7 +99,7 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
 
     Notes
     -----
-    dw and db are sums of at most 8 partial sums whose borders follow from the shapes alone: equal bits for any number
+    dw and db are sums of at most 8 partial sums whose limits follow from the shapes alone: equal bits for any number
     of threads.
 
     Source: PyTorch's torch.ops.aten.convolution_backward.
@@ -134,7 +136,7 @@ def run_backward(backend, operation, dy, x, w, need_dx):
     N = len(x)
     dx = backend.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
     gradients = backend.Gradients(operation, N, (w.size, len(w)), x.dtype)
-    dy, x = backend.Buffer.holding(dy, operation.dy_border), backend.Buffer.holding(x, operation.x_border)
+    dy, x = backend.Buffer.holding(dy), backend.Buffer.holding(x)
     calls = operation.backward(N, dx, gradients.targets, dy, x, None, (backend.flat_weight(w), None), (False, False))
     backend.run(calls + gradients.calls)
     dw, db = gradients.arrays

@@ -3,15 +3,17 @@ import math
 
 import numpy as np
 
-from nbcnn.kernels.arguments import describe, flag, floats, pair, pool_size, same_dtype, same_shape
+from nbcnn.kernels.arguments import describe, flag, floats, pair, pooled_size, same_dtype, same_shape
 from nbcnn.kernels.backend import as_array, backend_of, on_host
 from nbcnn.kernels.conv2d import _check as check_conv
 from nbcnn.kernels.conv2d import run_backward
-from nbcnn.kernels.operation import NOBODY
+from nbcnn.kernels.operation import NO_WINNER
+
+__all__ = ["conv2d_maxpool2d_forward", "conv2d_maxpool2d_backward"]
 
 
-def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):
-    """Convolve pictures with a bank of kernels and find the largest value of each window, without a convolution's output in memory.
+def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False):
+    """Convolve images with a bank of kernels and find the largest value of each window, without a convolution's output in memory.
 
     With z = conv2d_forward(x, w, b, padding=padding), of stride 1,
     y[n, o, i, j] = maximum over u, v of z[n, o, i*WH + u, j*WW + v], and of 0 with `relu`.
@@ -21,12 +23,12 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):
     Parameters
     ----------
     x : float array (N, C, H, W)
-        NumPy arrays, or all of them a GPU's, as then is the result.
+        All NumPy or all device arrays; the result lives where the inputs do.
     w : float array (O, C, KH, KW)
     b : float array (O,), optional
     padding : int or pair of ints
         Of the convolution, along H and along W, in pixels.
-    window : int or pair of ints
+    pool_size : int or pair of ints
         Size (WH, WW) of the pooling's windows, which lie side by side: at most 255 cells, and KW + WW at most 25.
     relu : bool
 
@@ -34,23 +36,23 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):
     -------
     y : float array (N, O, PH, PW)
         PH = floor((H + 2*padding - KH + 1) / WH), PW likewise: the convolution's last rows and columns that fill no window are
-        left out. A view of channels-last memory, as cells.
-    cells : uint8 array (N, O, PH, PW)
+        left out. A view of channels-last memory, as argmax.
+    argmax : uint8 array (N, O, PH, PW)
         The cell u*WW + v of the window that won; 255 where the ReLU gave 0.
 
     Raises
     ------
     TypeError
-        An array is not float32 or float64, or its dtype is not that of x; a padding or window is no int.
+        An array is not float32 or float64, or its dtype is not that of x; a padding or pool size is no int.
     ValueError
-        Numbers of axes or of channels that do not fit, an output without a pixel, or a window that is too large.
+        Numbers of axes or of channels that do not fit, an output without a pixel, or windows that are too large.
 
     Notes
     -----
     Windows are scanned row by row. The first of equal values wins. A NaN wins over every number and over an earlier NaN, and the
     ReLU lets it through.
 
-    The order of the additions depends on the kernel's shape alone: with finite weights a picture's result has the same bits in any
+    The order of the additions depends on the kernel's shape alone: with finite weights an image's result has the same bits in any
     batch.
 
     Source: PyTorch's torch.nn.functional.conv2d, max_pool2d and relu.
@@ -62,7 +64,7 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> x, w, b = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 3, 6, 7), (4, 3, 3, 2), 4))
-    >>> y, cells = np.zeros((2, 4, 3, 2), np.float32), np.full((2, 4, 3, 2), 255, np.uint8)
+    >>> y, argmax = np.zeros((2, 4, 3, 2), np.float32), np.full((2, 4, 3, 2), 255, np.uint8)
     >>> for n, o, i, j in np.ndindex(y.shape):
     ...     for u, v in np.ndindex(2, 3):                            # the window
     ...         z = b[o]
@@ -71,9 +73,9 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):
     ...             if 0 <= r < 6 and 0 <= s < 7:
     ...                 z += x[n, c, r, s] * w[o, c, p, q]
     ...         if z > y[n, o, i, j]:                                # begins at 0: the ReLU
-    ...             y[n, o, i, j], cells[n, o, i, j] = z, 3 * u + v
-    >>> got = conv2d_maxpool2d_forward(x, w, b, padding=(1, 0), window=(2, 3), relu=True)
-    >>> [bool((a == e).all()) for a, e in zip(got, (y, cells))]
+    ...             y[n, o, i, j], argmax[n, o, i, j] = z, 3 * u + v
+    >>> got = conv2d_maxpool2d_forward(x, w, b, padding=(1, 0), pool_size=(2, 3), relu=True)
+    >>> [bool((a == e).all()) for a, e in zip(got, (y, argmax))]
     [True, True]
 
     Or as the kernels that it replaces:
@@ -84,7 +86,7 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):
     True
     """
     backend = backend_of(x=x, w=w, b=b)
-    x, w, operation = _check(backend, x, w, padding, window, relu)
+    x, w, operation = _check(backend, x, w, padding, pool_size, relu)
     if b is not None:
         b = floats(b, "b", "(O,)")
         same_dtype(b, "b", x, "x")
@@ -93,14 +95,14 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, window=2, relu=False):
     operation.reserve(N)
     y = backend.Buffer(N, (operation.O, *operation.size), x.dtype)
     params = backend.flat_weight(w), None if b is None else backend.flat_weight(b)
-    backend.run(operation.forward(N, y, backend.Buffer.holding(x, operation.x_border), params))
-    return y.view(N), operation.cells_view()
+    backend.run(operation.forward(N, y, backend.Buffer.holding(x), params))
+    return y.view(N), operation.argmax_view(N)
 
 
-def conv2d_maxpool2d_backward(dy, cells, x, w, *, padding=0, window=2, relu=False, need_dx=True):
+def conv2d_maxpool2d_backward(dy, argmax, x, w, *, padding=0, pool_size=2, relu=False, need_dx=True):
     """Gradients of a convolution that is pooled, with respect to its input, its kernels and its bias.
 
-    Of a window only the pixel that won receives dy[n, o, i, j]: the one at (u, v), with cells[n, o, i, j] = u*WW + v. Where the
+    Of a window only the pixel that won receives dy[n, o, i, j]: the one at (u, v), with argmax[n, o, i, j] = u*WW + v. Where the
     cell is 255 none does. With r = i*WH + u + p - padding and s = j*WW + v + q - padding:
     dx[.., r, s] += dy[.., i, j] * w[.., p, q] and dw[.., p, q] += dy[.., i, j] * x[.., r, s]; db = sum of dy, without those
     where the cell is 255.
@@ -109,11 +111,11 @@ def conv2d_maxpool2d_backward(dy, cells, x, w, *, padding=0, window=2, relu=Fals
     ----------
     dy : float array (N, O, PH, PW)
         The upstream gradient dLoss/dy.
-    cells : int array (N, O, PH, PW)
+    argmax : int array (N, O, PH, PW)
         As forward returns them; any cells of the window are accepted, and 255 with `relu`.
     x : float array (N, C, H, W)
     w : float array (O, C, KH, KW)
-    padding, window, relu
+    padding, pool_size, relu
         As in forward.
     need_dx : bool
         False leaves dx out: the first layer of a network needs none.
@@ -127,13 +129,13 @@ def conv2d_maxpool2d_backward(dy, cells, x, w, *, padding=0, window=2, relu=Fals
     Raises
     ------
     TypeError, ValueError
-        As in forward; and where dy or cells have not the shape of forward's result, or cells are no ints.
+        As in forward; and where dy or argmax have not the shape of forward's result, or argmax are no ints.
     IndexError
         A cell outside the window.
 
     Notes
     -----
-    dw and db are sums of a few partial sums whose borders follow from the shapes alone: equal bits for any number of threads.
+    dw and db are sums of a few partial sums whose limits follow from the shapes alone: equal bits for any number of threads.
 
     Pixels that did not win are left out instead of multiplied by 0: an infinity or a NaN of x that only they read is not in dw.
 
@@ -144,19 +146,19 @@ def conv2d_maxpool2d_backward(dy, cells, x, w, *, padding=0, window=2, relu=Fals
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> x, w, dy = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 3, 6, 7), (4, 3, 3, 2), (2, 4, 3, 2)))
-    >>> y, cells = conv2d_maxpool2d_forward(x, w, padding=(1, 0), window=(2, 3), relu=True)
+    >>> y, argmax = conv2d_maxpool2d_forward(x, w, padding=(1, 0), pool_size=(2, 3), relu=True)
     >>> dx, dw, db = np.zeros_like(x), np.zeros_like(w), np.zeros(4, np.float32)
     >>> for n, o, i, j in np.ndindex(dy.shape):
-    ...     if cells[n, o, i, j] == 255:
+    ...     if argmax[n, o, i, j] == 255:
     ...         continue
-    ...     u, v = divmod(int(cells[n, o, i, j]), 3)
+    ...     u, v = divmod(int(argmax[n, o, i, j]), 3)
     ...     db[o] += dy[n, o, i, j]
     ...     for c, p, q in np.ndindex(w.shape[1:]):
     ...         r, s = 2 * i + u + p - 1, 3 * j + v + q - 0          # padding (1, 0)
     ...         if 0 <= r < 6 and 0 <= s < 7:
     ...             dx[n, c, r, s] += dy[n, o, i, j] * w[o, c, p, q]
     ...             dw[o, c, p, q] += dy[n, o, i, j] * x[n, c, r, s]
-    >>> got = conv2d_maxpool2d_backward(dy, cells, x, w, padding=(1, 0), window=(2, 3), relu=True)
+    >>> got = conv2d_maxpool2d_backward(dy, argmax, x, w, padding=(1, 0), pool_size=(2, 3), relu=True)
     >>> [bool((a == e).all()) for a, e in zip(got, (dx, dw, db))]
     [True, True, True]
 
@@ -169,40 +171,40 @@ def conv2d_maxpool2d_backward(dy, cells, x, w, *, padding=0, window=2, relu=Fals
     >>> [bool((a == e).all()) for a, e in zip(got, plain)]
     [True, True, True]
     """
-    backend = backend_of(dy=dy, cells=cells, x=x, w=w)
-    x, w, operation = _check(backend, x, w, padding, window, relu)
+    backend = backend_of(dy=dy, argmax=argmax, x=x, w=w)
+    x, w, operation = _check(backend, x, w, padding, pool_size, relu)
     dy = floats(dy, "dy", "(N, O, PH, PW)")
     same_dtype(dy, "dy", x, "x")
     same_shape(dy, "dy", (len(x), len(w), *operation.size), "that of the pooling's result")
-    need_dx, cells = flag(need_dx, "need_dx"), _check_cells(cells, dy.shape, operation)
+    need_dx, argmax = flag(need_dx, "need_dx"), _check_argmax(argmax, dy.shape, operation)
     operation.reserve(len(x))
-    operation.set_cells(cells)
+    operation.set_argmax(argmax)
     return run_backward(backend, operation, dy, x, w, need_dx)
 
 
-def _check(backend, x, w, padding, window, relu):
+def _check(backend, x, w, padding, pool_size, relu):
     """x and w as arrays, and the operation that fits them."""
     x, w, conv = check_conv(backend, x, w, 1, padding, 1)
-    window, relu = pair(window, "window", 1), flag(relu, "relu")
-    if math.prod(window) > NOBODY or conv.kernel_size[1] + window[1] > 25:
-        raise ValueError(f"window: expected at most {NOBODY} cells, and at most 25 columns together with the kernels' "
-                         f"{conv.kernel_size[1]}, got {window}")
-    pool_size(conv.y_size, window, window, (0, 0), (1, 1), False, "window")
+    pool_size, relu = pair(pool_size, "pool_size", 1), flag(relu, "relu")
+    if math.prod(pool_size) > NO_WINNER or conv.kernel_size[1] + pool_size[1] > 25:
+        raise ValueError(f"pool_size: expected at most {NO_WINNER} cells, and at most 25 columns together with the kernels' "
+                         f"{conv.kernel_size[1]}, got {pool_size}")
+    pooled_size(conv.y_size, pool_size, pool_size, (0, 0), (1, 1), False, "pool_size")
     conv_shape = conv.O, *conv.y_size
-    return x, w, backend.Conv2dMaxPool2d(x.shape[1:], conv_shape, conv.kernel_size, conv.padding, window, relu, x.dtype)
+    return x, w, backend.Conv2dMaxPool2d(x.shape[1:], conv_shape, conv.kernel_size, conv.padding, pool_size, relu, x.dtype)
 
 
-def _check_cells(cells, shape, operation):
-    """The cells as an array; each must be one of the window, since the kernels follow it without a look."""
-    array = as_array(cells, "cells")
+def _check_argmax(argmax, shape, operation):
+    """argmax as an array; each must be a cell of the window, since the kernels follow it without a look."""
+    array = as_array(argmax, "argmax")
     if array.dtype.kind not in "iu":
-        raise TypeError(f"cells: expected an array of ints, got {describe(cells, array)}")
-    same_shape(array, "cells", shape, "that of dy")
+        raise TypeError(f"argmax: expected an array of ints, got {describe(argmax, array)}")
+    same_shape(array, "argmax", shape, "that of dy")
     array = on_host(array)
-    last = math.prod(operation.window) - 1
-    outside = ((array < 0) | (array > last)) & ~((array == NOBODY) & operation.relu)
+    last = math.prod(operation.pool_size) - 1
+    outside = ((array < 0) | (array > last)) & ~((array == NO_WINNER) & operation.relu)
     if outside.any():
         position = tuple(map(int, np.argwhere(outside)[0]))
-        raise IndexError(f"cells: expected cells from 0 to {last}{f', or {NOBODY},' if operation.relu else ''} of a window of "
-                         f"{operation.window[0]}x{operation.window[1]}, got {array[position]} at position {position}")
+        raise IndexError(f"argmax: expected cells from 0 to {last}{f', or {NO_WINNER},' if operation.relu else ''} of a window of "
+                         f"{operation.pool_size[0]}x{operation.pool_size[1]}, got {array[position]} at position {position}")
     return array

@@ -7,6 +7,8 @@ from nbcnn.kernels.cpu import images as cpu
 from nbcnn.kernels.cpu.launch import launch
 from nbcnn.kernels.shown import shown
 
+__all__ = ["normalization_table", "load_images", "normalize_images"]
+
 
 def normalization_table(mean, std, channels, dtype):
     """What each byte v of each channel c becomes: (v / 255 - mean[c]) / std[c], computed in float64, rounded once.
@@ -140,7 +142,7 @@ def normalize_images(out, pictures, table):
     Parameters
     ----------
     out : float array (N, C, H, W)
-        Written; any strides. A NumPy array, as the others, or a GPU's, as these.
+        Written; any strides. All are NumPy or all are device arrays.
     pictures : uint8 array (N, C, H, W)
     table : array (C, 256) of out's dtype
 

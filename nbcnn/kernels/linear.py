@@ -3,6 +3,8 @@ from nbcnn.kernels.arguments import flag, floats, same_dtype, same_shape
 from nbcnn.kernels.backend import backend_of
 from nbcnn.kernels.conv2d import run_backward
 
+__all__ = ["linear_forward", "linear_backward"]
+
 
 def linear_forward(x, w, b=None):
     """Multiply vectors with a matrix: y = x W^T + b.
@@ -10,7 +12,7 @@ def linear_forward(x, w, b=None):
     Parameters
     ----------
     x : float array (N, in)
-        NumPy arrays, or all of them a GPU's, as then is the result.
+        All NumPy or all device arrays; the result lives where the inputs do.
     w : float array (out, in)
     b : float array (out,), optional
 

@@ -1,35 +1,36 @@
 """Max pooling: the largest value of each window, and the gradient's way back to where it stood."""
 import numpy as np
 
-from nbcnn.kernels import cpu
-from nbcnn.kernels.arguments import describe, flag, floats, four_sizes, pair, pool_size, same_shape
+from nbcnn.kernels.arguments import describe, flag, floats, four_sizes, pair, pooled_size, same_shape
 from nbcnn.kernels.backend import as_array, backend_of, on_device, on_host
 from nbcnn.kernels.cpu.launch import launch
 from nbcnn.kernels.cpu.maxpool2d import maxpool2d_scatter
+
+__all__ = ["maxpool2d_forward", "maxpool2d_backward"]
 
 
 def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, ceil_mode=False):
     """Find the largest value of each window and where it stands.
 
     y[n, c, i, j] = maximum over p, q of x[n, c, i*stride + p*dilation - padding, j*stride + q*dilation - padding],
-    cells outside the picture left out.
+    cells outside the image left out.
 
     Parameters
     ----------
     x : float array (N, C, H, W)
-        A NumPy array, or a GPU's, as then are the results.
+        A NumPy or a device array; the results live where it does.
     kernel_size, padding, dilation : int or pair of ints
         Along H and along W. The padding is at most half the window of (kernel_size-1)*dilation + 1 cells.
     stride : int or pair of ints, optional
         The kernel size when not given.
     ceil_mode : bool
-        Whether a last window that begins inside the padded picture and ends outside counts.
+        Whether a last window that begins inside the padded image and ends outside counts.
 
     Returns
     -------
     y : float array (N, C, OH, OW)
         OH = floor((H + 2*padding - dilation*(kernel_size-1) - 1) / stride) + 1, OW likewise; ceil instead of floor with
-        `ceil_mode`, less a last window that would begin beyond the picture. A view of channels-last
+        `ceil_mode`, less a last window that would begin beyond the image. A view of channels-last
         memory, as argmax; on a GPU both are in C order.
     argmax : int64 array (N, C, OH, OW)
         The cell r*W + s of the input plane that won, as PyTorch's return_indices.
@@ -45,7 +46,7 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     -----
     Windows are scanned row by row. The first of equal values wins. A NaN wins over every number, and over an earlier NaN.
 
-    A dilated window can lie in the padding with every cell. PyTorch then gives -inf and an index outside the picture;
+    A dilated window can lie in the padding with every cell. PyTorch then gives -inf and an index outside the image;
     here such a geometry is an error.
 
     Source: PyTorch's aten/src/ATen/native/cpu/MaxPoolKernel.cpp.
@@ -70,12 +71,12 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     kernel_size, padding, dilation = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1)
     stride = kernel_size if stride is None else pair(stride, "stride", 1)
     (N, C, H, W) = x.shape
-    y_shape = C, *pool_size((H, W), kernel_size, stride, padding, dilation, flag(ceil_mode, "ceil_mode"), "x")
+    y_shape = C, *pooled_size((H, W), kernel_size, stride, padding, dilation, flag(ceil_mode, "ceil_mode"), "x")
     operation = backend.MaxPool2d((C, H, W), kernel_size, stride, padding, dilation, y_shape, x.dtype)
     operation.reserve(N)
     y = backend.Buffer(N, y_shape, x.dtype)
     backend.run(operation.forward(N, y, backend.Buffer.holding(x), ()))
-    return y.view(N), operation.winners(N) if on_device(x) else operation.argmax.astype(np.int64).transpose(0, 3, 1, 2)
+    return y.view(N), operation.winners(N)
 
 
 def maxpool2d_backward(dy, argmax, x_shape):
@@ -84,7 +85,7 @@ def maxpool2d_backward(dy, argmax, x_shape):
     Parameters
     ----------
     dy : float array (N, C, OH, OW)
-        The upstream gradient dLoss/dy: a NumPy array, as argmax, or both a GPU's, as then is the result.
+        The upstream gradient dLoss/dy. It and argmax are both NumPy or both device arrays; the result lives where they do.
     argmax : int array (N, C, OH, OW)
         Cells r*W + s, as forward returns them; any cells of the input plane are accepted.
     x_shape : tuple (N, C, H, W)
@@ -92,7 +93,7 @@ def maxpool2d_backward(dy, argmax, x_shape):
     Returns
     -------
     dx : float array (N, C, H, W)
-        Zero where no window had its maximum. A view of channels-last memory; on a GPU in C order.
+        Zero where no window had its maximum; in C order.
 
     Raises
     ------
@@ -137,8 +138,7 @@ def maxpool2d_backward(dy, argmax, x_shape):
                          f"got {host[position]} at position {position}")
     if on_device(dy):
         return backend.maxpool2d.scatter(dy, cells, (N, C, H, W))
-    dx = cpu.Buffer(N, (C, H, W), dy.dtype)
-    flat = cpu.allocate((N, dy.shape[2] * dy.shape[3], C), np.int64)
-    flat.reshape(N, *dy.shape[2:], C)[...] = cells.transpose(0, 2, 3, 1)
-    launch(maxpool2d_scatter, dx.array.reshape(N, H * W, C), cpu.Buffer.holding(dy).array.reshape(flat.shape), flat)
-    return dx.view(N)
+    dx, windows = np.zeros((N, C, H, W), dy.dtype), (N, C, dy.shape[2] * dy.shape[3])
+    dy, cells = np.ascontiguousarray(dy).reshape(windows), cells.astype(np.int64).reshape(windows)
+    launch(maxpool2d_scatter, dx.reshape(N, C, H * W), dy, cells)
+    return dx

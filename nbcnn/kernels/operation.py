@@ -1,7 +1,13 @@
 """What a backend's operations have in common, and a call of a kernel."""
+import importlib
+import inspect
+import math
+import pkgutil
 from typing import NamedTuple
 
-NOBODY = 255    # the cell of a pooling window that nobody won, as a ReLU gave 0: the same byte on every device
+import numpy as np
+
+NO_WINNER = 255    # the cell of a pooling window that nobody won, as a ReLU gave 0: the same byte on every device
 
 
 class Call(NamedTuple):
@@ -15,14 +21,8 @@ class Operation:
     """The computation of a layer for samples of one shape.
 
     forward and backward run nothing: they return lists of calls, which the scheduler keeps, runs and times.
-
-    Attributes
-    ----------
-    x_border, dy_border : pair of ints
-        Rows and columns of zeros that forward reads around x, and backward around dy; of use to a backend that lays them out.
     """
-    x_border = dy_border = (0, 0)
-    shares = False      # whether y and dy are x and dx in another shape: the same memory, and nothing to compute
+    shares = False      # whether y and dy lie in the memory of x and dx, in another shape, and there is nothing to compute
 
     def parts(self, n):
         """Into how many partial sums the gradients of n samples are split: it follows from the shapes alone."""
@@ -42,7 +42,7 @@ class Operation:
         ----------
         n : int
         y, x : Buffer
-            Of y the interior is written, and all of it.
+            All of y is written.
         params : tuple of flat arrays
             (weight, bias), the bias None where there is none; () without parameters.
         """
@@ -59,7 +59,7 @@ class Operation:
         ----------
         n : int
         dx : Buffer or None
-            The interior is written, and all of it; None when nobody needs it.
+            All of it is written; None when nobody needs it.
         dparams : tuple of flat arrays
             Where the gradients of params go.
         dy, x, y : Buffer
@@ -68,3 +68,71 @@ class Operation:
             Whether to add to each of dparams instead of overwriting it.
         """
         raise TypeError(f"{type(self).__name__}: an operation defines backward")
+
+
+class Elementwise(Operation):
+    """A function of each element, made of its two kernels. A backend's `Activation` says how these are called.
+
+    Parameters
+    ----------
+    kernels : pair
+        forward(y, x, *options, count) and backward(dx, dy, x or y, *options, count), each for the first `count` numbers of flat
+        arrays. Backward reads what its third argument is called.
+    shape : tuple
+    options : sequence of numbers
+    dtype : dtype
+    """
+
+    def __init__(self, kernels, shape, options, dtype):
+        self.kernels, self.size = kernels, math.prod(shape)
+        self.options, self.reads_y = tuple(map(np.dtype(dtype).type, options)), reads(kernels[1]) == "y"
+
+    def call(self, kernel, n, *buffers):
+        """The call of a kernel for n samples."""
+        raise TypeError(f"{type(self).__name__}: an elementwise operation defines call")
+
+    def forward(self, n, y, x, params):
+        return [self.call(self.kernels[0], n, y, x)]
+
+    def backward(self, n, dx, dparams, dy, x, y, params, add):
+        return [] if dx is None else [self.call(self.kernels[1], n, dx, dy, y if self.reads_y else x)]
+
+
+def reads(backward):
+    """What the backward kernel of an elementwise function reads besides dy: "x" or "y", as its third argument is called."""
+    name = [*inspect.signature(backward).parameters, "", "", ""][2]
+    if name not in ("x", "y"):
+        raise ValueError(f"kernels: expected backward(dx, dy, x or y, ..., count), got {inspect.signature(backward)}")
+    return name
+
+
+class LossOperation:
+    """A loss of given arrays, and its gradient. Here nothing is checked: the public functions have done that.
+
+    Parameters
+    ----------
+    x, t : array
+        In PyTorch's shapes and, as all arrays, in the backend's memory, with any strides. Class indices are int64; an elementwise
+        loss converts t to x's dtype.
+    reduction : {"mean", "sum", "none"}
+    weight, pos_weight : array of x's shape, or None
+        Of an elementwise loss.
+    weight, ignore_index, keep, share
+        Of cross-entropy. `weight` has an element for each class, or is None. A class's target probability is keep * t + share;
+        class indices stand for their one-hot rows.
+    """
+
+    def forward(self):
+        """The loss: an array of x's dtype and of the shape that the reduction leaves, on the CPU a scalar where that is ()."""
+        raise TypeError(f"{type(self).__name__}: a loss defines forward")
+
+    def backward(self, dloss):
+        """dx, for an upstream gradient of shape () or of the loss's shape."""
+        raise TypeError(f"{type(self).__name__}: a loss defines backward")
+
+
+def operations(package, path):
+    """The operations of a backend by name. Every file of its package is imported, so a new one needs no line in an index."""
+    modules = [importlib.import_module(f"{package}.{file.name}") for file in pkgutil.iter_modules(path)]
+    return {name: value for module in modules for name, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, Operation | LossOperation) and value.__module__ == module.__name__}

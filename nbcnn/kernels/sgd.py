@@ -6,6 +6,8 @@ import numpy as np
 from nbcnn.kernels.arguments import FLOATS, axes, describe, flag, floats, nesterov_fits, real, same_dtype, same_shape
 from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device
 
+__all__ = ["sgd_step"]
+
 
 def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False,
              maximize=False, first=False):

@@ -4,6 +4,7 @@ Half of the calls of the whole campaign run with bounds checks, which see a kern
 """
 import contextlib
 import fractions
+import functools
 import inspect
 import itertools
 import re
@@ -14,6 +15,7 @@ import nbcnn
 from nbcnn import kernels, losses, models, optim, pictures
 from nbcnn.datasets import Dataset, Loader
 
+import cases
 from arrays import Reshaped
 from campaign.harness import outcomes, survey
 
@@ -65,30 +67,7 @@ def table():
     scheduler = nbcnn.BackpropScheduler(network(), nbcnn.CrossEntropyLoss())
     optimizer = nbcnn.SGD(scheduler.model.parameters(), lr=0.1, momentum=0.5)
     entries = {
-        "conv2d_forward": lambda: dict(x=f32(2, 3, 8, 8), w=f32(4, 3, 3, 3), b=f32(4), stride=1, padding=1, dilation=1),
-        "conv2d_backward": lambda: dict(dy=f32(2, 4, 8, 8), x=f32(2, 3, 8, 8), w=f32(4, 3, 3, 3), stride=1, padding=1, dilation=1,
-                                        need_dx=True),
-        "maxpool2d_forward": lambda: dict(x=f32(2, 3, 8, 8), kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False),
-        "maxpool2d_backward": lambda: dict(dy=f32(2, 3, 4, 4), argmax=rng.integers(0, 64, (2, 3, 4, 4)), x_shape=(2, 3, 8, 8)),
-        "avgpool2d_forward": lambda: dict(x=f32(2, 3, 8, 8), kernel_size=2, stride=2, padding=0, ceil_mode=False,
-                                          count_include_pad=True, divisor_override=None),
-        "avgpool2d_backward": lambda: dict(dy=f32(2, 3, 4, 4), x_shape=(2, 3, 8, 8), kernel_size=2, stride=2, padding=0,
-                                           ceil_mode=False, count_include_pad=True, divisor_override=None),
-        "global_avgpool2d_forward": lambda: dict(x=f32(2, 3, 8, 8)),
-        "global_avgpool2d_backward": lambda: dict(dy=f32(2, 3, 1, 1), x_shape=(2, 3, 8, 8)),
-        "relu_forward": lambda: dict(x=f32(2, 3)), "relu_backward": lambda: dict(dy=f32(2, 3), y=f32(2, 3)),
-        "tanh_forward": lambda: dict(x=f32(2, 3)), "tanh_backward": lambda: dict(dy=f32(2, 3), y=f32(2, 3)),
-        "sigmoid_forward": lambda: dict(x=f32(2, 3)), "sigmoid_backward": lambda: dict(dy=f32(2, 3), y=f32(2, 3)),
-        "leaky_relu_forward": lambda: dict(x=f32(2, 3, 4), negative_slope=0.01),
-        "leaky_relu_backward": lambda: dict(dy=f32(2, 3, 4), x=f32(2, 3, 4), negative_slope=0.01),
-        "gelu_forward": lambda: dict(x=f32(2, 3, 4), approximate="none"),
-        "gelu_backward": lambda: dict(dy=f32(2, 3, 4), x=f32(2, 3, 4), approximate="tanh"),
-        "conv2d_maxpool2d_forward": lambda: dict(x=f32(2, 3, 8, 8), w=f32(4, 3, 3, 3), b=f32(4), padding=1, window=2, relu=True),
-        "conv2d_maxpool2d_backward": lambda: dict(dy=f32(2, 4, 4, 4), cells=rng.integers(0, 4, (2, 4, 4, 4), dtype=np.uint8),
-                                                  x=f32(2, 3, 8, 8), w=f32(4, 3, 3, 3), padding=1, window=2, relu=False,
-                                                  need_dx=True),
-        "linear_forward": lambda: dict(x=f32(3, 5), w=f32(4, 5), b=f32(4)),
-        "linear_backward": lambda: dict(dy=f32(3, 4), x=f32(3, 5), w=f32(4, 5), need_dx=True),
+        **{name: functools.partial(arguments, rng) for name, arguments in cases.KERNELS.items()},
         "softmax": lambda: dict(x=f32(4, 5), axis=1), "log_softmax": lambda: dict(x=f32(4, 5), axis=1),
         "cross_entropy_forward": lambda: dict(x=f32(4, 5), t=rng.integers(0, 5, 4), reduction="mean", weight=unit(5),
                                               ignore_index=-100, label_smoothing=0.1),
@@ -113,15 +92,8 @@ def table():
     calls = {name: (getattr(kernels, name), arguments) for name, arguments in entries.items()}
     calls |= {
         # layers
-        "Conv2d": (lambda **a: used(nbcnn.Conv2d(**a), 3, 8, 8), lambda: dict(
-            in_channels=3, out_channels=4, kernel_size=3, stride=1, padding=0, dilation=1, bias=True)),
-        "MaxPool2d": (lambda **a: used(nbcnn.MaxPool2d(**a), 3, 8, 8), lambda: dict(
-            kernel_size=2, stride=None, padding=0, dilation=1, ceil_mode=False)),
-        "AvgPool2d": (lambda **a: used(nbcnn.AvgPool2d(**a), 3, 8, 8), lambda: dict(
-            kernel_size=2, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None)),
-        "Linear": (lambda **a: used(nbcnn.Linear(**a), 5), lambda: dict(in_features=5, out_features=3, bias=True)),
-        "LeakyReLU": (lambda **a: used(nbcnn.LeakyReLU(**a), 5), lambda: dict(negative_slope=0.1)),
-        "GELU": (lambda **a: used(nbcnn.GELU(**a), 5), lambda: dict(approximate="none")),
+        **{case.layer.__name__: (lambda case=case, **a: used(case.layer(**a), *case.shape), lambda case=case: dict(case.arguments))
+           for case in cases.LAYERS if case.arguments},
         # losses
         "L1Loss": (lambda **a: both(nbcnn.L1Loss, **a), lambda: dict(x=f32(4, 5), t=f32(4, 5), reduction="mean")),
         "MSELoss": (lambda **a: both(nbcnn.MSELoss, **a), lambda: dict(x=f32(4, 5), t=f32(4, 5), reduction="sum")),
@@ -317,7 +289,7 @@ def ascii_of(value):
 
 def test_the_table_has_all_that_is_public():
     public = {name for name, value in vars(nbcnn).items() if inspect.isclass(value)} - RESULTS
-    without_arguments = {"Flatten", "GlobalAvgPool2d", "ReLU", "Sigmoid", "Tanh"}
+    without_arguments = {"Layer", "Activation"} | {case.layer.__name__ for case in cases.LAYERS if not case.arguments}
     named = {name.split(".")[0] for name in table()}
     assert set(kernels.__all__) | public <= named | without_arguments
     assert {name for name in public if not inspect.signature(getattr(nbcnn, name)).parameters} == without_arguments

@@ -4,6 +4,7 @@ import pytest
 
 from nbcnn import kernels
 
+from activations import each
 from arrays import integers
 
 pytestmark = pytest.mark.gpu
@@ -113,24 +114,22 @@ def test_avgpool2d(cuda, sizes, layer, options):
     assert_equal(run(cuda, kernels.global_avgpool2d_backward, dy, x_shape=shape))
 
 
-@pytest.mark.parametrize("name, reads, options", [
-    ("relu", "y", {}), ("leaky_relu", "x", dict(negative_slope=0.25)), ("tanh", "y", {}), ("sigmoid", "y", {}),
-    ("gelu", "x", dict(approximate="none")), ("gelu", "x", dict(approximate="tanh"))])
-def test_activations(cuda, sizes, name, reads, options):
+@each
+def test_activations(cuda, sizes, case):
     """Those without rounding are equal; the others near, also element by element where y is small."""
-    forward, backward = (getattr(kernels, f"{name}_{way}") for way in ("forward", "backward"))
+    forward, backward = (lambda *a, way=way: case.public(way)(*a, *case.options) for way in ("forward", "backward"))
     x, dy = integers(7, *[sizes.convolutions["conv2"][0]] * 2)
-    if "relu" in name:
-        assert_equal(run(cuda, forward, x, **options))
-        assert_equal(run(cuda, backward, dy, {"x": x, "y": forward(x, **options)}[reads], **options))
+    if case.exact:
+        assert_equal(run(cuda, forward, x))
+        assert_equal(run(cuda, backward, dy, {"x": x, "y": forward(x)}[case.reads]))
         return
     x, dy = normal(15, x.shape, x.shape)
-    assert_near(cuda, forward, x, tolerance=FEW, **options)
-    assert_near(cuda, backward, dy, {"x": x, "y": forward(x, **options)}[reads], tolerance=FEW, **options)
+    assert_near(cuda, forward, x, tolerance=FEW)
+    assert_near(cuda, backward, dy, {"x": x, "y": forward(x)}[case.reads], tolerance=FEW)
     ends = np.array([0, -0.0, -1e-40, 1e-40, -6, -20, 20, -90, 90, -1e20, 1e20, np.inf, -np.inf, np.nan], np.float32)
-    (expected,), (got,) = run(cuda, forward, ends, **options)
+    (expected,), (got,) = run(cuda, forward, ends)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-37)       # x^2/2 = 18, rounded; a GPU's erfc may flush denormals
-    (expected,), (got,) = run(cuda, backward, np.ones_like(ends), {"x": ends, "y": forward(ends, **options)}[reads], **options)
+    (expected,), (got,) = run(cuda, backward, np.ones_like(ends), {"x": ends, "y": forward(ends)}[case.reads])
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
 
 

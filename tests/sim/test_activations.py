@@ -2,32 +2,16 @@
 import numpy as np
 import pytest
 
-import nbcnn
-from nbcnn import kernels
 from nbcnn.kernels import cuda
 from nbcnn.kernels.cuda import to_device, to_host
 from nbcnn.kernels.cuda.compat import transposed
 
 import arrays
+from activations import each
 
 pytestmark = [pytest.mark.sim, pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")]
 
 DTYPES = [np.float32, np.float64]
-# Name, layer, what backward reads, options.
-CASES = [("relu", nbcnn.ReLU, "y"), ("leaky_relu", nbcnn.LeakyReLU, "x", 0.25), ("leaky_relu", nbcnn.LeakyReLU, "x", -2),
-         ("tanh", nbcnn.Tanh, "y"), ("sigmoid", nbcnn.Sigmoid, "y"), ("gelu", nbcnn.GELU, "x", "none"),
-         ("gelu", nbcnn.GELU, "x", "tanh")]
-each = pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, (case[0], *case[3:]))))
-
-
-def forward(case, x):
-    return getattr(kernels, f"{case[0]}_forward")(x, *case[3:])
-
-
-def backward(case, dy, x, y):
-    return getattr(kernels, f"{case[0]}_backward")(dy, {"x": x, "y": y}[case[2]], *case[3:])
-
-
 def values(seed, shape, dtype):
     """Small numbers, zeros of both signs, infinities and NaN."""
     return np.random.default_rng(seed).choice([-2, -1, -0.5, -0.0, 0, 0.5, 1, 2, np.inf, -np.inf, np.nan], shape).astype(dtype)
@@ -40,7 +24,7 @@ def equal(a, b):
 
 def agree(case, a, b):
     """Equal; with roundings, a few of them apart: b is of the CPU."""
-    if case[0] in ("relu", "leaky_relu"):
+    if case.exact:
         return equal(a, b)
     small = 8 * np.finfo(b.dtype).eps       # gelu's derivative is 0 near -0.75: it is a sum of terms of at most 1, here times 2
     return (equal(np.where(np.isfinite(a), 0, a), np.where(np.isfinite(b), 0, b))
@@ -53,9 +37,9 @@ def agree(case, a, b):
 def test_equals_cpu(case, dtype, shape):
     x, dy = values(0, shape, dtype), values(1, shape, dtype)
     dy[np.isinf(dy)] = 3        # an infinity less what is rounded is no number
-    y, expected = forward(case, to_device(x)), forward(case, x)
-    dx = backward(case, to_device(dy), to_device(x), to_device(expected))
-    assert agree(case, to_host(y), expected) and agree(case, to_host(dx), backward(case, dy, x, expected))
+    y, expected = case.forward(to_device(x)), case.forward(x)
+    dx = case.backward(to_device(dy), to_device(x), to_device(expected))
+    assert agree(case, to_host(y), expected) and agree(case, to_host(dx), case.backward(dy, x, expected))
 
 
 @each
@@ -66,14 +50,14 @@ def test_operation_writes_its_outputs_and_nothing_else(case, dtype, shape):
     x, dy = (cuda.Buffer.holding(to_device(a)) for a in (x, dy))
     y, dx = (cuda.Buffer.holding(to_device(np.full((3, *shape), 99, dtype))) for _ in range(2))
     before = to_host(x.array), to_host(dy.array)
-    operation = case[1](*case[3:]).operation(cuda, shape, dtype)
+    operation = case.operation(cuda, shape, dtype)
     operation.reserve(3)
     cuda.run(operation.forward(2, y, x, ()))
     saved = to_host(y.array)
     assert operation.backward(2, None, (), dy, x, y, (), ()) == []
     cuda.run(operation.backward(2, dx, (), dy, x, y, (), ()))
     xs, dys, ys, dxs = (to_host(buffer.view(2)) for buffer in (x, dy, y, dx))
-    assert agree(case, ys, forward(case, xs)) and agree(case, dxs, backward(case, dys, xs, ys))
+    assert agree(case, ys, case.forward(xs)) and agree(case, dxs, case.backward(dys, xs, ys))
     assert (to_host(y.view(3))[2] == 99).all() and (to_host(dx.view(3))[2] == 99).all()
     assert equal(to_host(x.array), before[0]) and equal(to_host(dy.array), before[1]) and equal(to_host(y.array), saved)
 
@@ -82,12 +66,12 @@ def test_operation_writes_its_outputs_and_nothing_else(case, dtype, shape):
 def test_strided_arrays(case):
     x, dy = values(4, (2, 3, 4, 5), np.float32), values(5, (5, 4, 3, 2), np.float32)
     view = transposed(to_device(x), (3, 2, 1, 0))
-    y, host = forward(case, view), x.transpose()
-    assert agree(case, to_host(y), forward(case, host))
-    dx = backward(case, to_device(dy), view, y)
-    assert agree(case, to_host(dx), backward(case, dy, host, to_host(y)))
-    dx = backward(case, view, to_device(dy), to_device(dy))
-    assert agree(case, to_host(dx), backward(case, host, dy, dy))
+    y, host = case.forward(view), x.transpose()
+    assert agree(case, to_host(y), case.forward(host))
+    dx = case.backward(to_device(dy), view, y)
+    assert agree(case, to_host(dx), case.backward(dy, host, to_host(y)))
+    dx = case.backward(view, to_device(dy), to_device(dy))
+    assert agree(case, to_host(dx), case.backward(host, dy, dy))
 
 
 @each
@@ -99,5 +83,5 @@ def test_strided_arrays(case):
     (to_device(np.ones((2, 3))), to_device(np.ones((2, 1))), ValueError, r"dy: expected shape \(2, 1\), .* got shape \(2, 3\)"),
 ])
 def test_errors(case, dy, y, error, message):
-    with pytest.raises(error, match=message.format(case[2])):
-        backward(case, dy, y, y)
+    with pytest.raises(error, match=message.format(case.reads)):
+        case.backward(dy, y, y)

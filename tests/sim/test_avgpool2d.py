@@ -40,7 +40,7 @@ def normal(seed, shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override", GEOMETRIES)
 def test_equals_cpu(dtype, shape, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override):
-    """The public functions, and the operation in buffers that hold another picture: nothing but its outputs is written."""
+    """The public functions, and the operation in buffers that hold another image: nothing but its outputs is written."""
     x = normal(0, shape, dtype)
     x.flat[3::17] = np.nan
     options = dict(stride=stride, padding=padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad,

@@ -56,7 +56,7 @@ def test_what_is_shared_and_what_is_not():
 
 @pytest.mark.parametrize("shape, steps", [((3, 4, 5), (0, 60, 20, 5, 1)), ((7,), (0, 7, 1, 1, 1))])
 def test_buffer(shape, steps):
-    """Samples one after another; a view, another shape and what holds an array share its memory."""
+    """Samples one after another; a view, a buffer of another shape and what holds an array share its memory."""
     samples = numbers(3, *shape)
     buffer = cuda.Buffer(4, shape, np.float32)
     assert buffer.steps == steps and (to_host(buffer.array) == 0).all() and buffer.array.shape == (4 * samples[0].size,)
@@ -64,7 +64,7 @@ def test_buffer(shape, steps):
     buffer.set(to_device(samples[:2] * 2))
     expected = np.concatenate([samples[:2] * 2, samples[2:], 0 * samples[:1]])
     assert (to_host(buffer.view(4)) == expected).all() and buffer.view(0).shape == (0, *shape)
-    other = buffer.reshaped((samples[0].size,))
+    other = cuda.Buffer(4, (samples[0].size,), np.float32, buffer.array)
     other.set(samples.reshape(3, -1))
     assert (to_host(buffer.view(3)) == samples).all() and other.steps == (0, samples[0].size, 1, 1, 1)
     cuda.write(buffer.view(2), np.ones((2, *shape)))

@@ -80,7 +80,7 @@ def test_equals_cpu(dtype, x_shape, w_shape, options):
     (1, 1, 1, 4, 2), (1, 2, 2, 4, 3), (2, 1, 1, 8, 1)])
 def test_blocks_of_a_correlation(monkeypatch, tile, x_shape, w_shape, options):
     """Several blocks along rows, columns and outputs, the last ones cut off, and channels in several turns."""
-    monkeypatch.setattr(conv2d, "correlate_tile", lambda *_: tile)
+    monkeypatch.setattr(conv2d, "correlation_tile", lambda *_: tile)
     check(np.float32, x_shape, w_shape, options)
 
 
@@ -88,8 +88,8 @@ def test_blocks_of_a_correlation(monkeypatch, tile, x_shape, w_shape, options):
 @pytest.mark.parametrize("tile, parts", [      # channels, columns of taps of a thread, groups of outputs, its outputs, rows
     ((2, 1, 1, 4, 1), 1), ((3, 3, 1, 4, 4), 2), ((3, 1, 1, 8, 2), 5), ((1, 3, 2, 4, 3), 3)])
 def test_blocks_of_a_weight_gradient(monkeypatch, tile, parts, options):
-    """Several blocks along channels and outputs, the last ones cut off; rows in several turns; parts that end within a picture."""
-    monkeypatch.setattr(conv2d, "weight_tile", lambda *_: tile)
+    """Several blocks along channels and outputs, the last ones cut off; rows in several turns; parts that end within an image."""
+    monkeypatch.setattr(conv2d, "backward_weight_tile", lambda *_: tile)
     monkeypatch.setattr(conv2d, "MOST_PARTS", parts)
     x_shape, w_shape = (3, 3, 5, 4), (5, 3, 2, 3)
     dy, x, w, b = numbers(np.float32, x_shape, w_shape, **options)
@@ -99,7 +99,7 @@ def test_blocks_of_a_weight_gradient(monkeypatch, tile, parts, options):
 
 
 def test_parts():
-    """Partial sums: neither more than strips of rows in all pictures, nor than MOST_PARTS, nor of more than MOST_SUMS numbers."""
+    """Partial sums: neither more than strips of rows in all images, nor than MOST_PARTS, nor of more than MOST_SUMS numbers."""
     for C, n in ((4, 0), (4, 1), (4, 7), (4, 500), (256, 3), (256, 500)):
         operation = cuda.Conv2d((C, 6, 4), (C, 6, 4), (3, 3), (1, 1), (1, 1), (1, 1), np.float32)
         strips, parts = n * -(-6 // operation.weight_tile()[-1]), operation.parts(n)
@@ -115,7 +115,7 @@ def test_without_a_bias_and_without_dx():
 
 
 def test_nothing_but_the_outputs_is_written():
-    """Buffers for three pictures, of which two are computed."""
+    """Buffers for three images, of which two are computed."""
     dy, x, w, b = numbers(np.float32, (3, 2, 5, 4), (3, 2, 3, 2), stride=(2, 1), padding=(1, 0))
     y, dx, *_ = expected(dy[:2], x[:2], w, b, stride=(2, 1), padding=(1, 0))
     operation = cuda.Conv2d(x.shape[1:], dy.shape[1:], (3, 2), (2, 1), (1, 0), (1, 1), x.dtype)
@@ -187,11 +187,11 @@ def test_tiles_fit_into_a_block(monkeypatch):
 
 def test_kernels_and_pictures_that_do_not_fit():
     with pytest.raises(ValueError, match=r"w: expected kernels of which one channel fits into a GPU's shared memory, got 60x60"):
-        conv2d.correlate_tile(1, (1, 1, 1), (1, 1), False, (60, 60), ((0, 1, 1), (0, 1, 1)), 4)
-    with pytest.raises(ValueError, match=r"x: expected pictures of which a few rows fit .*, got 9000 columns"):
-        conv2d.weight_tile(1, 1, (1, 9000), (1, 1), (1, 1), ((0, 1, 1), (0, 1, 1)), 8)
+        conv2d.correlation_tile(1, (1, 1, 1), (1, 1), False, (60, 60), ((0, 1, 1), (0, 1, 1)), 4)
+    with pytest.raises(ValueError, match=r"x: expected images of which a few rows fit .*, got 9000 columns"):
+        conv2d.backward_weight_tile(1, 1, (1, 9000), (1, 1), (1, 1), ((0, 1, 1), (0, 1, 1)), 8)
     with pytest.raises(ValueError, match=r"w: expected kernels of at most 1024 columns.* got 1025"):
-        conv2d.weight_tile(1, 1, (1, 2), (1, 1), (1, 1025), ((0, 1, 1), (0, 1, 1)), 4)
+        conv2d.backward_weight_tile(1, 1, (1, 2), (1, 1), (1, 1025), ((0, 1, 1), (0, 1, 1)), 4)
 
 
 DY, X, W, B = (np.ones(shape, np.float32) for shape in ((2, 4, 4, 3), (2, 3, 5, 4), (4, 3, 2, 2), 4))

@@ -25,7 +25,7 @@ GEOMETRIES = [      # shape, kernel, stride, padding, dilation, ceil_mode
 ]
 
 
-def pictures(seed, shape, dtype):
+def images(seed, shape, dtype):
     """Small integers, so that ties are common, with infinities and NaN."""
     rng = np.random.default_rng(seed)
     x = rng.integers(-3, 4, shape).astype(dtype)
@@ -37,8 +37,8 @@ def pictures(seed, shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape, kernel, stride, padding, dilation, ceil_mode", GEOMETRIES)
 def test_equals_cpu(dtype, shape, kernel, stride, padding, dilation, ceil_mode):
-    """The public functions, and the operation in buffers that hold another picture: nothing but its outputs is written."""
-    x, options = pictures(0, shape, dtype), dict(stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
+    """The public functions, and the operation in buffers that hold another image: nothing but its outputs is written."""
+    x, options = images(0, shape, dtype), dict(stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
     y, argmax = maxpool2d_forward(x, kernel, **options)
     dy = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)        # so that another order shows
     dx = maxpool2d_backward(dy, argmax, shape)
@@ -74,7 +74,7 @@ def test_backward_takes_any_cells(kind):
 
 
 def test_strided_arrays_and_empty_ones():
-    x = pictures(3, (5, 6, 2, 1), np.float32)
+    x = images(3, (5, 6, 2, 1), np.float32)
     y, argmax = maxpool2d_forward(transposed(to_device(x), (3, 2, 1, 0)), 2)
     expected = maxpool2d_forward(x.transpose(), 2)
     assert equal(to_host(y), expected[0]) and equal(to_host(argmax), expected[1])

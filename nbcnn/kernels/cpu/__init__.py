@@ -1,10 +1,30 @@
-"""The CPU backend: one file per operation, forward and backward side by side.
+"""The CPU backend: one file per operation, forward and backward one under the other.
 
-The scheduler sees a backend as a namespace: `Buffer` and `allocate` for memory, functions that copy and run, and a class for each
-operation a layer can ask for; `kernels/operation.py` says what these have in common.
+How to read it: `activations.py` first, whose kernels are one loop; then `flatten.py` and `maxpool2d.py`; then the top of `tile.py`,
+`linear.py` and `conv2d.py`; `conv2d_maxpool2d.py` last. Under the kernels of a file stands a class, the operation: it owns what
+they need in memory, and its `forward` and `backward` return the calls that `launch.run` makes. `operation.py` says what the
+scheduler expects of it.
+
+Where a number lies. A `Buffer` is one flat array, sample by sample, pixel by pixel, channels last: channel c of pixel (r, s) of
+sample m is x[m*step + (r*W + s)*C + c]. Behind the last sample lies a pixel of zeros.
+
+What a tile is. The sums that stay in vector registers while a loop runs: P rows, of V vectors. In a convolution the rows are P
+samples at one pixel, and the vectors hold output channels:
+
+                     output channels o, o + 1, ...        for each tap (p, q) and channel c, a number of x for each row
+    sample m     [ y[m, i, j, o]   y[m, i, j, o+1]   ... ]      += x[m,   r+p, s+q, c] * w[p, q, c, o], w[p, q, c, o+1], ...
+    sample m+1   [ y[m+1, i, j, o] y[m+1, i, j, o+1] ... ]      += x[m+1, r+p, s+q, c] * the same vectors of w
+    ...
+
+How a tap finds its pixel. Output pixel (i, j) reads from (r, s) = (i*stride - padding, j*stride - padding) on; tap (p, q) reads
+(r + p*dilation, s + q*dilation), one addition to the address. A tap beside the image is left out by the bounds of the loops:
+
+      s  -2 -1 | 0  1  2  3 | 4          padding 2, the pixel at s = -2: taps q = 0, 1 lie beside the image, so
+     q    0  1 | 2  3  4    |            `tile.range_inside(-2, 1, 5, 4)` is (2, 5), and the loop runs over q = 2, 3, 4
+
+Where fewer than P samples are left, the rows go on with the next pixels of the row. Then a tap may lie beside the image for some
+rows and not for others; `tile.rows_or_zeros` lets those read the pixel of zeros.
 """
-from nbcnn.kernels.cpu.activations import GELU, LeakyReLU, ReLU, Sigmoid, Tanh
-from nbcnn.kernels.cpu.avgpool2d import AvgPool2d
 from nbcnn.kernels.cpu.buffer import (
     ALIGNMENT,
     Buffer,
@@ -19,14 +39,10 @@ from nbcnn.kernels.cpu.buffer import (
     unflat_weight,
     write,
 )
-from nbcnn.kernels.cpu.conv2d import Conv2d
-from nbcnn.kernels.cpu.conv2d_maxpool2d import Conv2dMaxPool2d
-from nbcnn.kernels.cpu.flatten import Flatten
 from nbcnn.kernels.cpu.launch import require, run
-from nbcnn.kernels.cpu.linear import Linear
-from nbcnn.kernels.cpu.losses import run_loss
-from nbcnn.kernels.cpu.maxpool2d import MaxPool2d
+from nbcnn.kernels.cpu.losses import run_loss, softmax_along
 from nbcnn.kernels.cpu.sgd import update
+from nbcnn.kernels.operation import operations
 
 device = "cpu"
 
@@ -35,7 +51,7 @@ __all__ = [
     # memory
     "ALIGNMENT", "Buffer", "Gradients", "Partials", "allocate", "copy_of", "flat_weight", "place", "to_device", "to_host",
     "unflat_weight", "write",
-    # operations
-    "AvgPool2d", "Conv2d", "Conv2dMaxPool2d", "Flatten", "GELU", "LeakyReLU", "Linear", "MaxPool2d", "ReLU", "Sigmoid", "Tanh",
-    "run_loss", "update",
+    # besides the operations
+    "run_loss", "softmax_along", "update",
 ]
+globals().update(operations(__name__, __path__))      # Conv2d, Activation, ...: the classes in the files here

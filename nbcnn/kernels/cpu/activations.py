@@ -1,4 +1,4 @@
-"""Activations on the CPU: one function of each element, a row of pixels at a time.
+"""Activations on the CPU: one function of each element, the gaps between samples included, which is simpler than to leave them out.
 
 In float64, which is for checks, the functions of the C library do. Calling one for each element takes ten times as long as
 computing a vector at a time, so float32 has polynomials of its own, without branches, which the compiler makes vector
@@ -12,7 +12,7 @@ from numba.extending import overload
 
 from nbcnn.kernels.cpu import kernel_cache
 from nbcnn.kernels.cpu.launch import PARALLEL
-from nbcnn.kernels.operation import Call, Operation
+from nbcnn.kernels.operation import Call, Elementwise
 
 # Division by zero gives inf, as in NumPy. A product and a sum may become one instruction that rounds once; nothing else is relaxed.
 OPTIONS = dict(error_model="numpy", fastmath={"contract"})
@@ -37,7 +37,7 @@ MANTISSA, BIAS, LIFT = np.int32(23), np.int32(127 + 64), np.float32(2**-64)
 EXP = _singles(0.00138427236, 0.00837495644, 0.0416680574, 0.166664213, 0.49999994, 1, 1)
 NEAR, TANH = np.float32(0.625), _singles(-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1,
                                          -3.33332819422e-1, 1)
-FAR = np.float32(15)                        # float32 has nothing between 0 and the share below -15
+FAR = np.float32(15)                        # float32 has nothing between 0 and the cdf at -15
 UPPER = _singles(0.0144776087, 0.108573541, 0.342752784, 0.49999997)
 LOWER = _singles(0.0363012441, 0.271773428, 0.900756299, 1.4833864, 1)
 
@@ -73,7 +73,7 @@ def tanh32(x):
 
 @njit
 def normal32(x):
-    """Phi(x), the share of a normal distribution below x, and its density phi(x).
+    """The normal distribution's cdf Phi(x), the probability of a number below x, and its pdf phi(x), the density at x.
 
     Phi(x) = (1 + erf(x/sqrt 2))/2, without the cancellation of that for x < 0: Phi(-|x|) = e^(-x^2/2) U(|x|)/L(|x|), where U and L
     have positive coefficients. Their relative error is at most 7e-8 (1 + x^2/2), to |x| = 14.5, as rounding x^2/2 costs as much.
@@ -97,7 +97,7 @@ def tanh(x):
 
 
 def normal(x):
-    """Phi(x) and phi(x), a normal distribution's share below x and its density there."""
+    """The normal distribution's cdf Phi(x) and pdf phi(x)."""
 
 
 @overload(exp)
@@ -124,118 +124,97 @@ def sigmoid(x, zero, one):
     return (power if x < zero else one) / (one + power)
 
 
-# ---- kernels, each for the first n pictures of arrays (batch, rows, elements of a row), borders included, which are counted so too
+# ---- kernels, each for the first `count` numbers of flat arrays
 
-@njit
-def _rows(a, n, border):
-    """How many rows n pictures have without their borders."""
-    return n * (a.shape[1] - 2 * border[0])
-
-
-@njit
-def _row(a, row, border):
-    """Row number `row`, counted through all pictures without their borders: a view (elements,)."""
-    H, length = a.shape[1] - 2 * border[0], a.shape[2] - 2 * border[1]
-    return a[row // H, row % H + border[0], border[1]:border[1] + length]
-
+CHUNK = 4096        # numbers of a task: the threads' shares end where they may, but a number is always computed in the same way
 
 @kernel
-def relu_forward(y, x, n, y_border, x_border):
+def relu_forward(y, x, count):
     """y = max(x, 0); NaN stays NaN."""
     zero = x.dtype.type(0)
-    for row in prange(_rows(x, n, x_border)):
-        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
-        for k in range(len(xs)):
-            ys[k] = zero if xs[k] <= zero else xs[k]
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            y[k] = zero if x[k] <= zero else x[k]
 
 
 @kernel
-def relu_backward(dx, dy, y, n, dx_border, dy_border, y_border):
+def relu_backward(dx, dy, y, count):
     """dx = dy where y > 0 or y is NaN, else 0."""
     zero = y.dtype.type(0)
-    for row in prange(_rows(y, n, y_border)):
-        dxs, dys, ys = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(y, row, y_border)
-        for k in range(len(ys)):
-            dxs[k] = zero if ys[k] <= zero else dys[k]
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            dx[k] = zero if y[k] <= zero else dy[k]
 
 
 @kernel
-def leaky_relu_forward(y, x, slope, n, y_border, x_border):
+def leaky_relu_forward(y, x, slope, count):
     """y = x where x > 0, else slope*x."""
     zero = x.dtype.type(0)
-    for row in prange(_rows(x, n, x_border)):
-        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
-        for k in range(len(xs)):
-            ys[k] = xs[k] if xs[k] > zero else slope * xs[k]
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            y[k] = x[k] if x[k] > zero else slope * x[k]
 
 
 @kernel
-def leaky_relu_backward(dx, dy, x, slope, n, dx_border, dy_border, x_border):
+def leaky_relu_backward(dx, dy, x, slope, count):
     """dx = dy where x > 0, else slope*dy."""
     zero = x.dtype.type(0)
-    for row in prange(_rows(x, n, x_border)):
-        dxs, dys, xs = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(x, row, x_border)
-        for k in range(len(xs)):
-            dxs[k] = dys[k] if xs[k] > zero else slope * dys[k]
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            dx[k] = dy[k] if x[k] > zero else slope * dy[k]
 
 
 @kernel
-def tanh_forward(y, x, n, y_border, x_border):
+def tanh_forward(y, x, count):
     """y = tanh x"""
-    for row in prange(_rows(x, n, x_border)):
-        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
-        for k in range(len(xs)):
-            ys[k] = tanh(xs[k])
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            y[k] = tanh(x[k])
 
 
 @kernel
-def tanh_backward(dx, dy, y, n, dx_border, dy_border, y_border):
+def tanh_backward(dx, dy, y, count):
     """dx = dy (1 - y^2)"""
     one = y.dtype.type(1)
-    for row in prange(_rows(y, n, y_border)):
-        dxs, dys, ys = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(y, row, y_border)
-        for k in range(len(ys)):
-            dxs[k] = dys[k] * (one - ys[k] * ys[k])
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            dx[k] = dy[k] * (one - y[k] * y[k])
 
 
 @kernel
-def sigmoid_forward(y, x, n, y_border, x_border):
+def sigmoid_forward(y, x, count):
     """y = 1/(1 + e^-x)"""
     zero, one = x.dtype.type(0), x.dtype.type(1)
-    for row in prange(_rows(x, n, x_border)):
-        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
-        for k in range(len(xs)):
-            ys[k] = sigmoid(xs[k], zero, one)
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            y[k] = sigmoid(x[k], zero, one)
 
 
 @kernel
-def sigmoid_backward(dx, dy, y, n, dx_border, dy_border, y_border):
+def sigmoid_backward(dx, dy, y, count):
     """dx = dy y (1 - y)"""
     one = y.dtype.type(1)
-    for row in prange(_rows(y, n, y_border)):
-        dxs, dys, ys = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(y, row, y_border)
-        for k in range(len(ys)):
-            dxs[k] = dys[k] * (ys[k] * (one - ys[k]))
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            dx[k] = dy[k] * (y[k] * (one - y[k]))
 
 
 @kernel
-def gelu_forward(y, x, n, y_border, x_border):
+def gelu_forward(y, x, count):
     """y = x Phi(x)"""
-    for row in prange(_rows(x, n, x_border)):
-        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
-        for k in range(len(xs)):
-            share, _ = normal(xs[k])
-            ys[k] = xs[k] * share
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            cdf, _ = normal(x[k])
+            y[k] = x[k] * cdf
 
 
 @kernel
-def gelu_backward(dx, dy, x, n, dx_border, dy_border, x_border):
+def gelu_backward(dx, dy, x, count):
     """dx = dy (Phi(x) + x phi(x))"""
-    for row in prange(_rows(x, n, x_border)):
-        dxs, dys, xs = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(x, row, x_border)
-        for k in range(len(xs)):
-            share, density = normal(xs[k])
-            dxs[k] = dys[k] * (share + xs[k] * density)
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            cdf, pdf = normal(x[k])
+            dx[k] = dy[k] * (cdf + x[k] * pdf)
 
 
 # (1 + tanh u)/2 = sigmoid(2u), which does not cancel; 2u = x (LINEAR + CUBIC x^2)
@@ -243,87 +222,30 @@ LINEAR, CUBIC = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.04471
 
 
 @kernel
-def gelu_tanh_forward(y, x, n, y_border, x_border):
+def gelu_tanh_forward(y, x, count):
     """y = x (1 + tanh u)/2, u = sqrt(2/pi) (x + 0.044715 x^3)"""
     zero, one, linear, cubic = x.dtype.type(0), x.dtype.type(1), x.dtype.type(LINEAR), x.dtype.type(CUBIC)
-    for row in prange(_rows(x, n, x_border)):
-        ys, xs = _row(y, row, y_border), _row(x, row, x_border)
-        for k in range(len(xs)):
-            v = xs[k]
-            ys[k] = v * sigmoid(v * (linear + cubic * v * v), zero, one)
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            v = x[k]
+            y[k] = v * sigmoid(v * (linear + cubic * v * v), zero, one)
 
 
 @kernel
-def gelu_tanh_backward(dx, dy, x, n, dx_border, dy_border, x_border):
+def gelu_tanh_backward(dx, dy, x, count):
     """dx = dy (s + x s (1 - s) 2u'), s = (1 + tanh u)/2"""
     zero, one, linear, cubic = x.dtype.type(0), x.dtype.type(1), x.dtype.type(LINEAR), x.dtype.type(CUBIC)
     three = x.dtype.type(3)
-    for row in prange(_rows(x, n, x_border)):
-        dxs, dys, xs = _row(dx, row, dx_border), _row(dy, row, dy_border), _row(x, row, x_border)
-        for k in range(len(xs)):
-            v = xs[k]
+    for task in prange(-(-count // CHUNK)):
+        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
+            v = x[k]
             s = sigmoid(v * (linear + cubic * v * v), zero, one)
             slope = v * s * (one - s)       # 0 long before v^2 is inf
-            dxs[k] = dys[k] * (s + slope * linear + slope * v * v * (three * cubic))
+            dx[k] = dy[k] * (s + slope * linear + slope * v * v * (three * cubic))
 
 
-# ---- operations
+class Activation(Elementwise):
+    """A function of each element of images (C, H, W) or vectors (F,)."""
 
-class _Activation(Operation):
-    """A function of each element of pictures (C, H, W) or vectors (F,).
-
-    Attributes
-    ----------
-    kernels : pair
-        Forward and backward.
-    reads_y : bool
-        Whether backward reads y; else it reads x.
-    options : tuple of numbers
-        What both kernels take between arrays and integers.
-    """
-    reads_y, options = True, ()
-
-    def __init__(self, x_shape, dtype):
-        """Nothing depends on the shape or the dtype."""
-
-    def forward(self, n, y, x, params):
-        return [self._call(self.kernels[0], n, y, x)]
-
-    def backward(self, n, dx, dparams, dy, x, y, params, add):
-        return [] if dx is None else [self._call(self.kernels[1], n, dx, dy, y if self.reads_y else x)]
-
-    def _call(self, kernel, n, *buffers):
-        """Of a kernel, which sees a row of pixels as one of numbers: one long loop is faster than two."""
-        arrays = [b.array.reshape(*b.array.shape[:2], b.array.shape[2] * b.array.shape[3]) for b in buffers]
-        return Call(kernel, (*arrays, *self.options, n, *((b.border[0], b.border[1] * b.array.shape[3]) for b in buffers)))
-
-
-class ReLU(_Activation):
-    """max(x, 0)."""
-    kernels = relu_forward, relu_backward
-
-
-class LeakyReLU(_Activation):
-    """x where that is positive, else negative_slope*x."""
-    kernels, reads_y = (leaky_relu_forward, leaky_relu_backward), False
-
-    def __init__(self, x_shape, negative_slope, dtype):
-        self.options = np.dtype(dtype).type(negative_slope),
-
-
-class Tanh(_Activation):
-    """The hyperbolic tangent."""
-    kernels = tanh_forward, tanh_backward
-
-
-class Sigmoid(_Activation):
-    """1/(1 + e^-x)."""
-    kernels = sigmoid_forward, sigmoid_backward
-
-
-class GELU(_Activation):
-    """x Phi(x), or its form with tanh."""
-    reads_y = False
-
-    def __init__(self, x_shape, approximate, dtype):
-        self.kernels = (gelu_tanh_forward, gelu_tanh_backward) if approximate == "tanh" else (gelu_forward, gelu_backward)
+    def call(self, kernel, n, *buffers):
+        return Call(kernel, (*(buffer.array for buffer in buffers), *self.options, n * buffers[0].step))

@@ -1,79 +1,69 @@
 """Average pooling on the CPU: the mean of each window, and its gradient's way back to all cells of the window.
 
-Pictures are channels last, so the inner loops run over the channels of a pixel: 16 float32 windows side by side in a vector. All
-geometry is along (H, W); `divisor_override` is 0 where there is none. Sums are divided, not multiplied by a reciprocal, which
-would round twice.
+Images are channels last, so the inner loops run over the channels of a pixel: 16 float32 windows side by side in a vector.
+`divisor_override` is 0 where there is none. Sums are divided, not multiplied by a reciprocal, which would round twice.
 """
+from collections import namedtuple
+
 from numba import prange
 
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.launch import PARALLEL
 from nbcnn.kernels.operation import Call, Operation
 
+# The sizes of a pooling of n samples; a step leads from a sample to the next one.
+Geometry = namedtuple("Geometry", (
+    "n C H W OH OW KH KW stride_h stride_w padding_h padding_w x_step y_step count_include_pad "
+    "divisor_override"))
+
 
 @njit(parallel=PARALLEL)
-def avgpool2d_forward(y, x, n, y_border, x_border, kernel_size, stride, padding, count_include_pad, divisor_override):
-    """y = the mean of each window, for the first n pictures of x (batch, H+2b, W+2b, C)."""
-    OH = y.shape[1] - 2 * y_border[0]
-    for row in prange(n * OH):
-        _forward_row(y, x, row // OH, row % OH, y_border, x_border, kernel_size, stride, padding, count_include_pad,
-                     divisor_override)
+def avgpool2d_forward(y, x, g):
+    """y[m, i, j, c] = the mean of x[m, r + p, s + q, c] over p, q, with r = i*stride_h - padding_h, s = j*stride_w - padding_w.
 
-
-@njit
-def _forward_row(y, x, m, i, y_border, x_border, kernel_size, stride, padding, count_include_pad, divisor_override):
-    """Row i of y of picture m. Each pass over the channels adds two cells of a window, row by row, to the sum so far."""
-    H, W, C = x.shape[1] - 2 * x_border[0], x.shape[2] - 2 * x_border[1], x.shape[3]
+    Each pass over the channels adds two cells of a window, row by row, to the sum so far.
+    """
     zero = x.dtype.type(0)
-    rows = _window(i, H, kernel_size[0], stride[0], padding[0])
-    r_first, r_end, _ = rows
-    for j in range(y.shape[2] - 2 * y_border[1]):
-        columns = _window(j, W, kernel_size[1], stride[1], padding[1])
-        s_first, s_end, _ = columns
-        total = y[m, i + y_border[0], j + y_border[1]]
-        for r in range(r_first, r_end):
-            for s in range(s_first, s_end, 2):
-                start = r == r_first and s == s_first
-                a = x[m, r + x_border[0], s + x_border[1]]
-                if s + 1 < s_end:
-                    b = x[m, r + x_border[0], s + 1 + x_border[1]]
-                    for c in range(C):
-                        total[c] = (zero if start else total[c]) + a[c] + b[c]
-                else:
-                    for c in range(C):
-                        total[c] = (zero if start else total[c]) + a[c]
-        divisor = x.dtype.type(_divisor(rows, columns, count_include_pad, divisor_override))
-        for c in range(C):
-            total[c] /= divisor
+    for task in prange(g.n * g.OH):
+        m, i = task // g.OH, task % g.OH
+        rows = _window(i, g.H, g.KH, g.stride_h, g.padding_h)
+        for j in range(g.OW):
+            columns = _window(j, g.W, g.KW, g.stride_w, g.padding_w)
+            (r_first, r_end, _), (s_first, s_end, _), at_y = rows, columns, m * g.y_step + (i * g.OW + j) * g.C
+            total = y[at_y:at_y + g.C]
+            for r in range(r_first, r_end):
+                for s in range(s_first, s_end, 2):
+                    start, at = r == r_first and s == s_first, m * g.x_step + (r * g.W + s) * g.C
+                    a = x[at:at + g.C]
+                    if s + 1 < s_end:
+                        b = x[at + g.C:at + 2 * g.C]
+                        for c in range(g.C):
+                            total[c] = (zero if start else total[c]) + a[c] + b[c]
+                    else:
+                        for c in range(g.C):
+                            total[c] = (zero if start else total[c]) + a[c]
+            divisor = x.dtype.type(_divisor(rows, columns, g))
+            for c in range(g.C):
+                total[c] /= divisor
 
 
 @njit(parallel=PARALLEL)
-def avgpool2d_backward(dx, dy, n, dx_border, dy_border, kernel_size, stride, padding, count_include_pad, divisor_override):
-    """dx = dy / divisor in all cells of a window. Each task owns a row of dx, so overlapping windows need no atomics."""
-    H = dx.shape[1] - 2 * dx_border[0]
-    for row in prange(n * H):
-        _backward_row(dx, dy, row // H, row % H, dx_border, dy_border, kernel_size, stride, padding, count_include_pad,
-                      divisor_override)
-
-
-@njit
-def _backward_row(dx, dy, m, r, dx_border, dy_border, kernel_size, stride, padding, count_include_pad, divisor_override):
-    """Row r of dx of picture m: the windows that reach into it, in the order of the output."""
-    H, W, C = dx.shape[1] - 2 * dx_border[0], dx.shape[2] - 2 * dx_border[1], dx.shape[3]
-    OH, OW = dy.shape[1] - 2 * dy_border[0], dy.shape[2] - 2 * dy_border[1]
-    dx[m, r + dx_border[0], dx_border[1]:dx_border[1] + W] = dx.dtype.type(0)
-    i_first = max(0, (r + padding[0] - kernel_size[0]) // stride[0] + 1)
-    i_end = min(OH, (r + padding[0]) // stride[0] + 1)
-    for i in range(i_first, i_end):
-        rows = _window(i, H, kernel_size[0], stride[0], padding[0])
-        for j in range(OW):
-            columns = _window(j, W, kernel_size[1], stride[1], padding[1])
-            divisor = dx.dtype.type(_divisor(rows, columns, count_include_pad, divisor_override))
-            g = dy[m, i + dy_border[0], j + dy_border[1]]
-            for s in range(columns[0], columns[1]):
-                d = dx[m, r + dx_border[0], s + dx_border[1]]
-                for c in range(C):
-                    d[c] += g[c] / divisor
+def avgpool2d_backward(dx, dy, g):
+    """dx = dy / divisor in all cells of a window. A task owns a row of dx, so overlapping windows need no atomics."""
+    for task in prange(g.n * g.H):
+        m, r = task // g.H, task % g.H
+        row = m * g.x_step + r * g.W * g.C
+        dx[row:row + g.W * g.C] = dx.dtype.type(0)
+        for i in range(max(0, (r + g.padding_h - g.KH) // g.stride_h + 1), min(g.OH, (r + g.padding_h) // g.stride_h + 1)):
+            rows = _window(i, g.H, g.KH, g.stride_h, g.padding_h)
+            for j in range(g.OW):
+                columns = _window(j, g.W, g.KW, g.stride_w, g.padding_w)
+                divisor, at_y = dx.dtype.type(_divisor(rows, columns, g)), m * g.y_step + (i * g.OW + j) * g.C
+                dys = dy[at_y:at_y + g.C]
+                for s in range(columns[0], columns[1]):
+                    d = dx[row + s * g.C:row + (s + 1) * g.C]
+                    for c in range(g.C):
+                        d[c] += dys[c] / divisor
 
 
 @njit
@@ -85,20 +75,24 @@ def _window(i, size, kernel, stride, padding):
 
 
 @njit
-def _divisor(rows, columns, count_include_pad, divisor_override):
+def _divisor(rows, columns, g):
     """What the sum of a window is divided by."""
-    if divisor_override:
-        return divisor_override
-    return rows[2] * columns[2] if count_include_pad else (rows[1] - rows[0]) * (columns[1] - columns[0])
+    if g.divisor_override:
+        return g.divisor_override
+    return rows[2] * columns[2] if g.count_include_pad else (rows[1] - rows[0]) * (columns[1] - columns[0])
 
 
 class AvgPool2d(Operation):
-    """Average pooling of pictures (C, H, W); nothing is kept for backward."""
+    """Average pooling of images (C, H, W); nothing is kept for backward."""
     def __init__(self, x_shape, kernel_size, stride, padding, count_include_pad, divisor_override, y_shape, dtype):
-        self.windows = kernel_size, stride, padding, count_include_pad, divisor_override or 0
+        self.x_shape, self.y_size, self.windows = x_shape, y_shape[1:], (*kernel_size, *stride, *padding)
+        self.divisor = count_include_pad, divisor_override or 0
+
+    def _geometry(self, n, x, y):
+        return Geometry(n, *self.x_shape, *self.y_size, *self.windows, x.step, y.step, *self.divisor)
 
     def forward(self, n, y, x, params):
-        return [Call(avgpool2d_forward, (y.array, x.array, n, y.border, x.border, *self.windows))]
+        return [Call(avgpool2d_forward, (y.array, x.array, self._geometry(n, x, y)))]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        return [] if dx is None else [Call(avgpool2d_backward, (dx.array, dy.array, n, dx.border, dy.border, *self.windows))]
+        return [] if dx is None else [Call(avgpool2d_backward, (dx.array, dy.array, self._geometry(n, dx, dy)))]

@@ -1,4 +1,4 @@
-"""Memory the kernels work on: aligned, with slack behind it, and with borders around pictures."""
+"""Memory the kernels work on: aligned, with slack behind it."""
 import math
 import sys
 
@@ -6,6 +6,7 @@ import numpy as np
 
 ALIGNMENT = 64      # bytes; unaligned vector loads cost 1.4-1.6x in the weight gradient
 SLACK = 64          # elements that may be read behind every buffer: a vector that begins at its last element
+LINE = 16           # elements, of float32 a line of a cache
 
 
 def allocate(shape, dtype):
@@ -60,24 +61,7 @@ def unflat_weight(flat, shape):
 
 
 class Gradients:
-    """Where the gradients of some parameters go that are not a model's.
-
-    Parameters
-    ----------
-    operation : Operation
-    n : int
-        Samples.
-    sizes : sequence of ints
-        Elements of each parameter.
-
-    Attributes
-    ----------
-    arrays : list of flat arrays
-    targets : tuple
-        What the operation's backward takes as dparams.
-    calls : list of Calls
-        What is to be run after it.
-    """
+    """Where the gradients of some parameters go that are not a model's: to `arrays`, which are the targets themselves."""
 
     def __init__(self, operation, n, sizes, dtype):
         self.arrays = [allocate((size,), dtype) for size in sizes]
@@ -85,16 +69,7 @@ class Gradients:
 
 
 class Partials:
-    """Where the gradients of a model's parameters go: to the vector itself, since each operation adds up its own partial sums.
-
-    Parameters
-    ----------
-    vector : ParameterVector
-    parts : dict
-        The Parameters, and of how many partial sums of n samples the gradient of each is made: a function.
-    batch : int
-        The most samples.
-    """
+    """Where the gradients of a model's parameters go: to the vector itself, since each operation adds up its own partial sums."""
 
     def __init__(self, vector, parts, batch):
         """Nothing is allocated."""
@@ -109,30 +84,27 @@ class Partials:
 
 
 class Buffer:
-    """Activations or gradients of up to `batch` samples, channels last, with a border of zeros.
-
-    Parameters
-    ----------
-    batch : int
-    shape : tuple
-        (C, H, W) of a picture. Anything else is a vector of so many elements, a picture of 1 x 1 pixels.
-    dtype : dtype
-    border : pair of ints
-        Rows above and below, columns left and right. Kernels write the interior only, so the border stays zero.
+    """Activations or gradients of up to `batch` samples, channels last; see `contract.Buffer`.
 
     Attributes
     ----------
-    array : array (batch, H + 2*border[0], W + 2*border[1], C)
-    strides : tuple of ints
-        (start, image, row, pixel), in elements: pixel (n, r, s) of the interior lies at start + n*image + r*row + s*pixel.
+    array : array (elements,)
+        Element c of pixel (r, s) of sample m lies at m*step + (r*W + s)*C + c.
+    step : int
+        From a sample to the next one.
+    zeros : int
+        Where in `array` a pixel of zeros begins, which stands for those beside an image.
     """
 
-    def __init__(self, batch, shape, dtype, border=(0, 0)):
-        self.shape, self.border = tuple(shape), tuple(border)
-        channels, height, width = shape if len(shape) == 3 else (math.prod(shape), 1, 1)
-        self.array = allocate((batch, height + 2 * border[0], width + 2 * border[1], channels), dtype)
-        image, row, pixel, _ = (stride // self.array.itemsize for stride in self.array.strides)
-        self.strides = (border[0] * row + border[1] * pixel, image, row, pixel)
+    def __init__(self, batch, shape, dtype, array=None):
+        self.shape, self.step = tuple(shape), _step(shape)
+        self.array = allocate((self.elements(batch, shape),), dtype) if array is None else array
+        self.zeros = batch * self.step
+
+    @classmethod
+    def elements(cls, batch, shape):
+        """How many elements a buffer has."""
+        return batch * _step(shape) + (shape[0] if len(shape) == 3 else 0)
 
     def set(self, samples):
         """Overwrite the first samples with an array in PyTorch's shape."""
@@ -141,16 +113,23 @@ class Buffer:
     def view(self, n):
         """The first n samples in PyTorch's shape, (n, C, H, W) or (n, F): a writable view."""
         if len(self.shape) != 3:
-            return self.array[:n, self.border[0], self.border[1]].reshape(n, *self.shape)
-        (top, left), (_, height, width) = self.border, self.shape
-        return self.array[:n, top:top + height, left:left + width].transpose(0, 3, 1, 2)
+            return self.array[:n * self.step].reshape(n, *self.shape)
+        C, H, W = self.shape
+        samples = self.array[:n * self.step].reshape(n, self.step)[:, :H * W * C]
+        return samples.reshape(n, H, W, C).transpose(0, 3, 1, 2)
 
     def __reduce__(self):
         raise TypeError("a buffer is not copied or pickled, which would lose its alignment and slack; make a new BackpropScheduler")
 
     @classmethod
-    def holding(cls, x, border=(0, 0)):
+    def holding(cls, x):
         """A buffer with a copy of x (N, C, H, W) or (N, F), whatever its strides."""
-        buffer = cls(len(x), x.shape[1:], x.dtype, border)
-        buffer.view(len(x))[...] = x
+        buffer = cls(len(x), x.shape[1:], x.dtype)
+        buffer.set(x)
         return buffer
+
+
+def _step(shape):
+    """Elements from a sample to the next. Images have a gap of a line where the same pixel of two would share a set of a cache."""
+    size = math.prod(shape)
+    return size + LINE if len(shape) == 3 and size and size % (8 * LINE) == 0 else size

@@ -1,182 +1,231 @@
-"""Convolution on the CPU: one correlation kernel runs forward and input gradient, a second one the weight gradient."""
+"""Convolution on the CPU: forward, the gradient of the input, the gradients of the weights and of the bias.
+
+`__init__.py` says what a tile is and which pixel a tap reads. Two lines are in all kernels here:
+
+    acc = tile.outer(acc, x, rows, at_x, w, at_w)                # acc[row, lane] += x[at_x + rows[row]] * w[at_w + lane]
+    rows = tile.rows_counted(P, k, samples, end, pixel, sample)  # rows[row] of place k + row
+
+A place is a pixel of an image row and a sample: place pixel*samples + sample. A tile takes P places from k on. Of P samples these
+are one pixel; where fewer samples are left, they are several neighbouring pixels.
+"""
 import functools
 import math
+from collections import namedtuple
 
+import numba
 import numpy as np
 from numba import prange
 
+from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.buffer import allocate
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.launch import PARALLEL
-from nbcnn.kernels.cpu.tile import (
-    TILE_VERSION,
-    lanes,
-    rows_inside,
-    rows_of_pixels,
-    rows_strided,
-    tile_load,
-    tile_outer,
-    tile_pool,
-    tile_rows,
-    tile_shape,
-    tile_store,
-    tile_transpose,
-    tile_zero,
-)
 from nbcnn.kernels.operation import Call, Operation
-from nbcnn.kernels.phases import phases
 
-NO_CELLS = allocate((0, 0, 0, 0), np.uint8)     # in the place of what max-pooling writes, where there is none
-MOST_PARTS = 8      # partial sums of a weight gradient: fixed, so that no result depends on the number of threads
+MOST_PARTS = 8      # at most so many partial sums of a weight gradient; how many depends on the shapes alone, not on the threads
+AT_ONCE = 2**19     # the weight gradient reads x in pieces of so many bytes, to stay in the second cache
+
+# The sizes of a convolution of n samples. x_step and y_step are the elements from a sample of x or y to the next one. At x_zeros
+# and y_zeros lies a pixel of zeros, which is read in the place of pixels beside the image; see `Buffer`.
+Geometry = namedtuple("Geometry", (
+    "n C H W O OH OW KH KW stride_h stride_w padding_h padding_w dilation_h dilation_w x_step y_step x_zeros y_zeros"))
 
 
 @functools.cache
-def make_correlate(P, V, LANES, VERSION=TILE_VERSION):
-    """The correlation kernel for a tile of P pixels x V vectors of channels."""
+def make_conv2d_forward(P, V, LANES):
+    """The forward kernel, for a tile of P places, each with V vectors of output channels."""
+    WIDTH = V * LANES
 
     @njit(parallel=PARALLEL, error_model="numpy")
-    def correlate(y, cells, x, w, b, low, none, n, size, window, taps, y_at, cells_at, x_at, w_at, rows_read, columns_read):
-        """y[pixel, o] = b[o] + sum over (p, q, k) of x[x's pixel + (p, q) + k] * w[o's block, p, q, k, o], for n pictures.
+    def conv2d_forward(y, x, w, b, g):
+        """y[m, i, j, o] = b[o] + sum over p, q, c of x[m, r + p*dilation_h, s + q*dilation_w, c] * w[o, p, q, c].
 
-        size = (OH, OW, O), taps = (KH, KW, K): K is the length of a contiguous run of x under a tap. The *_at are strides in
-        elements, y_at = (start, image, row, pixel), x_at = (start, image, row, pixel, p, q, u, v), w_at = (start, block, p, q, k).
-        rows_read = (start, i, p, H, u) says that output row i reads under tap p the row start + i*rows_read[1] + p*rows_read[2]
-        of H, and columns_read the same of columns: taps that fall outside the picture are left out.
+        r = i*stride_h - padding_h, s = j*stride_w - padding_w. The formula's w is stored as (block, KH, KW, C, WIDTH), for blocks
+        of WIDTH outputs; see pack_weight.
 
-        Where `cells` is not empty, a pixel of y is the largest of the window = (WH, WW) of such sums, cell (u, v) read
-        rows_read[4]*u and columns_read[4]*v further on, and cells[pixel, o] = u*WW + v says which; `none` where none is larger
-        than `low`.
-
-        A tile is P pixels. Where many of them lie near a side, it is the same pixel of P pictures, so that all leave out the
-        same taps; else they are neighbours, which share what they read.
+        A task is a group of P samples, a block of outputs, and P places of the image row i. The last group may have fewer samples:
+        then its rows have fewer places, and the tasks that find none left do nothing.
         """
-        _ = VERSION
-        OH, OW, O = size
-        KH, KW, K = taps
-        count = n * OH * OW
-        tiles = (count + P - 1) // P
-        blocks = (O + V * LANES - 1) // (V * LANES)
-        across = n >= P and OW <= 2 * P
-        # Taps side by side in x and in w are one run.
-        joined = KW > 1 and x_at[5] == K and w_at[3] == K * w_at[4]
-        grouped = across and n % P == 0
-        for task in prange(blocks * tiles):
-            if grouped:     # P pictures, then the next: they stay in the cache, and with the thread that backward gives them
-                first = task % (OH * OW) * n + task // (OH * OW * blocks) * P
-                block = task // (OH * OW) % blocks
-            else:
-                first, block = task % tiles * P, task // tiles
-            last = min(first + P, count) - 1
-            if across:
-                x_rows = rows_of_pixels(P, first, count, n, OW, x_at[1], x_at[3], x_at[2])
-                y_rows = rows_of_pixels(P, first, count, n, OW, y_at[1], y_at[3], y_at[2])
-                cell_rows = rows_of_pixels(P, first, count, n, OW, cells_at[0], cells_at[2], cells_at[1])
-                pixel, last_pixel = first // n, last // n
-            else:
-                x_rows = rows_of_pixels(P, first, count, OW, OH, x_at[3], x_at[2], x_at[1])
-                y_rows = rows_of_pixels(P, first, count, OW, OH, y_at[3], y_at[2], y_at[1])
-                cell_rows = rows_of_pixels(P, first, count, OW, OH, cells_at[2], cells_at[1], cells_at[0])
-                pixel, last_pixel = first, last
-            line, last_line = pixel // OW, last_pixel // OW
-            i, j, j_last = line % OH, pixel % OW, last_pixel % OW
-            i_last = i + last_line - line
-            if line != last_line:
-                j, j_last = 0, OW - 1
-            if i_last >= OH:        # on into the next picture
-                i, i_last = 0, OH - 1
-            o = block * V * LANES
-            for cell in range(window[0] * window[1]):
-                u, v = cell // window[1], cell % window[1]
-                r, s = rows_read[0] + u * rows_read[4], columns_read[0] + v * columns_read[4]
-                p_start = max(0, -((r + i_last * rows_read[1]) // rows_read[2]))
-                p_stop = min(KH, (rows_read[3] - 1 - r - i * rows_read[1]) // rows_read[2] + 1)
-                q_start = max(0, -((s + j_last * columns_read[1]) // columns_read[2]))
-                q_stop = min(KW, (columns_read[3] - 1 - s - j * columns_read[1]) // columns_read[2] + 1)
-                q_step, run = (q_stop - q_start, (q_stop - q_start) * K) if joined else (1, K)
-                acc = tile_rows(P, V, b, o)
-                for p in range(p_start, p_stop):
-                    for q in range(q_start, q_stop, max(1, q_step)):
-                        at_x = x_at[0] + p * x_at[4] + q * x_at[5] + u * x_at[6] + v * x_at[7]
-                        at_w = w_at[0] + block * w_at[1] + p * w_at[2] + q * w_at[3]
-                        for k in range(run):
-                            acc = tile_outer(acc, x, x_rows, at_x + k, w, at_w + k * w_at[4])
-                # Rows beyond the last pixel repeat it.
-                if len(cells) > 0:
-                    tile_pool(acc, y, y_rows, y_at[0] + o, cells, cell_rows, o, O - o, np.uint8(cell), low, none)
-                else:
-                    tile_store(acc, y, y_rows, y_at[0] + o, 0, P, O - o)
+        groups, blocks = (g.n + P - 1) // P, (g.O + WIDTH - 1) // WIDTH
+        for task in prange(groups * blocks * g.OH * g.OW):
+            first, block, i, k = task_place(task, P, blocks, g.OH, g.OW)
+            samples = min(P, g.n - first)
+            j, j_last = k // samples, min((k + P - 1) // samples, g.OW - 1)
+            if j < g.OW:
+                x_rows = tile.rows_counted(P, k, samples, g.OW * samples, g.stride_w * g.C, g.x_step)
+                columns = tile.rows_counted(P, k, samples, g.OW * samples, g.stride_w, 0)
+                y_rows = tile.rows_counted(P, k, samples, g.OW * samples, g.O, g.y_step)
+                top, left = i * g.stride_h - g.padding_h, -g.padding_w
+                acc = tile.repeat(P, V, b, block * WIDTH)
+                acc = add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, j, j_last)
+                at_y = first * g.y_step + i * g.OW * g.O + block * WIDTH
+                tile.store(acc, y, y_rows, at_y, 0, P, g.O - block * WIDTH)
 
-    return correlate
+    return conv2d_forward
+
+
+@numba.njit(inline="always")        # these helpers are part of the kernels that call them
+def task_place(task, P, blocks, rows, columns):
+    """The first sample of a task's group, its block of channels, its image row, and the number of its first place in that row."""
+    return (task // (columns * rows * blocks) * P, task // (columns * rows) % blocks, task // columns % rows, task % columns * P)
+
+
+@numba.njit(inline="always")
+def add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, j, j_last):
+    """acc + sum over p, q, c of x[m, top + p*dilation_h, left + j*stride_w + q*dilation_w, c] * w[p, q, c].
+
+    Each row has its own m and j: its sample, and its pixel from j to j_last; columns[row] is that pixel's j*stride_w. A tap that
+    lies beside the image for all rows is left out. Where it does for some only, these read zeros.
+    """
+    p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
+    q_first, _ = tile.range_inside(left + j_last * g.stride_w, g.dilation_w, g.KW, g.W)
+    _, q_end = tile.range_inside(left + j * g.stride_w, g.dilation_w, g.KW, g.W)        # of the first pixel: the last to be inside
+    for p in range(p_first, p_end):
+        for q in range(q_first, q_end):
+            column = left + q * g.dilation_w
+            at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + column) * g.C
+            at_w = ((block * g.KH + p) * g.KW + q) * g.C * WIDTH
+            rows = x_rows if j == j_last else tile.rows_or_zeros(x_rows, columns, column, g.W, g.x_zeros - at_x)
+            for c in range(g.C):
+                acc = tile.outer(acc, x, rows, at_x + c, w, at_w + c * WIDTH)
+    return acc
 
 
 @functools.cache
-def make_weight_gradient(P, V, LANES, VERSION=TILE_VERSION):
-    """The weight gradient kernel for a tile of P output channels x V vectors of one kernel row."""
-    P_VECS = -(-P // LANES)     # vectors that hold P channels of dy, for db
+def make_conv2d_backward_input(P, V, LANES):
+    """The kernel of the input gradient, for a tile of P places, each with V vectors of input channels."""
+    WIDTH = V * LANES
 
     @njit(parallel=PARALLEL, error_model="numpy")
-    def weight_gradient(dw_parts, db_parts, dy, x, one, n, parts, size, taps, dy_at, x_at, rows_read, columns_read):
-        """dw_parts[part, o, p, q, k] = sum over the part's pictures and all (i, j) of dy[n, i, j, o] * x[x's pixel + (p, q) + k].
+    def conv2d_backward_input(dx, dy, w, zeros, g):
+        """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c].
 
-        size = (OH, OW, O), taps = (KH, KW, K), strides as in the correlation: dy_at = (start, image, row, pixel), x_at =
-        (start, image, row, pixel, p, q). rows_read and columns_read = (start, step of i, step of p, H): only the pixels (i, j)
-        that read inside the picture under a tap are visited.
+        i = (r + padding_h - p*dilation_h) / stride_h, j likewise. Only taps that give whole numbers count. They are period_h
+        (period_w) taps apart, and i (j) of one is step_h (step_w) from that of the next. The loops count them from the last one
+        down, by u and v, so that i and j go up.
+
+        A task is a group of P samples, a block of channels, and P places of the image row r, as in forward. Pixels of a tile must
+        share their taps. So the row is split into classes of every stride_w-th column, and a task's places are of one class, whose
+        first column is s.
         """
-        _ = VERSION
-        OH, OW, O = size
-        KH, KW, K = taps
-        blocks = (O + P - 1) // P
-        dy_rows, dw_rows = rows_strided(P, 0, 1), rows_strided(P, 0, KH * KW * K)
-        for task in prange(parts * blocks):
-            part, o = task // blocks, task % blocks * P
-            start, stop = part * n // parts, (part + 1) * n // parts
-            sums = tile_zero(1, P_VECS, dy)
-            for m in range(start, stop):
-                for i in range(OH):
-                    at_dy = dy_at[0] + m * dy_at[1] + i * dy_at[2] + o
-                    for j in range(OW):
-                        sums = tile_outer(sums, one, rows_strided(1, 0, 0), 0, dy, at_dy + j * dy_at[3])
-            tile_store(sums, db_parts, rows_strided(1, 0, 0), part * O + o, 0, 1, min(P, O - o))
-            for p in range(KH):
-                r = rows_read[0] + p * rows_read[2]
-                i_start = max(0, -(r // rows_read[1]))
-                i_stop = min(OH, (rows_read[3] - 1 - r) // rows_read[1] + 1)
-                for q in range(KW):
-                    s = columns_read[0] + q * columns_read[2]
-                    j_start = max(0, -(s // columns_read[1]))
-                    j_stop = min(OW, (columns_read[3] - 1 - s) // columns_read[1] + 1)
-                    for k in range(0, K, V * LANES):
-                        acc = tile_zero(P, V, dy)
-                        for m in range(start, stop):
-                            for i in range(i_start, i_stop):
-                                at_dy = dy_at[0] + m * dy_at[1] + i * dy_at[2] + j_start * dy_at[3] + o
-                                at_x = x_at[0] + m * x_at[1] + i * x_at[2] + j_start * x_at[3] + p * x_at[4] + q * x_at[5] + k
-                                for _ in range(j_start, j_stop):
-                                    acc = tile_outer(acc, dy, dy_rows, at_dy, x, at_x)
-                                    at_dy += dy_at[3]
-                                    at_x += x_at[3]
-                        tile_store(acc, dw_parts, dw_rows, ((part * O + o) * KH * KW + p * KW + q) * K + k, 0, O - o, K - k)
+        groups, blocks, classes = (g.n + P - 1) // P, (g.C + WIDTH - 1) // WIDTH, min(g.stride_w, g.W)
+        period_h, step_h = g.stride_h // math.gcd(g.stride_h, g.dilation_h), g.dilation_h // math.gcd(g.stride_h, g.dilation_h)
+        period_w, step_w = g.stride_w // math.gcd(g.stride_w, g.dilation_w), g.dilation_w // math.gcd(g.stride_w, g.dilation_w)
+        longest = (g.W + classes - 1) // classes
+        for task in prange(groups * blocks * g.H * classes * longest):
+            first, block, row, k = task_place(task, P, blocks, g.H * classes, longest)
+            r, s, samples = row // classes, row % classes, min(P, g.n - first)
+            pixels = (g.W - s + g.stride_w - 1) // g.stride_w
+            pixel, pixel_last = k // samples, min((k + P - 1) // samples, pixels - 1)
+            if pixel < pixels:
+                p_last = tile.last_tap(r + g.padding_h, g.KH, g.stride_h, g.dilation_h)
+                q_last = tile.last_tap(s + g.padding_w, g.KW, g.stride_w, g.dilation_w)
+                i = (r + g.padding_h - p_last * g.dilation_h) // g.stride_h
+                j = (s + g.padding_w - q_last * g.dilation_w) // g.stride_w
+                u_first, u_end = tile.range_inside(i, step_h, p_last // period_h + 1, g.OH)
+                v_first, _ = tile.range_inside(j + pixel_last, step_w, q_last // period_w + 1, g.OW)
+                _, v_end = tile.range_inside(j + pixel, step_w, q_last // period_w + 1, g.OW)
+                dy_rows = tile.rows_counted(P, k, samples, pixels * samples, g.O, g.y_step)
+                columns = tile.rows_counted(P, k, samples, pixels * samples, 1, 0)
+                acc = tile.repeat(P, V, zeros, block * WIDTH)
+                for u in range(u_first, u_end):
+                    for v in range(v_first, v_end):
+                        p, q, column = p_last - u * period_h, q_last - v * period_w, j + v * step_w
+                        at_dy = first * g.y_step + ((i + u * step_h) * g.OW + column) * g.O
+                        at_w = (p * g.KW + q) * g.C + block * WIDTH
+                        rows = dy_rows
+                        if pixel != pixel_last:
+                            rows = tile.rows_or_zeros(dy_rows, columns, column, g.OW, g.y_zeros - at_dy)
+                        for o in range(g.O):
+                            acc = tile.outer(acc, dy, rows, at_dy + o, w, at_w + o * g.KH * g.KW * g.C)
+                dx_rows = tile.rows_counted(P, k, samples, pixels * samples, g.stride_w * g.C, g.x_step)
+                at_dx = first * g.x_step + (r * g.W + s) * g.C + block * WIDTH
+                tile.store(acc, dx, dx_rows, at_dx, 0, P, g.C - block * WIDTH)
 
-    return weight_gradient
+    return conv2d_backward_input
 
 
 @functools.cache
-def make_pack_weight(LANES, VERSION=TILE_VERSION):
-    """What lays out weights for the correlation, LANES outputs x LANES weights at a time."""
+def make_conv2d_backward_weight(LANES):
+    """The kernel of the weight gradient, for a tile of LANES neighbouring weights of a kernel row by LANES outputs."""
+
+    @njit(parallel=PARALLEL, error_model="numpy")
+    def conv2d_backward_weight(dw, db, dy, x, one, g, parts, at_once):
+        """dw[part, o, p, q, c] = sum over the part's samples m and all i, j of dy[m, i, j, o] * x[m, r, s, c].
+
+        r = i*stride_h + p*dilation_h - padding_h, s likewise. The tasks that hold an output's first weights sum db too.
+
+        With dilation_w = 1 a kernel row reads KW*C neighbouring elements of x: one piece. Else each tap is a piece of C elements. A
+        task is a part, LANES outputs, a kernel row p, and LANES weights of a piece from k on, the tile's rows. Where these are of
+        several taps q, there are columns j at which all of them read the image, and columns to the left and the right of these, at
+        which some do and the others read zeros.
+
+        A task adds `at_once` samples, stores the sum in dw, and goes on from it with the next, so that x stays in a cache.
+        """
+        blocks, (pieces, size) = (g.O + LANES - 1) // LANES, (1, g.KW * g.C) if g.dilation_w == 1 else (g.KW, g.C)
+        tiles = (size + LANES - 1) // LANES
+        for chunk in range(max(1, ((g.n + parts - 1) // parts + at_once - 1) // at_once)):
+            for task in prange(parts * blocks * g.KH * pieces * tiles):
+                k, piece, p = task % tiles * LANES, task // tiles % pieces, task // (tiles * pieces) % g.KH
+                o, part = task // (tiles * pieces * g.KH) % blocks * LANES, task // (tiles * pieces * g.KH * blocks)
+                first = part * g.n // parts + chunk * at_once
+                end = min(first + at_once, (part + 1) * g.n // parts)
+                if p == piece == k == 0:
+                    conv2d_backward_bias(db, part * g.O + o, dy, one, g, first, end, o, chunk > 0)
+                q, q_last = piece + k // g.C, piece + (min(k + LANES, size) - 1) // g.C
+                i_first, i_end = tile.range_inside(p * g.dilation_h - g.padding_h, g.stride_h, g.OH, g.H)
+                j_first, all_end = tile.range_inside(q_last * g.dilation_w - g.padding_w, g.stride_w, g.OW, g.W)
+                all_first, j_end = tile.range_inside(q * g.dilation_w - g.padding_w, g.stride_w, g.OW, g.W)
+                all_first = min(all_first, j_end)
+                all_end, left = max(all_first, all_end), all_first - j_first
+                adjacent = tile.rows_strided(LANES, 0, 1)       # made here, as a constant; made outside the loop it would be none
+                columns = tile.rows_counted(LANES, k, g.C, size, 1, 0)
+                at_dw = (((part * g.O + o) * g.KH + p) * g.KW + piece) * g.C
+                dw_rows = tile.rows_inside(LANES, at_dw, g.KH * g.KW * g.C, 0, g.O - o)
+                acc = tile.transpose(tile.load(LANES, 1, dw, dw_rows, k)) if chunk else tile.zero(LANES, 1, dw)
+                for m in range(first, end):
+                    for i in range(i_first, i_end):
+                        r, s = i * g.stride_h + p * g.dilation_h - g.padding_h, piece * g.dilation_w - g.padding_w
+                        row_x, row_dy = m * g.x_step + (r * g.W + s) * g.C + k, m * g.y_step + i * g.OW * g.O + o
+                        for j in range(all_first, all_end):
+                            acc = tile.outer(acc, x, adjacent, row_x + j * g.stride_w * g.C, dy, row_dy + j * g.O)
+                        for beside in range(left + j_end - all_end):
+                            j = j_first + beside if beside < left else all_end + beside - left
+                            at_x = row_x + j * g.stride_w * g.C
+                            rows = tile.rows_or_zeros(adjacent, columns, j * g.stride_w - g.padding_w, g.W, g.x_zeros - at_x)
+                            acc = tile.outer(acc, x, rows, at_x, dy, row_dy + j * g.O)
+                tile.store(tile.transpose(acc), dw, dw_rows, k, 0, g.O - o, size - k)
+
+    return conv2d_backward_weight
+
+
+@numba.njit(inline="always")
+def conv2d_backward_bias(db, at, dy, one, g, first, end, o, add):
+    """db[at] = (or, with `add`, +=) the sum over first <= m < end and all i, j of dy[m, i, j, o], for a vector of outputs."""
+    row = tile.rows_strided(1, 0, 0)
+    acc = tile.load(1, 1, db, row, at) if add else tile.zero(1, 1, db)
+    for m in range(first, end):
+        for pixel in range(g.OH * g.OW):
+            acc = tile.outer(acc, one, row, 0, dy, m * g.y_step + pixel * g.O + o)
+    tile.store(acc, db, row, at, 0, 1, g.O - o)
+
+
+@functools.cache
+def make_pack_weight(LANES):
+    """The kernel that rearranges weights for forward, LANES outputs x LANES weights at a time."""
 
     @njit(parallel=PARALLEL)
     def pack_weight(packed, packed_b, w, b, width, O, run):
-        """packed[block, k, lane] = w[block*width + lane, k]: a row of `width` lanes for each of `run` weights; packed_b likewise.
+        """packed[block, k, lane] = w[block*width + lane, k]: for each of `run` weights the values of `width` outputs side by side.
 
-        Lanes beyond the last output hold anything: what is computed from them is not stored.
+        The bias likewise. Lanes beyond the last output may hold anything: their results are never stored.
         """
-        _ = VERSION
         steps = (run + LANES - 1) // LANES
         for task in prange((O + LANES - 1) // LANES * steps):
             o, k = task // steps * LANES, task % steps * LANES
-            w_rows = rows_inside(LANES, o * run, run, 0, O - o)
-            packed_rows = rows_strided(LANES, o // width * run * width + o % width, width)
-            tile_store(tile_transpose(tile_load(LANES, 1, w, w_rows, k)), packed, packed_rows, k * width, 0, run - k, LANES)
+            w_rows = tile.rows_inside(LANES, o * run, run, 0, O - o)
+            packed_rows = tile.rows_strided(LANES, o // width * run * width + o % width, width)
+            tile.store(tile.transpose(tile.load(LANES, 1, w, w_rows, k)), packed, packed_rows, k * width, 0, run - k, LANES)
             if k == 0:
                 for lane in range(o, min(o + LANES, O)):
                     packed_b[lane] = b[lane]
@@ -186,7 +235,7 @@ def make_pack_weight(LANES, VERSION=TILE_VERSION):
 
 @njit(parallel=PARALLEL)
 def add_parts(total, partial, parts, add):
-    """total (+)= partial[0] + partial[1] + ..., added up in this order, in partial[0]."""
+    """total = (or, with `add`, +=) partial[0] + partial[1] + ..., in this order; partial[0] is overwritten."""
     size = total.size
     chunk = 1024
     for task in prange((size + chunk - 1) // chunk):
@@ -199,53 +248,43 @@ def add_parts(total, partial, parts, add):
 
 
 class Conv2d(Operation):
-    """A convolution of pictures of one shape: its borders, tiles, strides and workspace.
+    """A convolution of images of one shape.
 
     Weights are (O, KH, KW, C), flat. Forward packs them into rows of lanes; the input gradient reads them where they are.
     """
 
-    tile_shape = staticmethod(tile_shape)
+    tile_shape = staticmethod(tile.shape_for)
 
     def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, dtype):
-        self.x_size, self.y_size = x_shape[1:], y_shape[1:]
-        self.C, self.O, self.dtype = x_shape[0], y_shape[0], np.dtype(dtype)
+        (self.C, *self.x_size), (self.O, *self.y_size) = x_shape, y_shape
+        self.size = self.y_size
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.phases = [phases(*axis) for axis in zip(
-            self.x_size, self.y_size, kernel_size, stride, padding, dilation, strict=True)]
-        self.x_border = padding
-        self.dy_border = tuple(max([0, *(phase.reach for phase in axis)]) for axis in self.phases)
-        KH, KW = kernel_size
-        width = lanes(dtype)
-        self.taps, self.run = (KH, KW, self.C), KH * KW * self.C
-
+        self.dtype, self.run = np.dtype(dtype), math.prod(kernel_size) * self.C
+        width = tile.lanes(dtype)
         self.tile = *self.tile_shape(self.O, dtype), width
-        self.width = self.tile[1] * width
-        blocks = -(-self.O // self.width)
-        self.packed_w = allocate((blocks * self.run * self.width,), dtype)
-        self.packed_b = allocate((blocks * self.width,), dtype)
-        self.w_at = (0, self.run * self.width, KW * self.C * self.width, self.C * self.width, self.width)
-
         self.dx_tile = *self.tile_shape(self.C, dtype), width
-        self.dx_width = self.dx_tile[1] * width
-        self.zeros = allocate((max(self.O, -(-self.C // self.dx_width) * self.dx_width),), dtype)
-
-        # Without dilation the taps of a kernel row touch one contiguous run of x, which wastes fewer lanes than a run for each
-        # tap; but where the channels fill whole tiles, a tap by itself can leave out the pixels that it reads in the border.
-        self.dw_taps = (KH, 1, KW * self.C) if dilation[1] == 1 and self.C % (2 * width) else self.taps
-        P, V = tile_shape(self.dw_taps[2], dtype, adjacent=True)
-        self.weight_gradient = make_weight_gradient(P, V, width)
+        widest, dx_width = 2 * self.tile[1] * width, self.dx_tile[1] * width
+        outputs = -(-self.O // widest) * widest
+        self.packed_w, self.packed_b = allocate((outputs * self.run,), dtype), allocate((outputs,), dtype)
+        self.zeros = allocate((max(self.O, -(-self.C // dx_width) * dx_width),), dtype)
         self.one = np.ones(1, dtype)
 
-    def parts(self, n):
-        """Into how many partial sums the weight gradient of n pictures is split: it follows from the shapes alone.
+    def geometry(self, n, x, y):
+        """The sizes of a pass of n samples through these buffers."""
+        return Geometry(n, self.C, *self.x_size, self.O, *self.y_size, *self.kernel_size, *self.stride, *self.padding,
+                        *self.dilation, x.step, y.step, x.zeros, y.zeros)
 
-        Enough for 32 tasks of 8 channels and for parts of 16 pictures, which a cache holds; fewer where there is little to sum.
+    def parts(self, n):
+        """Into how many partial sums the weight gradient of n samples is split: it follows from the shapes alone.
+
+        Enough to give 32 tasks, but at most MOST_PARTS, and at least a sample and 64 output pixels each.
         """
-        wanted = max(32 // -(-self.O // 8), n // 16)
-        return max(1, min(MOST_PARTS, n, wanted, n * self.y_size[0] * self.y_size[1] // 64))
+        (KH, KW), width = self.kernel_size, tile.lanes(self.dtype)
+        tasks = KH * -(-self.O // width) * -(-KW * self.C // width)
+        return max(1, min(MOST_PARTS, n, -(-32 // tasks), n * math.prod(self.y_size) // 64))
 
     def reserve(self, batch):
-        """Allocate the partial sums for up to `batch` pictures."""
+        """Allocate the partial sums for up to `batch` samples."""
         parts = self.parts(batch)
         self.dw_parts = allocate((parts * self.O * self.run,), self.dtype)
         self.db_parts = allocate((parts * self.O,), self.dtype)
@@ -254,68 +293,47 @@ class Conv2d(Operation):
         return self.parts(batch) * self.O * (self.run + 1) * self.dtype.itemsize
 
     def forward(self, n, y, x, params):
-        """y = conv(x, w) + b for n pictures."""
-        return [self._pack(params), self._correlate(
-            n, y.array, y.strides, x, self.y_size, make_correlate(*self.tile), NO_CELLS, (0, 0, 0), (1, 1), 0, 0)]
+        """The calls that compute y = conv(x, w) + b for n samples."""
+        P, V, width = self.forward_tile(n)
+        return [self.pack(params, V * width), Call(make_conv2d_forward(P, V, width), (
+            y.array, x.array, self.packed_w, self.packed_b, self.geometry(n, x, y)), self.flop(n))]
 
-    def _pack(self, params):
+    def forward_tile(self, n):
+        """The tile for n samples. Where half of its places would stay empty, it has half of them and twice the outputs."""
+        P, V, width = self.tile
+        return (P // 2, 2 * V, width) if 2 * n * self.size[1] <= P and self.O > V * width else self.tile
+
+    def pack(self, params, width):
+        """The call that packs weights and bias, for tiles of `width` outputs."""
         w, b = params
-        return Call(make_pack_weight(lanes(self.dtype)), (
-            self.packed_w, self.packed_b, w, self.zeros[:self.O] if b is None else b, self.width, self.O, self.run))
-
-    def _correlate(self, n, y, y_at, x, size, kernel, cells, cells_at, window, low, none):
-        """The correlation of n pictures, each pixel of y the largest in a window of sums."""
-        return Call(kernel, (
-            y, cells, x.array, self.packed_w, self.packed_b, self.dtype.type(low), np.uint8(none), n, (*size, self.O), window,
-            self.taps, y_at, cells_at, self._x_at(x, window), self.w_at, self._reads(0, window), self._reads(1, window)),
-            2 * n * self.O * self.run * math.prod(size) * math.prod(window))
-
-    def _x_at(self, x, window=(1, 1)):
-        """Strides by which an output pixel, a tap, and a cell of the window that pixels are pooled in move in x."""
-        start, image, row, pixel = x.strides
-        step_h, step_w = self.stride[0] * row, self.stride[1] * pixel
-        return (start - self.padding[0] * row - self.padding[1] * pixel, image, step_h * window[0], step_w * window[1],
-                self.dilation[0] * row, self.dilation[1] * pixel, step_h, step_w)
-
-    def _reads(self, axis, window=(1, 1)):
-        """Input row (or column) start + i*step + p*tap_step + u*stride, of so many, is what cell u of output i reads."""
-        stride = self.stride[axis]
-        return -self.padding[axis], stride * window[axis], self.dilation[axis], self.x_size[axis], stride
+        return Call(make_pack_weight(tile.lanes(self.dtype)), (
+            self.packed_w, self.packed_b, w, self.zeros[:self.O] if b is None else b, width, self.O, self.run))
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        """dw, db and, unless dx is None, dx."""
-        calls = self.weight_backward(n, dparams, dy, x, add)
-        return calls if dx is None else calls + self.input_backward(n, dx, dy, params[0])
+        """The calls that compute dw and db, and dx unless it is None."""
+        calls = self.backward_weight(n, dparams, dy, x, add)
+        return calls if dx is None else calls + self.backward_input(n, dx, dy, params[0])
 
-    def weight_backward(self, n, dparams, dy, x, add):
-        """dw and db: partial sums over parts of the batch, then their sum."""
+    def backward_weight(self, n, dparams, dy, x, add):
+        """The calls that compute dw and db. Several parts, and what is to be added, are summed by themselves first."""
         parts = self.parts(n)
-        columns = self._reads(1)[:4] if self.dw_taps == self.taps else (0, 1, 0, self.y_size[1])
-        flop = 2 * n * self.O * self.run * math.prod(self.y_size)
-        # A single part that adds to nothing needs no place of its own.
-        targets = [total if total is not None and parts == 1 and not to_add else partial
+        targets = [partial if total is None or parts > 1 or to_add else total
                    for total, partial, to_add in zip(dparams, (self.dw_parts, self.db_parts), add, strict=True)]
-        return [Call(self.weight_gradient, (
-            *targets, dy.array, x.array, self.one, n, parts, (*self.y_size, self.O), self.dw_taps, dy.strides,
-            self._x_at(x)[:6], self._reads(0)[:4], columns), flop)] + [
-                Call(add_parts, (total, partial, parts, to_add)) for total, partial, to_add
-                in zip(dparams, targets, add, strict=True) if total is not None and total is not partial]
+        return [self.sum_weight(n, parts, *targets, dy, x)] + [
+            Call(add_parts, (total, partial, parts, to_add)) for total, partial, to_add
+            in zip(dparams, targets, add, strict=True) if total is not None and total is not partial]
 
-    def input_backward(self, n, dx, dy, w):
-        """dx: the correlation of dy with the flipped weights, one phase of the stride at a time."""
-        KW, calls = self.kernel_size[1], []
-        dx_start, dx_image, dx_row, dx_pixel = dx.strides
-        dy_start, dy_image, dy_row, dy_pixel = dy.strides
-        for u in self.phases[0]:
-            for v in self.phases[1]:
-                calls.append(Call(make_correlate(*self.dx_tile), (
-                    dx.array, NO_CELLS, dy.array, w, self.zeros, self.dtype.type(0), np.uint8(0), n, (u.count, v.count, self.C),
-                    (1, 1), (u.taps, v.taps, self.O),
-                    (dx_start + u.first * dx_row + v.first * dx_pixel, dx_image,
-                     self.stride[0] * dx_row, self.stride[1] * dx_pixel), (0, 0, 0),
-                    (dy_start + u.read * dy_row + v.read * dy_pixel, dy_image, dy_row, dy_pixel,
-                     u.read_step * dy_row, v.read_step * dy_pixel, 0, 0),
-                    ((u.tap * KW + v.tap) * self.C, self.dx_width, u.tap_step * KW * self.C, v.tap_step * self.C, self.run),
-                    (u.read, 1, u.read_step, self.y_size[0], 0), (v.read, 1, v.read_step, self.y_size[1], 0)),
-                    2 * n * self.C * self.O * u.count * v.count * u.taps * v.taps))
-        return calls
+    def sum_weight(self, n, parts, dw, db, dy, x):
+        """The call that computes the parts of dw and db."""
+        sample = math.prod((self.C, *self.x_size)) * self.dtype.itemsize
+        return Call(make_conv2d_backward_weight(tile.lanes(self.dtype)), (
+            dw, db, dy.array, x.array, self.one, self.geometry(n, x, dy), parts, max(8, AT_ONCE // max(sample, 1))), self.flop(n))
+
+    def backward_input(self, n, dx, dy, w):
+        """The call that computes dx."""
+        return [Call(make_conv2d_backward_input(*self.dx_tile), (
+            dx.array, dy.array, w, self.zeros, self.geometry(n, dx, dy)), self.flop(n))]
+
+    def flop(self, n):
+        """Multiplications and additions of the formula, those with padding included."""
+        return 2 * n * self.O * self.run * math.prod(self.y_size)

@@ -1,145 +1,237 @@
-"""Convolution, max pooling and perhaps ReLU in one on the CPU: no conv output in memory, and a backward pass that leaves out zeros.
+"""Convolution, max pooling and perhaps ReLU in one on the CPU: no convolution's output in memory, and a backward without its zeros.
 
-Of the pixels in a pooling window only one, for each channel, has a gradient: where `cells` says the largest value stood. The
-backward kernels visit these pixels and no others, for 2x2 windows a quarter of the dense work, less where a ReLU let
-nothing through.
-`cells` (batch, PH, PW, O) is uint8: u*WW + v for cell (u, v) of the window, NOBODY where the ReLU gave 0.
+Of the pixels in a pooling window only one, for each channel, has a gradient: the one that `argmax` names. The backward kernels
+visit these pixels and no others: for 2x2 windows a quarter of the dense work, less where a ReLU let nothing through.
+`argmax` is uint8 and lies in memory as y does: u*pool_w + v for cell (u, v) of the window, NO_WINNER where the ReLU gave 0.
 """
 import functools
 import math
+from collections import namedtuple
 
 import numba
 import numpy as np
 from numba import prange
 
-from nbcnn.kernels.cpu.buffer import allocate
-from nbcnn.kernels.cpu.conv2d import Conv2d, make_correlate
+from nbcnn.kernels.cpu import tile
+from nbcnn.kernels.cpu.buffer import Buffer, allocate
+from nbcnn.kernels.cpu.conv2d import Conv2d, add_taps, task_place
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.launch import PARALLEL
-from nbcnn.kernels.cpu.tile import (
-    TILE_VERSION,
-    VECTOR_BYTES,
-    cells_equal,
-    get,
-    lanes,
-    lowest_bit,
-    put,
-    rows_inside,
-    rows_strided,
-    tile_axpy,
-    tile_load,
-    tile_outer,
-    tile_shift,
-    tile_store,
-)
-from nbcnn.kernels.operation import NOBODY, Call
+from nbcnn.kernels.operation import NO_WINNER, Call
 
-SUMS = 25 if VECTOR_BYTES == 64 else 12         # vectors of a tile, of 32 or 16 registers
+SUMS = 25 if tile.VECTOR_BYTES == 64 else 12    # vectors of a tile, of 32 or 16 registers
 MOST_PARTS = 4                                  # partial sums of a weight gradient: fixed, whatever the number of threads
 WORKSPACE = 26 * 1024                           # bytes of x that a task works on, to stay in a first cache of 32 KiB
 BLOCK = 64                                      # output channels whose weights for a kernel row stay in the first cache
 
+# How the weight gradient is divided. A task is one of `parts` parts of the samples and one of `groups` groups of outputs. It works
+# on strips: `samples` samples, and `rows` rows of their windows. Of x it keeps a copy whose rows have `columns` vectors. A vector
+# holds a pixel's channels, in `blocks` vectors for all of them, and a kernel row has `taps` = KW of these; or it holds all that a
+# kernel row reads, and `taps` = `blocks` = 1.
+Strips = namedtuple("Strips", "parts groups samples rows columns taps blocks")
 
-@numba.njit       # part of the kernel that calls it, and cached with that
-def list_winners(g, at, count, dy, cells, source, step, windows, base, cell_at):
-    """List dy (.., step) from `source` on with where its vectors begin, leaving out what nobody won; where the list ends."""
-    for k in range(windows):
-        cell = get(cells, source)
-        put(g, count, get(dy, source))
-        put(at, count, get(base, k) + get(cell_at, cell))
-        count += cell != np.uint8(NOBODY)
-        source += step
+
+@functools.cache
+def make_conv2d_maxpool2d_forward(P, V, LANES):
+    """The forward kernel for a tile of P places, each with V vectors of output channels."""
+    WIDTH = V * LANES
+
+    @njit(parallel=PARALLEL, error_model="numpy")
+    def conv2d_maxpool2d_forward(y, argmax, x, w, b, low, none, g):
+        """y[m, i, j, o] = the largest over the window's u, v of z[m, i*stride_h + u, j*stride_w + v, o]; argmax says which one.
+
+        z is what conv2d_forward computes with a stride of 1; tasks and tiles are as there. Where no z is larger than `low`, y = low
+        and argmax = none.
+        """
+        groups, blocks = (g.n + P - 1) // P, (g.O + WIDTH - 1) // WIDTH
+        for task in prange(groups * blocks * g.OH * g.OW):
+            first, block, i, k = task_place(task, P, blocks, g.OH, g.OW)
+            samples = min(P, g.n - first)
+            j, j_last = k // samples, min((k + P - 1) // samples, g.OW - 1)
+            if j < g.OW:
+                x_rows = tile.rows_counted(P, k, samples, g.OW * samples, g.stride_w * g.C, g.x_step)
+                columns = tile.rows_counted(P, k, samples, g.OW * samples, g.stride_w, 0)
+                y_rows = tile.rows_counted(P, k, samples, g.OW * samples, g.O, g.y_step)
+                for cell in range(g.stride_h * g.stride_w):
+                    top, left = i * g.stride_h + cell // g.stride_w - g.padding_h, cell % g.stride_w - g.padding_w
+                    acc = tile.repeat(P, V, b, block * WIDTH)
+                    acc = add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, j, j_last)
+                    at_y = first * g.y_step + i * g.OW * g.O + block * WIDTH
+                    tile.pool(acc, y, argmax, y_rows, at_y, g.O - block * WIDTH, np.uint8(cell), low, none)
+
+    return conv2d_maxpool2d_forward
+
+
+@functools.cache
+def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES):
+    """The kernel of the input gradient for a tile of P pixels, which a window's taps reach in a row, x V vectors of channels."""
+    REST = P - POOL_W
+    KW = REST + 1
+
+    @njit(parallel=PARALLEL, error_model="numpy")
+    def conv2d_maxpool2d_backward_input(dx, dy, argmax, w, g, strips):
+        """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c] for the windows (i, j) that pixel (r - p, s - q) won.
+
+        A task is one of `strips` strips of rows of a sample, for V vectors of channels. Row r of dx gets from row t of the
+        convolution, t = r + padding_h - p, under each p: the windows along that row hand on what they won there, one output
+        after another, to the KW pixels under a row of taps.
+        """
+        blocks = (g.C + V * LANES - 1) // (V * LANES)
+        tap_rows, one, w_step = tile.rows_strided(KW, 0, g.C), np.uint64(1), g.KH * KW * g.C
+        for task in prange(g.n * strips * blocks):
+            m, strip, c = task // (strips * blocks), task // blocks % strips, task % blocks * V * LANES
+            r_first, r_end, at_m = strip * g.H // strips, (strip + 1) * g.H // strips, m * g.x_step + c
+            fill_zeros(dx, at_m, min(V * LANES, g.C - c), r_first * g.W, r_end * g.W, g.C)
+            for o_first in range(0, g.O, BLOCK):
+                count = min(BLOCK, g.O - o_first)
+                for p in range(g.KH):
+                    at_w = (o_first * g.KH + p) * KW * g.C + c
+                    for r in range(r_first, r_end):
+                        t, s = r + g.padding_h - p, -g.padding_w
+                        if t < 0 or t >= g.OH * g.stride_h:
+                            continue
+                        i, u = t // g.stride_h, t % g.stride_h
+                        at_r = at_m + r * g.W * g.C
+                        acc = tile.load(P, V, dx, tile.rows_inside(P, at_r + s * g.C, g.C, -s, g.W - s), 0)
+                        for j in range(g.OW):
+                            at = m * g.y_step + (i * g.OW + j) * g.O + o_first
+                            for v in range(POOL_W):
+                                won = tile.bytes_equal(argmax, at, count, np.uint8(u * POOL_W + v))
+                                while won != np.uint64(0):
+                                    o = tile.lowest_bit(won)
+                                    won &= won - one
+                                    acc = tile.axpy(acc, tile.get(dy, at + o), w, tap_rows, at_w + o * w_step, v)
+                            tile.store(acc, dx, tile.rows_strided(POOL_W, at_r + s * g.C, g.C), 0, -s, g.W - s, g.C - c)
+                            s += POOL_W
+                            rest = s + REST
+                            acc = tile.shift(acc, dx, tile.rows_inside(POOL_W, at_r + rest * g.C, g.C, -rest, g.W - rest), 0)
+                        tile.store(acc, dx, tile.rows_strided(REST, at_r + s * g.C, g.C), 0, -s, g.W - s, g.C - c)
+
+    return conv2d_maxpool2d_backward_input
+
+
+@functools.cache
+def make_conv2d_maxpool2d_backward_weight(P, Q, LANES):
+    """The kernel of the weight gradient, for a tile of P x Q taps, each a vector of channels."""
+
+    @njit(parallel=PARALLEL, error_model="numpy")
+    def conv2d_maxpool2d_backward_weight(dw_parts, db_parts, dy, argmax, x, one, work, values, places, counts, place_of_cell, g, s):
+        """dw_parts[part, block, o, p, q] = sum over m, i, j of dy[m, i, j, o] * x[m, r + p, s + q, block], vectors of LANES.
+
+        (r, s) is the pixel that won window (i, j) of sample m and output o. db_parts[part, o] = sum of these dy, in LANES sums.
+
+        Of each strip, `values` lists for each output the dy of the windows with a winner, and `places` where in `work`, the copy of
+        x, the winner's first tap reads. Then each tap of each output goes through the output's list.
+        """
+        capacity, size = s.samples * s.rows * g.OW, work.size // (s.parts * s.groups)
+        for task in prange(s.parts * s.groups):
+            part, o_first, o_end = task // s.groups, task % s.groups * g.O // s.groups, (task % s.groups + 1) * g.O // s.groups
+            lists, stop = task * (values.size // (s.parts * s.groups)), (part + 1) * g.n // s.parts
+            fill_zeros(dw_parts, (part * s.blocks * g.O + o_first) * g.KH * s.taps * LANES,
+                       (o_end - o_first) * g.KH * s.taps * LANES, 0, s.blocks, g.O * g.KH * s.taps * LANES)
+            fill_zeros(db_parts, (part * g.O + o_first) * LANES, (o_end - o_first) * LANES, 0, 1, 0)
+            for m in range(part * g.n // s.parts, stop, s.samples):
+                m_end = min(m + s.samples, stop)
+                for i in range(0, g.OH, s.rows):
+                    i_end = min(i + s.rows, g.OH)
+                    for o in range(o_first, o_end):
+                        begin = lists + (o - o_first) * capacity
+                        end = list_winners(values, places, begin, dy, argmax, place_of_cell, g, s, m, m_end, i, i_end, o, LANES)
+                        tile.put(counts, task * g.O + o, end - begin)
+                        add_list(db_parts, (part * g.O + o) * LANES, values, begin, end, one, LANES)
+                    for block in range(s.blocks):
+                        unfold(work, task * size, (task + 1) * size, x, g, s, m, m_end, i, i_end, block * LANES, LANES)
+                        for o in range(o_first, o_end):
+                            begin = lists + (o - o_first) * capacity
+                            end = begin + tile.get(counts, task * g.O + o)
+                            for p in range(0, g.KH, P):
+                                tap_rows = tile.rows_inside(P, 0, s.columns * LANES, 0, g.KH - p)
+                                dw_rows = tile.rows_inside(P, 0, s.taps * LANES, 0, g.KH - p)
+                                for q in range(0, s.taps, Q):
+                                    at = (((part * s.blocks + block) * g.O + o) * g.KH + p) * s.taps + q
+                                    at_tap = task * size + (p * s.columns + q) * LANES
+                                    acc = tile.load(P, Q, dw_parts, dw_rows, at * LANES)
+                                    for k in range(begin, end):
+                                        acc = tile.axpy(acc, tile.get(values, k), work, tap_rows, at_tap + tile.get(places, k), 0)
+                                    tile.store(acc, dw_parts, dw_rows, at * LANES, 0, g.KH - p, Q * LANES)
+
+    return conv2d_maxpool2d_backward_weight
+
+
+@numba.njit       # these helpers are part of the kernels that call them, and cached with those
+def fill_zeros(x, at, count, first, end, step):
+    """Zeros in x[at + k*step : ... + count] for first <= k < end."""
+    zero = x.dtype.type(0)
+    for k in range(first, end):
+        for c in range(at + k * step, at + k * step + count):
+            tile.put(x, c, zero)
+
+
+@numba.njit
+def list_winners(values, places, count, dy, argmax, place_of_cell, g, s, m, m_end, i, i_end, o, LANES):
+    """List output o's dy of a strip from place `count` on, but for windows without a winner; returns where the list ends."""
+    for sample in range(m, m_end):
+        for row in range(i, i_end):
+            at = sample * g.y_step + row * g.OW * g.O + o
+            place = ((sample - m) * (s.rows * g.stride_h + g.KH - 1) + (row - i) * g.stride_h) * s.columns * LANES
+            for _ in range(g.OW):
+                cell = tile.get(argmax, at)
+                tile.put(values, count, tile.get(dy, at))
+                tile.put(places, count, np.int32(place + tile.get(place_of_cell, cell)))
+                count += cell != np.uint8(NO_WINNER)
+                at += g.O
+                place += g.stride_w * LANES
     return count
 
 
-@functools.cache
-def make_sparse_weight_gradient(P, Q, LANES, VERSION=TILE_VERSION):
-    """The weight gradient at the winning pixels, for a tile of P x Q taps, each a vector of channels."""
+@numba.njit
+def add_list(sums, at, values, begin, end, one, LANES):
+    """sums[at : at + LANES] += a list, LANES numbers at a time."""
+    for k in range(end, end + LANES):
+        tile.put(values, k, values.dtype.type(0))
+    row = tile.rows_strided(1, 0, 0)
+    acc = tile.load(1, 1, sums, row, at)
+    for k in range(begin, end, LANES):
+        acc = tile.outer(acc, one, row, 0, values, k)
+    tile.store(acc, sums, row, at, 0, 1, LANES)
 
-    @njit(parallel=PARALLEL, error_model="numpy")
-    def weight_gradient(dw_parts, db_parts, dy, cells, x, unit, unfolded, g, at, counts, base, cell_at, n, split, size, taps,
-                        window, strip, columns, x_at):
-        """dw_parts[part, block, o, p, q, lane] = sum of dy[m, i, j, o] * x[pixel + (p, q), lane], db_parts[part, o] = sum of dy.
 
-        The pixel is the one that won window (m, i, j) of channel o. split = (parts, groups of output channels), size = (PH, PW, O),
-        taps = (KH, taps of a row, blocks of channels), strip = (pictures, rows of windows) worked on at a time, x_at = (start,
-        image, row, pixel). Copied to `unfolded` (task, picture, row, column, LANES), which the first cache holds, whatever a tap
-        touches is one aligned vector; `base` says where there window k of a strip begins, cell_at how far from that a cell is,
-        and g and at (task, o, k) list the gradients that are not left out with the vectors they begin at.
-        """
-        _ = VERSION
-        parts, groups = split
-        PH, PW, O = size
-        KH, KW, blocks = taps
-        pictures, rows_of_windows = strip
-        capacity = pictures * rows_of_windows * PW
-        unfolded_rows = rows_of_windows * window[0] + KH - 1
-        one, zero = rows_strided(1, 0, 0), dy.dtype.type(0)
-        lists_size, work_size = g.size // (parts * groups), unfolded.size // (parts * groups)
-        for task in prange(parts * groups):
-            part, o_start, o_stop = task // groups, task % groups * O // groups, (task % groups + 1) * O // groups
-            start, stop = part * n // parts, (part + 1) * n // parts
-            work, lists = task * work_size, task * lists_size
-            for block in range(blocks):
-                begin = ((part * blocks + block) * O + o_start) * KH * KW * LANES
-                for k in range(begin, begin + (o_stop - o_start) * KH * KW * LANES):
-                    put(dw_parts, k, zero)
-            for k in range((part * O + o_start) * LANES, (part * O + o_stop) * LANES):
-                put(db_parts, k, zero)
-            for m in range(start, stop, pictures):
-                m_stop = min(m + pictures, stop)
-                for i in range(0, PH, rows_of_windows):
-                    i_stop = min(i + rows_of_windows, PH)
-                    windows = (m_stop - m) * (i_stop - i) * PW          # contiguous: one picture, or whole pictures
-                    first = (m * PH + i) * PW
-                    for o in range(o_start, o_stop):
-                        begin = lists + (o - o_start) * capacity
-                        count = list_winners(g, at, begin, dy, cells, first * O + o, O, windows, base, cell_at)
-                        put(counts, task * O + o, count - begin)
-                        for k in range(count, count + LANES):
-                            put(g, k, zero)
-                        sums = tile_load(1, 1, db_parts, one, (part * O + o) * LANES)
-                        for k in range(begin, count, LANES):
-                            sums = tile_outer(sums, unit, one, 0, g, k)
-                        tile_store(sums, db_parts, one, (part * O + o) * LANES, 0, 1, LANES)
-                    for block in range(blocks):
-                        for picture in range(m_stop - m):
-                            from_row = x_at[0] + (m + picture) * x_at[1] + i * window[0] * x_at[2] + block * LANES
-                            to_row = work + picture * unfolded_rows * columns * LANES
-                            for r in range((i_stop - i) * window[0] + KH - 1):
-                                for s in range(columns):
-                                    vector = tile_load(1, 1, x, one, from_row + r * x_at[2] + s * x_at[3])
-                                    tile_store(vector, unfolded, one, to_row + (r * columns + s) * LANES, 0, 1, LANES)
-                        for o in range(o_start, o_stop):
-                            listed = lists + (o - o_start) * capacity
-                            count = get(counts, task * O + o)
-                            for p in range(0, KH, P):
-                                tap_rows = rows_inside(P, 0, columns * LANES, 0, KH - p)
-                                dw_rows = rows_inside(P, 0, KW * LANES, 0, KH - p)
-                                for q in range(0, KW, Q):
-                                    to = (((part * blocks + block) * O + o) * KH * KW + p * KW + q) * LANES
-                                    from_tap = work + (p * columns + q) * LANES
-                                    acc = tile_load(P, Q, dw_parts, dw_rows, to)
-                                    for k in range(listed, listed + count):
-                                        acc = tile_axpy(acc, get(g, k), unfolded, tap_rows, from_tap + get(at, k), 0)
-                                    tile_store(acc, dw_parts, dw_rows, to, 0, KH - p, Q * LANES)
+@numba.njit
+def unfold(work, to, to_end, x, g, s, m, m_end, i, i_end, c, LANES):
+    """Copy what a strip's windows read of x from channel c on, a vector for each pixel, with zeros for pixels beside the image.
 
-    return weight_gradient
+    Where a vector holds all that a kernel row reads, an image row with its zeros is first copied to the end of the work space.
+    """
+    one, zero, whole = tile.rows_strided(1, 0, 0), tile.zero(1, 1, work), s.taps < g.KW
+    line, line_columns = to_end - (s.columns + g.KW) * g.C - LANES, s.columns + g.KW - 1
+    for sample in range(m, m_end):
+        for row in range((i_end - i) * g.stride_h + g.KH - 1):
+            r = i * g.stride_h + row - g.padding_h
+            at, columns = sample * g.x_step + r * g.W * g.C + c, g.W if 0 <= r < g.H else 0     # a row beside the image has none
+            if whole:
+                for k in range(0, line_columns * g.C, LANES):
+                    tile.store(zero, work, one, line + k, 0, 1, LANES)
+                count = min(columns, line_columns - g.padding_w) * g.C
+                for k in range(0, count, LANES):
+                    tile.store(tile.load(1, 1, x, one, at + k), work, one, line + g.padding_w * g.C + k, 0, 1, count - k)
+            at_work = to + ((sample - m) * (s.rows * g.stride_h + g.KH - 1) + row) * s.columns * LANES
+            for column in range(s.columns):
+                if whole:
+                    vector = tile.load(1, 1, work, one, line + column * g.C)
+                else:
+                    inside = 0 <= column - g.padding_w < columns
+                    vector = tile.load(1, 1, x, one, at + (column - g.padding_w) * g.C if inside else g.x_zeros + c)
+                tile.store(vector, work, one, at_work + column * LANES, 0, 1, LANES)
 
 
 @functools.cache
-def make_add_tiles(LANES, VERSION=TILE_VERSION):
+def make_add_parts(LANES):
     """What adds the weight gradient's partial sums, and puts their vectors where they belong."""
 
     @njit(parallel=PARALLEL)
-    def add_tiles(dw, db, dw_parts, db_parts, parts, size, add_dw, add_db):
-        """dw[o, tap, block*LANES + lane] (+)= dw_parts[0, block, o, tap, lane] + dw_parts[1, ...] + ..., in this order; db too.
-
-        size = (blocks, O, taps, channels of a tap in dw).
-        """
-        _ = VERSION
-        blocks, O, taps, channels = size
-        one, unit = rows_strided(1, 0, 0), dw.dtype.type(1)
+    def add_parts(dw, db, dw_parts, db_parts, parts, blocks, O, taps, channels, add_dw, add_db):
+        """dw[o, tap, block*LANES + lane] (+)= dw_parts[0, block, o, tap, lane] + dw_parts[1, ...] + ..., in this order; db too."""
+        one, unit = tile.rows_strided(1, 0, 0), dw.dtype.type(1)
         for o in prange(O):
             total = db_parts[o * LANES]
             for k in range(1, parts * LANES):
@@ -149,70 +241,14 @@ def make_add_tiles(LANES, VERSION=TILE_VERSION):
             for block in range(blocks):
                 for tap in range(taps):
                     to, source = (o * taps + tap) * channels + block * LANES, ((block * O + o) * taps + tap) * LANES
-                    acc = tile_load(1, 1, dw_parts, one, source)
+                    acc = tile.load(1, 1, dw_parts, one, source)
                     for part in range(1, parts):
-                        acc = tile_axpy(acc, unit, dw_parts, one, part * blocks * O * taps * LANES + source, 0)
+                        acc = tile.axpy(acc, unit, dw_parts, one, part * blocks * O * taps * LANES + source, 0)
                     if add_dw:
-                        acc = tile_axpy(acc, unit, dw, one, to, 0)
-                    tile_store(acc, dw, one, to, 0, 1, channels - block * LANES)
+                        acc = tile.axpy(acc, unit, dw, one, to, 0)
+                    tile.store(acc, dw, one, to, 0, 1, channels - block * LANES)
 
-    return add_tiles
-
-
-@functools.cache
-def make_sparse_input_gradient(P, V, WW, LANES, VERSION=TILE_VERSION):
-    """The input gradient from the winning pixels, for a tile of P pixels, which a window's taps reach in a row, x V vectors."""
-    REST = P - WW
-    KW = REST + 1
-
-    @njit(parallel=PARALLEL, error_model="numpy")
-    def input_gradient(dx, dy, cells, w, n, strips, size, channels, KH, WH, padding, dx_at):
-        """dx[m, pixel + (p, q), c] = sum of dy[m, i, j, o] * w[o, p, q, c], the pixel the one that won window (i, j) of channel o.
-
-        size = (PH, PW, O, H, W); dx_at = (start, image, row, pixel). A task is one of `strips` strips of rows of a picture, for V
-        vectors of channels. Row r of dx gets from row t = r + padding - p of the conv output under each p: the windows along that
-        row hand on what they won there, one channel after another, to the KW pixels under a row of taps.
-        """
-        _ = VERSION
-        PH, PW, O, H, W = size
-        blocks = (channels + V * LANES - 1) // (V * LANES)
-        tap_rows, one, zero = rows_strided(KW, 0, channels), np.uint64(1), dx.dtype.type(0)
-        pixel, w_step = dx_at[3], KH * KW * channels
-        for task in prange(n * strips * blocks):
-            m, strip, block = task // (strips * blocks), task // blocks % strips, task % blocks
-            c = block * V * LANES
-            c_stop = min(channels, c + V * LANES)
-            r_start, r_stop = strip * H // strips, (strip + 1) * H // strips
-            for r in range(r_start, r_stop):
-                for s in range(W):
-                    at = dx_at[0] + m * dx_at[1] + r * dx_at[2] + s * dx_at[3]
-                    for k in range(at + c, at + c_stop):
-                        put(dx, k, zero)
-            for o_start in range(0, O, BLOCK):
-                count = min(BLOCK, O - o_start)
-                for p in range(KH):
-                    at_w = (o_start * KH + p) * KW * channels + c
-                    for r in range(r_start, r_stop):
-                        t = r + padding[0] - p
-                        if t < 0 or t >= PH * WH:
-                            continue
-                        i, u = t // WH, t % WH
-                        row_at, s = dx_at[0] + m * dx_at[1] + r * dx_at[2] + c, -padding[1]
-                        acc = tile_load(P, V, dx, rows_inside(P, row_at + s * pixel, pixel, -s, W - s), 0)
-                        for j in range(PW):
-                            at = ((m * PH + i) * PW + j) * O + o_start
-                            for v in range(WW):
-                                won = cells_equal(cells, at, count, np.uint8(u * WW + v))
-                                while won != np.uint64(0):
-                                    o = lowest_bit(won)
-                                    won &= won - one
-                                    acc = tile_axpy(acc, get(dy, at + o), w, tap_rows, at_w + o * w_step, v)
-                            tile_store(acc, dx, rows_strided(WW, row_at + s * pixel, pixel), 0, -s, W - s, channels - c)
-                            acc = tile_shift(acc, dx, rows_inside(WW, row_at + (s + P) * pixel, pixel, -(s + P), W - (s + P)), 0)
-                            s += WW
-                        tile_store(acc, dx, rows_strided(REST, row_at + s * pixel, pixel), 0, -s, W - s, channels - c)
-
-    return input_gradient
+    return add_parts
 
 
 class Conv2dMaxPool2d(Conv2d):
@@ -222,49 +258,50 @@ class Conv2dMaxPool2d(Conv2d):
     ----------
     x_shape, conv_shape : tuple
         (C, H, W) of the input, (O, OH, OW) of the convolution.
-    kernel_size, padding, window : pair of ints
+    kernel_size, padding, pool_size : pair of ints
     relu : bool
 
     Attributes
     ----------
-    cells : uint8 array (batch, PH, PW, O)
+    argmax : Buffer of uint8
     """
 
-    def __init__(self, x_shape, conv_shape, kernel_size, padding, window, relu, dtype):
+    def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype):
         super().__init__(x_shape, conv_shape, kernel_size, (1, 1), padding, (1, 1), dtype)
-        self.dy_border = (0, 0)
-        self.window, self.relu = window, relu
-        self.size = conv_shape[1] // window[0], conv_shape[2] // window[1]
-        KH, KW = kernel_size
-        width = lanes(dtype)
+        self.pool_size, self.relu = pool_size, relu
+        self.size = conv_shape[1] // pool_size[0], conv_shape[2] // pool_size[1]
+        (KH, KW), (pool_h, pool_w), width = kernel_size, pool_size, tile.lanes(dtype)
 
-        # Where a row of taps fits into a vector, it is one; else each tap is, for so many channels.
-        joined = KW * self.C <= width
-        self.row_taps, self.row_channels = (1, KW * self.C) if joined else (KW, self.C)
-        self.blocks = -(-self.row_channels // width)
-        Q = max(q for q in range(1, self.row_taps + 1) if self.row_taps % q == 0 and q <= SUMS)
+        # Where all that a kernel row reads fits into a vector, it is one; else each pixel is, for so many channels.
+        whole = KW * self.C <= width
+        taps, self.channels = (1, KW * self.C) if whole else (KW, self.C)
+        Q = max(q for q in range(1, taps + 1) if taps % q == 0 and q <= SUMS)
         P = -(-KH // -(-KH // (SUMS // Q)))
-        self.sparse_weight_gradient = make_sparse_weight_gradient(P, Q, width)
-        self.columns = self.size[1] * window[1] + self.row_taps - 1
-        line = self.columns * width * self.dtype.itemsize * window[0]
-        rows = min(self.size[0], max(1, (WORKSPACE - (KH - 1) * line // window[0]) // line))
-        self.unfolded_rows = rows * window[0] + KH - 1
-        self.strip = max(1, WORKSPACE // (self.unfolded_rows * line // window[0])) if rows == self.size[0] else 1, rows
-        k = np.arange(math.prod(self.strip) * self.size[1])
-        picture, i, j = k // (rows * self.size[1]), k // self.size[1] % rows, k % self.size[1]
-        column = j * window[1] * width
-        self.base = ((picture * self.unfolded_rows + i * window[0]) * self.columns * width + column).astype(np.int32)
-        self.cell_at = np.zeros(256, np.int32)
-        for cell in range(math.prod(window)):
-            self.cell_at[cell] = (cell // window[1] * self.columns + cell % window[1]) * width
+        self.dw_tile = P, Q, width
+        columns = self.size[1] * pool_w + taps - 1
+        row = columns * width * self.dtype.itemsize
+        rows = min(self.size[0], max(1, (WORKSPACE - (KH - 1) * row) // (row * pool_h)))
+        read = rows * pool_h + KH - 1
+        samples = max(1, WORKSPACE // (read * row)) if rows == self.size[0] else 1
+        self.strips = Strips(1, 1, samples, rows, columns, taps, -(-self.channels // width))
+        self.work = (samples * read * columns + -(-(columns + KW) * self.C // width) + 1) * width
+        self.capacity = self.O * samples * rows * self.size[1] + width
+        self.place_of_cell = np.zeros(256, np.int32)
+        for cell in range(math.prod(pool_size)):
+            self.place_of_cell[cell] = (cell // pool_w * columns + cell % pool_w) * width
 
-        P = KW + window[1] - 1
+        P = KW + pool_w - 1
         vectors = -(-self.C // width)
         V = min(range(1, max(1, SUMS // P) + 1), key=lambda v: (-(-vectors // v) * v, -v))
-        self.sparse_input_gradient = make_sparse_input_gradient(P, V, window[1], width)
+        self.sparse_dx_tile = P, V, pool_w, width
+
+    def geometry(self, n, x, y):
+        """As of a convolution by windows: OH and OW are the pooled sizes, the strides the window's."""
+        (OH, OW), (stride_h, stride_w) = self.size, self.pool_size
+        return super().geometry(n, x, y)._replace(OH=OH, OW=OW, stride_h=stride_h, stride_w=stride_w)
 
     def parts(self, n):
-        """Into how many partial sums the weight gradient of n pictures is split: it follows from n alone."""
+        """Into how many partial sums the weight gradient of n samples is split: it follows from n alone."""
         return max(1, min(MOST_PARTS, n // 8))
 
     def groups(self, n):
@@ -272,61 +309,58 @@ class Conv2dMaxPool2d(Conv2d):
         return max(1, min(self.O // 4, -(-numba.config.NUMBA_NUM_THREADS // self.parts(n))))
 
     def reserve(self, batch):
-        """Allocate what is kept for backward, the partial sums and the workspace, for up to `batch` pictures."""
-        self.cells = allocate((batch, *self.size, self.O), np.uint8)
-        parts, width = self.parts(batch), lanes(self.dtype)
-        self.dw_parts = allocate((parts * self.blocks * self.O * self.kernel_size[0] * self.row_taps * width,), self.dtype)
-        self.db_parts = allocate((parts * self.O * width,), self.dtype)
-        tasks = max(self.parts(n) * self.groups(n) for n in range(1, batch + 1)) if batch else 1
-        capacity = self.O * math.prod(self.strip) * self.size[1]
-        self.unfolded = allocate((tasks, self.strip[0] * self.unfolded_rows * self.columns * width), self.dtype)
-        self.g = allocate((tasks, capacity + width), self.dtype)
-        self.at = allocate((tasks, capacity + width), np.int32)
-        self.counts = allocate((tasks, self.O), np.int32)
+        """Allocate what is kept for backward, the partial sums and the work space, for up to `batch` samples."""
+        self.argmax = Buffer(batch, (self.O, *self.size), np.uint8)
+        self.dw_parts, self.db_parts = (allocate((size,), self.dtype) for size in self._sums(batch))
+        tasks = max([1, *(self.parts(n) * self.groups(n) for n in range(1, batch + 1))])
+        self.workspace, self.values = allocate((tasks, self.work), self.dtype), allocate((tasks, self.capacity), self.dtype)
+        self.places, self.counts = allocate((tasks, self.capacity), np.int32), allocate((tasks, self.O), np.int32)
 
     def bytes(self, batch):
-        width, itemsize, capacity = lanes(self.dtype), self.dtype.itemsize, self.O * math.prod(self.strip) * self.size[1]
-        sums = self.parts(batch) * self.O * width * (self.blocks * self.kernel_size[0] * self.row_taps + 1)
-        tasks, work = MOST_PARTS + numba.config.NUMBA_NUM_THREADS, self.strip[0] * self.unfolded_rows * self.columns * width
-        return (batch * math.prod(self.size) * self.O + sums * itemsize
-                + tasks * (work * itemsize + (capacity + width) * (itemsize + 4) + 4 * self.O))
+        tasks, itemsize = MOST_PARTS + numba.config.NUMBA_NUM_THREADS, self.dtype.itemsize
+        return (Buffer.elements(batch, (self.O, *self.size)) + sum(self._sums(batch)) * itemsize
+                + tasks * (self.work * itemsize + self.capacity * (itemsize + 4) + 4 * self.O))
 
-    def cells_view(self):
-        """The cells in PyTorch's shape, a view."""
-        return self.cells.transpose(0, 3, 1, 2)
+    def argmax_view(self, n):
+        """argmax of a pass of n samples in PyTorch's shape, a view."""
+        return self.argmax.view(n)
 
-    def set_cells(self, cells):
-        """Take over cells in PyTorch's shape."""
-        self.cells_view()[...] = cells
+    def set_argmax(self, argmax):
+        """Take over argmax in PyTorch's shape."""
+        self.argmax.set(argmax)
+
+    def _sums(self, batch):
+        """Elements of the partial sums of dw and of db."""
+        outputs = self.parts(batch) * self.O * tile.lanes(self.dtype)
+        return outputs * self.strips.blocks * self.kernel_size[0] * self.strips.taps, outputs
 
     def forward(self, n, y, x, params):
         """y = the largest of each window of conv(x, w) + b, and of 0 with a ReLU."""
-        _, PH, PW, O = self.cells.shape
-        return [self._pack(params), self._correlate(
-            n, y.array, y.strides, x, self.size, make_correlate(*self.tile), self.cells, (PH * PW * O, PW * O, O),
-            self.window, *((0, NOBODY) if self.relu else (-np.inf, 0)))]
+        low, none = (0, NO_WINNER) if self.relu else (-np.inf, 0)
+        P, V, width = self.forward_tile(n)
+        return [self.pack(params, V * width), Call(make_conv2d_maxpool2d_forward(P, V, width), (
+            y.array, self.argmax.array, x.array, self.packed_w, self.packed_b, self.dtype.type(low), np.uint8(none),
+            self.geometry(n, x, y)), self.flop(n) * math.prod(self.pool_size))]
 
-    def weight_backward(self, n, dparams, dy, x, add):
+    def backward_weight(self, n, dparams, dy, x, add):
         """dw and db: partial sums over parts of the batch, then their sum."""
-        parts, KH, width = self.parts(n), self.kernel_size[0], lanes(self.dtype)
-        groups, (dw, db) = self.groups(n), dparams
-        tasks = parts * groups
+        (dw, db), s = dparams, self.strips._replace(parts=self.parts(n), groups=self.groups(n))
+        tasks = s.parts * s.groups
         return [
-            Call(self.sparse_weight_gradient, (
-                self.dw_parts, self.db_parts, dy.array, self.cells, x.array, self.one, self.unfolded[:tasks], self.g[:tasks],
-                self.at[:tasks], self.counts, self.base, self.cell_at, n, (parts, groups), (*self.size, self.O),
-                (KH, self.row_taps, self.blocks), self.window, self.strip, self.columns, self._x_at(x)[:4]), self._flop(n)),
-            Call(make_add_tiles(width), (
-                dw, self.zeros[:0] if db is None else db, self.dw_parts, self.db_parts, parts,
-                (self.blocks, self.O, KH * self.row_taps, self.row_channels), *add))]
+            Call(make_conv2d_maxpool2d_backward_weight(*self.dw_tile), (
+                self.dw_parts, self.db_parts, dy.array, self.argmax.array, x.array, self.one, self.workspace[:tasks],
+                self.values[:tasks], self.places[:tasks], self.counts, self.place_of_cell, self.geometry(n, x, dy), s),
+                self.flop(n)),
+            Call(make_add_parts(tile.lanes(self.dtype)), (
+                dw, self.zeros[:0] if db is None else db, self.dw_parts, self.db_parts, s.parts, s.blocks, self.O,
+                self.kernel_size[0] * s.taps, self.channels, *add))]
 
-    def input_backward(self, n, dx, dy, w):
-        """dx, from the winning pixels."""
+    def backward_input(self, n, dx, dy, w):
+        """dx."""
         strips = max(1, min(self.x_size[0] // 4, -(-2 * numba.config.NUMBA_NUM_THREADS // n))) if n else 1
-        return [Call(self.sparse_input_gradient, (
-            dx.array, dy.array, self.cells, w, n, strips, (*self.size, self.O, *self.x_size), self.C, self.kernel_size[0],
-            self.window[0], self.padding, dx.strides), self._flop(n))]
+        return [Call(make_conv2d_maxpool2d_backward_input(*self.sparse_dx_tile), (
+            dx.array, dy.array, self.argmax.array, w, self.geometry(n, dx, dy), strips), self.flop(n))]
 
-    def _flop(self, n):
-        """Of either gradient: one pixel of each window."""
+    def flop(self, n):
+        """Of the formula, where one pixel of each window counts."""
         return 2 * n * self.O * self.run * math.prod(self.size)

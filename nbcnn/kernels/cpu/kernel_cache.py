@@ -9,6 +9,7 @@ import pickle
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import numba
 from numba import config
@@ -89,7 +90,8 @@ class KernelCache(NullCache):
         function = self._function
         closure = [cell.cell_contents for cell in function.__closure__ or ()]       # numbers, which repr tells apart
         key = (numba.__version__, sys.implementation.cache_tag, config.BOUNDSCHECK, codegen.magic_tuple(), self._source,
-               function.__module__, function.__qualname__, function.__code__.co_firstlineno, closure, sig)
+               _sums_of_sources(function.__globals__), function.__module__, function.__qualname__,
+               function.__code__.co_firstlineno, closure, sig)
         return folder() / f"{function.__name__}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}{ENDING}"
 
 
@@ -104,6 +106,18 @@ def _warn(error):
         reason = said(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         warnings.warn(f"compiled kernels cannot be kept, so every start compiles them: {reason}; NUMBA_CACHE_DIR can name another "
                       "folder", RuntimeWarning, stacklevel=2)
+
+
+def _sums_of_sources(names, found=None):
+    """The sums of this package's files that these names come from, and of those that the names in them come from, and so on."""
+    found = {} if found is None else found
+    for value in list(names.values()):
+        module = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", ""))
+        file = getattr(module, "__file__", None)
+        if file in SOURCES and file not in found:
+            found[file] = SOURCES[file]
+            _sums_of_sources(vars(module), found)
+    return sorted(found.items())
 
 
 def _sum_of_source(path):

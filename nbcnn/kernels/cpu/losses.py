@@ -1,11 +1,15 @@
-"""Loops of the losses: arrays in C order; one row of C class scores per position, elementwise losses as vectors.
+"""Losses on the CPU: arrays in C order; one row of C class scores per position, elementwise losses as vectors.
 
-Everything is computed in the arrays' own dtype; sums fold in half, so that float32 loses log2(M) roundings, not M.
-A kernel knows no reduction: the caller puts the upstream gradient, over the mean's divisor, into `dlosses`.
+Everything is computed in the arrays' own dtype. Sums fold in half, so that float32 loses log2(M) roundings, not M.
+A kernel knows no reduction: `dlosses` holds the upstream gradient of each single loss, over the mean's divisor.
 """
+import functools
 import math
 
+import numpy as np
+
 from nbcnn.kernels.cpu import kernel_cache
+from nbcnn.kernels.operation import LossOperation
 
 # Division by zero gives inf and NaN, as in NumPy, instead of a Python exception.
 njit = kernel_cache.njit(error_model="numpy")
@@ -224,9 +228,143 @@ def soft_cross_entropy_backward(dx, row, dlosses, x, t, w, keep, share):
             dx[i, c] = dlosses[i] * (mass * dx[i, c] - w[c] * (keep * t[i, c] + share))
 
 
+# ---- losses of arrays
+
+class _Loss(LossOperation):
+    """What the losses share: the reduction of single losses.
+
+    A loss has `write(losses)`, which computes them, and `gradient(dlosses)`, which returns dx. Both take flat arrays.
+    """
+
+    def __init__(self, x, shape, reduction, divisor, weight=None):
+        self.x, self.shape, self.reduction, self.weight = x, shape, reduction, weight
+        self.divisor = x.dtype.type(divisor or np.nan)      # the mean of nothing is NaN
+
+    def forward(self):
+        losses = np.empty(self.shape, self.x.dtype)
+        self.write(losses.reshape(-1))
+        if self.weight is not None:
+            losses *= self.weight
+        if self.reduction == "none":
+            return losses[()]
+        total = losses.dtype.type(tree_sum(losses.reshape(-1)))
+        return total / self.divisor if self.reduction == "mean" else total
+
+    def backward(self, dloss):
+        dlosses = np.empty(self.shape, self.x.dtype)
+        dlosses[...] = dloss / self.divisor if self.reduction == "mean" else dloss
+        if self.weight is not None:
+            dlosses *= self.weight
+        return self.gradient(dlosses.reshape(-1))
+
+
+class _ElementwiseLoss(_Loss):
+    """A loss of each element; `kernels` are (forward, backward)."""
+
+    def __init__(self, x, t, reduction, weight=None, pos_weight=None):
+        super().__init__(x, x.shape, reduction, x.size, weight)
+        self.inputs = flat(x, x.dtype), flat(t, x.dtype)
+
+    def write(self, losses):
+        self.kernels[0](losses, *self.inputs)
+
+    def gradient(self, dlosses):
+        dx = np.empty(self.shape, self.x.dtype)
+        self.kernels[1](dx.reshape(-1), dlosses, *self.inputs)
+        return dx
+
+
+class L1Loss(_ElementwiseLoss):
+    """|x - t|"""
+    kernels = l1_loss_forward, l1_loss_backward
+
+
+class MSELoss(_ElementwiseLoss):
+    """(x - t)^2"""
+    kernels = mse_loss_forward, mse_loss_backward
+
+
+class BCELoss(_ElementwiseLoss):
+    """Binary cross-entropy of probabilities."""
+    kernels = bce_loss_forward, bce_loss_backward
+
+
+class BCEWithLogitsLoss(_ElementwiseLoss):
+    """Binary cross-entropy of logits."""
+    kernels = bce_with_logits_forward, bce_with_logits_backward
+
+    def __init__(self, x, t, reduction, weight=None, pos_weight=None):
+        super().__init__(x, t, reduction, weight)
+        self.inputs += (np.ones(x.size, x.dtype) if pos_weight is None else flat(pos_weight, x.dtype)),
+
+
+class CrossEntropyLoss(_Loss):
+    """Cross-entropy of class scores with class indices or class probabilities."""
+
+    def __init__(self, x, t, reduction, weight, ignore_index, keep, share):
+        axis = min(1, x.ndim - 1)
+        w = _ones(x.shape[axis], x.dtype) if weight is None else flat(weight, x.dtype)
+        self.soft = t.shape == x.shape
+        if self.soft:
+            t = _rows(t, axis)
+            self.inputs, divisor = (_rows(x, axis), t, w, keep, share), len(t)
+        else:
+            t = flat(t, t.dtype)
+            self.inputs, divisor = (_rows(x, axis), t, w, ignore_index, keep, share), 1
+            if reduction == "mean":
+                divisor = total_weight(np.empty(len(t), w.dtype), t, w, ignore_index)
+        super().__init__(x, x.shape[:axis] + x.shape[axis + 1:], reduction, divisor)
+        self.row = np.empty_like(w)     # scratch
+
+    def write(self, losses):
+        (soft_cross_entropy_forward if self.soft else cross_entropy_forward)(losses, self.row, *self.inputs)
+
+    def gradient(self, dlosses):
+        dx = np.empty_like(self.inputs[0])
+        (soft_cross_entropy_backward if self.soft else cross_entropy_backward)(dx, self.row, dlosses, *self.inputs)
+        dx = dx.reshape(*self.shape, len(self.row))
+        return dx if dx.ndim < 3 else np.moveaxis(dx, -1, 1)
+
+
 def run_loss(loss, logits, targets, training):
     """The value of a `nbcnn.losses` loss and, in training, its gradient."""
     if not training:
         return float(loss(logits, targets)), None
     value, dlogits = loss.forward_backward(logits, targets)
     return float(value), dlogits
+
+
+# ---- softmax
+
+def softmax_along(x, axis, log):
+    """softmax or log_softmax of an array along one of its axes."""
+    if x.size == 0:
+        return np.empty(x.shape, x.dtype)
+    rows = _rows(x, axis)
+    y, row = np.empty_like(rows), np.empty(x.shape[axis], x.dtype)
+    (log_softmax if log else softmax)(y, row, rows)
+    return np.moveaxis(y.reshape(np.moveaxis(x, axis, -1).shape), -1, axis)
+
+
+# ---- layouts
+
+def _packed(x):
+    """x, or a copy of it, in C order and writable: the one array type the loops are compiled for."""
+    return x if x.flags.carray else x.copy(order="C")
+
+
+def flat(x, dtype):
+    """The elements of x in a dtype, packed."""
+    return _packed(x.astype(dtype, copy=False)).reshape(-1)
+
+
+def _rows(x, axis):
+    """x with an axis moved last, packed, as rows along it."""
+    moved = x if axis == x.ndim - 1 else np.moveaxis(x, axis, -1)
+    return _packed(moved).reshape(-1, x.shape[axis])
+
+
+@functools.lru_cache(maxsize=8)
+def _ones(classes, dtype):
+    """The weights of classes without weights; nothing writes to them."""
+    return np.ones(classes, dtype)

@@ -1,122 +1,121 @@
 """Max pooling on the CPU: each window's largest value and where it stood, and the way back.
 
-Pictures are channels last, so the inner loops run over the channels of a pixel: 16 float32 windows side by side in a vector.
-Every cell of an input plane has one number, r*W + s, border not counted; `argmax` (batch, OH, OW, C) holds those, as int32.
-`windows` in a signature stands for the pairs kernel_size, stride, padding, dilation.
+Images are channels last, so the inner loops run over the channels of a pixel: 16 float32 windows side by side in a vector. Every
+cell of an input plane has one number, r*W + s; `argmax` holds those, as int32, and lies in memory as y does.
 """
-import math
+from collections import namedtuple
 
 import numpy as np
 from numba import prange
 
-from nbcnn.kernels.cpu.buffer import allocate
+from nbcnn.kernels.cpu.buffer import Buffer
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.launch import PARALLEL
 from nbcnn.kernels.operation import Call, Operation
 
-
-@njit(parallel=PARALLEL)
-def maxpool2d_forward(y, argmax, x, n, y_border, x_border, kernel_size, stride, padding, dilation):
-    """y, argmax = the largest value of each window and its cell, for the first n pictures of x (batch, H+2b, W+2b, C)."""
-    OH = argmax.shape[1]
-    for row in prange(n * OH):
-        _forward_row(y, argmax, x, row // OH, row % OH, y_border, x_border, kernel_size, stride, padding, dilation)
-
-
-@njit
-def _forward_row(y, argmax, x, m, i, y_border, x_border, kernel_size, stride, padding, dilation):
-    """Row i of y and argmax of picture m. Each pass over the channels compares two cells of a window with the best so far."""
-    (KH, KW), (stride_h, stride_w), (dilation_h, dilation_w) = kernel_size, stride, dilation
-    _, _, OW, C = argmax.shape
-    H, W = x.shape[1] - 2 * x_border[0], x.shape[2] - 2 * x_border[1]
-    r_first = i * stride_h - padding[0]
-    r_end = min(H, r_first + (KH - 1) * dilation_h + 1)
-    while r_first < 0:              # cells of the padding are skipped
-        r_first += dilation_h
-    for j in range(OW):
-        s_first = j * stride_w - padding[1]
-        s_end = min(W, s_first + (KW - 1) * dilation_w + 1)
-        while s_first < 0:
-            s_first += dilation_w
-        best, where = y[m, i + y_border[0], j + y_border[1]], argmax[m, i, j]
-        for r in range(r_first, r_end, dilation_h):
-            for s in range(s_first, s_end, 2 * dilation_w):
-                t = s + dilation_w if s + dilation_w < s_end else s         # an odd last cell is compared twice: no harm
-                a, a_cell = x[m, r + x_border[0], s + x_border[1]], np.int32(r * W + s)
-                b, b_cell = x[m, r + x_border[0], t + x_border[1]], np.int32(r * W + t)
-                start = r == r_first and s == s_first
-                for c in range(C):
-                    v, cell = (a[c], a_cell) if start else (best[c], where[c])
-                    wins = (a[c] > v) | (a[c] != a[c])                      # a[c] != a[c]: NaN
-                    v, cell = (a[c], a_cell) if wins else (v, cell)
-                    wins = (b[c] > v) | (b[c] != b[c])
-                    best[c], where[c] = (b[c], b_cell) if wins else (v, cell)
+# The sizes of a pooling of n samples; a step leads from a sample to the next one.
+Geometry = namedtuple("Geometry", "n C H W OH OW KH KW stride_h stride_w padding_h padding_w dilation_h dilation_w x_step y_step")
 
 
 @njit(parallel=PARALLEL)
-def maxpool2d_backward(dx, dy, argmax, n, dx_border, dy_border, kernel_size, stride, padding, dilation):
-    """dx = dy at the cells that won. Each task owns a row of dx, so overlapping windows need no atomics and keep their order."""
-    H = dx.shape[1] - 2 * dx_border[0]
-    for row in prange(n * H):
-        _backward_row(dx, dy, argmax, row // H, row % H, dx_border, dy_border, kernel_size, stride, padding, dilation)
+def maxpool2d_forward(y, argmax, x, g):
+    """y[m, i, j, c] = the largest of x[m, r + p*dilation_h, s + q*dilation_w, c] over p, q, argmax its cell.
+
+    r = i*stride_h - padding_h, s = j*stride_w - padding_w. Each pass over the channels compares two cells of a window with the
+    largest so far.
+    """
+    for task in prange(g.n * g.OH):
+        m, i = task // g.OH, task % g.OH
+        r_first, r_end = _cells_inside(i * g.stride_h - g.padding_h, g.dilation_h, g.KH, g.H)
+        for j in range(g.OW):
+            s_first, s_end = _cells_inside(j * g.stride_w - g.padding_w, g.dilation_w, g.KW, g.W)
+            at_y = m * g.y_step + (i * g.OW + j) * g.C
+            best, where = y[at_y:at_y + g.C], argmax[at_y:at_y + g.C]
+            for r in range(r_first, r_end, g.dilation_h):
+                for s in range(s_first, s_end, 2 * g.dilation_w):
+                    t = s + g.dilation_w if s + g.dilation_w < s_end else s     # an odd last cell is compared twice: no harm
+                    a_cell, b_cell, start = np.int32(r * g.W + s), np.int32(r * g.W + t), r == r_first and s == s_first
+                    at_a, at_b = m * g.x_step + a_cell * g.C, m * g.x_step + b_cell * g.C
+                    a, b = x[at_a:at_a + g.C], x[at_b:at_b + g.C]
+                    for c in range(g.C):
+                        v, cell = (a[c], a_cell) if start else (best[c], where[c])
+                        wins = (a[c] > v) | (a[c] != a[c])                      # a[c] != a[c]: NaN
+                        v, cell = (a[c], a_cell) if wins else (v, cell)
+                        wins = (b[c] > v) | (b[c] != b[c])
+                        best[c], where[c] = (b[c], b_cell) if wins else (v, cell)
 
 
-@njit
-def _backward_row(dx, dy, argmax, m, r, dx_border, dy_border, kernel_size, stride, padding, dilation):
-    """Row r of dx of picture m: every cell of every window that reaches into it gets dy where that cell won."""
-    (KH, KW), (stride_h, stride_w), (dilation_h, dilation_w) = kernel_size, stride, dilation
-    _, OH, OW, C = argmax.shape
-    W = dx.shape[2] - 2 * dx_border[1]
+@njit(parallel=PARALLEL)
+def maxpool2d_backward(dx, dy, argmax, g):
+    """dx = dy at the cells that won. A task owns a row of dx, so overlapping windows need no atomics and keep their order."""
     zero = dx.dtype.type(0)
-    dx[m, r + dx_border[0], dx_border[1]:dx_border[1] + W] = zero
-    i_end = min(OH, (r + padding[0]) // stride_h + 1)
-    i_first = max(0, (r + padding[0] - (KH - 1) * dilation_h + stride_h - 1) // stride_h)
-    for i in range(i_first, i_end):
-        for j in range(OW):
-            g, where = dy[m, i + dy_border[0], j + dy_border[1]], argmax[m, i, j]
-            s_first = j * stride_w - padding[1]
-            s_end = min(W, s_first + (KW - 1) * dilation_w + 1)
-            while s_first < 0:
-                s_first += dilation_w
-            for s in range(s_first, s_end, dilation_w):
-                d, cell = dx[m, r + dx_border[0], s + dx_border[1]], np.int32(r * W + s)
-                for c in range(C):
-                    d[c] += g[c] if where[c] == cell else zero
+    for task in prange(g.n * g.H):
+        m, r = task // g.H, task % g.H
+        row = m * g.x_step + r * g.W * g.C
+        dx[row:row + g.W * g.C] = zero
+        i_first, i_end = _windows_over(r + g.padding_h, (g.KH - 1) * g.dilation_h, g.stride_h, g.OH)
+        for i in range(i_first, i_end):
+            for j in range(g.OW):
+                at_y = m * g.y_step + (i * g.OW + j) * g.C
+                dys, where = dy[at_y:at_y + g.C], argmax[at_y:at_y + g.C]
+                s_first, s_end = _cells_inside(j * g.stride_w - g.padding_w, g.dilation_w, g.KW, g.W)
+                for s in range(s_first, s_end, g.dilation_w):
+                    d, cell = dx[row + s * g.C:row + (s + 1) * g.C], np.int32(r * g.W + s)
+                    for c in range(g.C):
+                        d[c] += dys[c] if where[c] == cell else zero
+
+
+@njit
+def _cells_inside(start, dilation, kernel, size):
+    """The first of a window's cells that is inside the image along an axis, and the end of them."""
+    end = min(size, start + (kernel - 1) * dilation + 1)
+    return start if start >= 0 else start + (-start + dilation - 1) // dilation * dilation, end
+
+
+@njit
+def _windows_over(cell, reach, stride, count):
+    """The first and the end of the windows that begin at most `reach` before a cell, which is counted from the padding's edge."""
+    return max(0, (cell - reach + stride - 1) // stride), min(count, cell // stride + 1)
 
 
 @njit(parallel=PARALLEL)
 def maxpool2d_scatter(dx, dy, argmax):
-    """dx (N, H*W, C) += dy (N, OH*OW, C) at the cells argmax (N, OH*OW, C) names, whatever windows they come from."""
+    """dx (N, C, H*W) += dy (N, C, OH*OW) at the cells argmax (N, C, OH*OW) names, whatever windows they come from."""
     for m in prange(len(dx)):
-        for k in range(dy.shape[1]):
-            for c in range(dy.shape[2]):
-                dx[m, argmax[m, k, c], c] += dy[m, k, c]
+        for c in range(dy.shape[1]):
+            for k in range(dy.shape[2]):
+                dx[m, c, argmax[m, c, k]] += dy[m, c, k]
 
 
 class MaxPool2d(Operation):
-    """Max pooling of pictures (C, H, W); remembers which cells won.
+    """Max pooling of images (C, H, W); remembers which cells won.
 
     Attributes
     ----------
-    argmax : int32 array (batch, OH, OW, C)
+    argmax : Buffer of int32
     """
     def __init__(self, x_shape, kernel_size, stride, padding, dilation, y_shape, dtype):
-        _, H, W = x_shape
+        _, H, W = self.x_shape = x_shape
         if H * W > np.iinfo(np.int32).max:
             raise ValueError(f"x: expected planes of less than 2**31 cells, got {H}x{W}")
-        self.windows = kernel_size, stride, padding, dilation
-        self.y_shape = y_shape
+        self.windows, self.y_shape = (*kernel_size, *stride, *padding, *dilation), y_shape
 
     def reserve(self, batch):
-        C, OH, OW = self.y_shape
-        self.argmax = allocate((batch, OH, OW, C), np.int32)
+        self.argmax = Buffer(batch, self.y_shape, np.int32)
 
     def bytes(self, batch):
-        return 4 * batch * math.prod(self.y_shape)
+        return 4 * Buffer.elements(batch, self.y_shape)
+
+    def winners(self, n):
+        """The argmax of the first n samples as an int64 array (n, C, OH, OW)."""
+        return self.argmax.view(n).astype(np.int64)
+
+    def _geometry(self, n, x, y):
+        return Geometry(n, *self.x_shape, *self.y_shape[1:], *self.windows, x.step, y.step)
 
     def forward(self, n, y, x, params):
-        return [Call(maxpool2d_forward, (y.array, self.argmax, x.array, n, y.border, x.border, *self.windows))]
+        return [Call(maxpool2d_forward, (y.array, self.argmax.array, x.array, self._geometry(n, x, y)))]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         return [] if dx is None else [
-            Call(maxpool2d_backward, (dx.array, dy.array, self.argmax, n, dx.border, dy.border, *self.windows))]
+            Call(maxpool2d_backward, (dx.array, dy.array, self.argmax.array, self._geometry(n, dx, dy)))]

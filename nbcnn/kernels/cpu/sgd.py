@@ -7,8 +7,9 @@ from nbcnn.kernels.cpu.launch import PARALLEL, launch
 
 
 @njit(parallel=PARALLEL)
-def sgd(param, momentum_buffer, grad, lr, momentum, keep, weight_decay, has_decay, has_momentum, nesterov, maximize, first):
-    """One step, in place, on flat vectors; `keep` is 1 - dampening. The buffer is not looked at without has_momentum.
+def sgd(param, momentum_buffer, grad, lr, momentum, one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize,
+        first):
+    """One step, in place, on flat vectors. The buffer is not looked at without has_momentum.
 
     What decays ends at 0, not in denormal numbers, with which every kernel is many times slower.
     """
@@ -18,7 +19,7 @@ def sgd(param, momentum_buffer, grad, lr, momentum, keep, weight_decay, has_deca
         if has_decay:
             g += weight_decay * param[k]
         if has_momentum:
-            b = g if first else momentum * momentum_buffer[k] + keep * g
+            b = g if first else momentum * momentum_buffer[k] + one_minus_dampening * g
             b = zero if abs(b) < tiny else b
             momentum_buffer[k] = b
             g = g + momentum * b if nesterov else b
@@ -27,5 +28,5 @@ def sgd(param, momentum_buffer, grad, lr, momentum, keep, weight_decay, has_deca
 
 
 def update(param, momentum_buffer, grad, lr, options, first):
-    """Run `sgd` with options (momentum, keep, weight_decay, has_decay, has_momentum, nesterov, maximize)."""
+    """Run `sgd` with options (momentum, one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize)."""
     launch(sgd, param, momentum_buffer, grad, param.dtype.type(lr), *options, first)

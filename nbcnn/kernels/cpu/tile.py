@@ -1,26 +1,24 @@
 """The register tile: P rows x V vectors of sums that stay in vector registers while a loop runs.
 
 Everything clever about the fast kernels is in this file; the kernels themselves are plain loop nests around
-`tile_outer`. A loop that carries a tile looks like this (P and V are compile-time constants):
+`tile.outer`. A loop that carries a tile looks like this (P and V are compile-time constants):
 
-    acc = tile_zero(P, V, y)                             # P x (V * lanes) sums, all zero
+    acc = tile.zero(P, V, y)                             # P x (V * lanes) sums, all zero
     for k in range(K):
-        acc = tile_outer(acc, x, rows, k, w, k * O)      # acc[i, :] += x[rows[i] + k] * w[k*O : k*O + V*lanes]
-    tile_store(acc, y, rows_out, o, 0, n_rows, n_lanes)  # y[rows_out[i] + o : ...] = acc[i, :]
+        acc = tile.outer(acc, x, rows, k, w, k * O)      # acc[i, :] += x[rows[i] + k] * w[k*O : k*O + V*lanes]
+    tile.store(acc, y, rows_out, o, 0, n_rows, n_lanes)  # y[rows_out[i] + o : ...] = acc[i, :]
 
-Where only some pixels count, `tile_axpy` adds a number times vectors to some rows; `tile_pool` keeps the larger of a tile and
-what is in memory; `tile_shift` and `tile_transpose` move rows.
+Where only some pixels count, `tile.axpy` adds a number times vectors to some rows; `tile.pool` keeps the larger of a tile and
+what is in memory; `tile.shift` and `tile.transpose` move rows.
 
 To LLVM a tile is an array of vectors; it splits the array, so each vector gets a register. Arrays are addressed flat, in
-elements, whatever their shape: `rows` holds one offset per row of the tile, made by `rows_strided` or `rows_of_pixels`.
-How many lanes a vector has follows from the array's dtype and from the CPU that Numba compiles for: see `lanes`.
+elements, whatever their shape: `rows` holds one offset per row of the tile, made by `tile.rows_strided` or `tile.rows_counted`.
+How many lanes a vector has follows from the array's dtype and from the CPU that Numba compiles for: see `tile.lanes`.
 
 Nothing is checked, as in every hot loop, unless NUMBA_BOUNDSCHECK=1: then each verb compares what it is about to touch
 with the array's size (a read may go SLACK elements beyond the end, see `buffer.py`) and raises IndexError.
 """
-import zlib
-from pathlib import Path
-
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import config, types
@@ -30,10 +28,6 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_model
 
 from nbcnn.kernels.cpu.buffer import SLACK
-
-# The cache does not see that a kernel of another file depends on this one. A factory closes over this number, and the
-# kernel mentions it: an edit of this file then makes another kernel.
-TILE_VERSION = zlib.crc32(Path(__file__).read_bytes())
 
 INDEX, INT32 = ir.IntType(64), ir.IntType(32)
 # Numba's target, not the host: NUMBA_CPU_NAME and NUMBA_CPU_FEATURES decide what may be used.
@@ -47,14 +41,14 @@ def lanes(dtype):
     return VECTOR_BYTES // np.dtype(dtype).itemsize
 
 
-def tile_shape(width, dtype, adjacent=False):
+def shape_for(width, dtype):
     """The (P, V) that keeps the multipliers busy for `width` channels without running out of registers.
 
     A vector beyond the width would only multiply padding. 16 sums are the most that 32 registers of 512 bits carry well beside
-    their operands, 8 the most with 16 registers; and 8 rows the most, unless they are adjacent in memory and share an address.
+    their operands, 8 the most with 16 registers; and 8 rows the most, as each has an address.
     """
     if width <= lanes(dtype):
-        return (16 if adjacent and VECTOR_BYTES == 64 else 8), 1
+        return 8, 1
     return (8, 2) if VECTOR_BYTES == 64 else (4, 2)
 
 
@@ -134,7 +128,7 @@ def _multiply_add(builder, tile, a, b, c):
 
 
 @intrinsic(prefer_literal=True)
-def tile_zero(typingctx, p, v, y):
+def zero(typingctx, p, v, y):
     """A tile of zeros with the dtype of array y."""
     tile = TileType(y.dtype, p.literal_value, v.literal_value)
 
@@ -144,7 +138,7 @@ def tile_zero(typingctx, p, v, y):
 
 
 @intrinsic(prefer_literal=True)
-def tile_rows(typingctx, p, v, b, b_offset):
+def repeat(typingctx, p, v, b, b_offset):
     """A tile with b[b_offset : b_offset + V*lanes] in every row."""
     tile = TileType(b.dtype, p.literal_value, v.literal_value)
 
@@ -161,7 +155,7 @@ def tile_rows(typingctx, p, v, b, b_offset):
 
 
 @intrinsic(prefer_literal=True)
-def tile_load(typingctx, p, v, y, rows, y_offset):
+def load(typingctx, p, v, y, rows, y_offset):
     """The tile whose row i is y[rows[i] + y_offset : ... + V*lanes]."""
     tile = TileType(y.dtype, p.literal_value, v.literal_value)
 
@@ -179,7 +173,7 @@ def tile_load(typingctx, p, v, y, rows, y_offset):
 
 
 @intrinsic
-def tile_shift(typingctx, acc, y, rows, y_offset):
+def shift(typingctx, acc, y, rows, y_offset):
     """As many rows as `rows` has leave the tile at its beginning, as many are loaded from y at its end."""
     tile = acc
 
@@ -199,7 +193,7 @@ def tile_shift(typingctx, acc, y, rows, y_offset):
 
 
 @intrinsic
-def tile_outer(typingctx, acc, x, rows, x_offset, w, w_offset):
+def outer(typingctx, acc, x, rows, x_offset, w, w_offset):
     """acc[i, :] += x[rows[i] + x_offset] * w[w_offset : w_offset + V*lanes], for every row i."""
     tile = acc
 
@@ -221,7 +215,7 @@ def tile_outer(typingctx, acc, x, rows, x_offset, w, w_offset):
 
 
 @intrinsic
-def tile_axpy(typingctx, acc, g, x, rows, x_offset, first):
+def axpy(typingctx, acc, g, x, rows, x_offset, first):
     """acc[first + i, :] += g * x[rows[i] + x_offset : ... + V*lanes], for a number g and every row i that `rows` has."""
     tile = acc
 
@@ -255,7 +249,7 @@ def tile_axpy(typingctx, acc, g, x, rows, x_offset, first):
 
 
 @intrinsic
-def tile_transpose(typingctx, acc):
+def transpose(typingctx, acc):
     """Rows become lanes and lanes rows, of a tile of as many rows as a vector has lanes."""
     tile = acc
 
@@ -278,27 +272,27 @@ def tile_transpose(typingctx, acc):
 
 
 @intrinsic
-def tile_pool(typingctx, acc, y, y_rows, y_offset, cells, cell_rows, cell_offset, n_lanes, cell, low, none):
-    """Where acc[i, :n_lanes] is larger than y's row i, or is NaN: y = acc and cells (uint8) = cell.
+def pool(typingctx, acc, y, argmax, rows, offset, n_lanes, cell, low, none):
+    """Where acc[i, :n_lanes] is larger than y[rows[i] + offset : ...], or is NaN: y = acc and argmax (uint8, there too) = cell.
 
-    Cell 0 begins: it is compared with `low` instead of y, and where it does not win, y = low and cells = none.
+    Cell 0 begins: it is compared with `low` instead of y, and where it does not win, y = low and argmax = none. For a row of one
+    number, acc = 5, cell = 2: y = 3 becomes 5 and its argmax 2; y = 7 stays, and its argmax.
     """
     tile = acc
     bytes_type = ir.VectorType(ir.IntType(8), tile.lanes)
 
     def codegen(context, builder, signature, args):
-        acc, y, y_rows, y_offset, cells, cell_rows, cell_offset, n_lanes, cell, low, none = args
+        acc, y, argmax, rows, offset, n_lanes, cell, low, none = args
         width = tile.v * tile.lanes
         begins = builder.icmp_unsigned("==", cell, ir.Constant(ir.IntType(8), 0))
         low = _splat(builder, tile, low)
         none, cell = _splat_bytes(builder, bytes_type, none), _splat_bytes(builder, bytes_type, cell)
 
         def row(i, count):
-            """Pointers to y and cells of row i."""
-            at_y = builder.add(builder.extract_value(y_rows, i), y_offset)
-            at_cells = builder.add(builder.extract_value(cell_rows, i), cell_offset)
-            return (_pointer(context, builder, signature.args[1], y, at_y, count, 0),
-                    _pointer(context, builder, signature.args[4], cells, at_cells, count, 0))
+            """Pointers to y and argmax of row i."""
+            at = builder.add(builder.extract_value(rows, i), offset)
+            return (_pointer(context, builder, signature.args[1], y, at, count, 0),
+                    _pointer(context, builder, signature.args[2], argmax, at, count, 0))
 
         def pool_row(i, source, target):
             for k in range(tile.v):
@@ -326,12 +320,11 @@ def tile_pool(typingctx, acc, y, y_rows, y_offset, cells, cell_rows, cell_offset
                     for to, source, size in zip(pointers, spare, (tile.dtype.bitwidth // 8, 1), strict=True):
                         cgutils.raw_memcpy(builder, to, source, n_lanes, size)
         return context.get_dummy_value()
-    return types.void(tile, y, y_rows, types.intp, cells, cell_rows, types.intp, types.intp,
-                      types.uint8, tile.dtype, types.uint8), codegen
+    return types.void(tile, y, argmax, rows, types.intp, types.intp, types.uint8, tile.dtype, types.uint8), codegen
 
 
 @intrinsic
-def tile_store(typingctx, acc, y, rows, y_offset, first, last, n_lanes):
+def store(typingctx, acc, y, rows, y_offset, first, last, n_lanes):
     """y[rows[i] + y_offset : ...] = acc[i, :n_lanes] for first <= i < last and every row that `rows` has.
 
     Ranges beyond these, and beyond the lanes of the tile, store all.
@@ -398,54 +391,76 @@ def rows_inside(typingctx, p, start, stride, first, last):
 
 
 @intrinsic(prefer_literal=True)
-def rows_of_pixels(typingctx, p, first, count, width, height, pixel, row, image):
-    """Rows at the offsets of pixels first, first + 1, ... of pictures, counted row by row and picture by picture.
+def rows_counted(typingctx, p, k, size, count, outer, inner):
+    """Rows at the places k, k + 1, ... of two nested loops: place k is at k // size * outer + k % size * inner.
 
-    Pixel (n, i, j) lies at n*image + i*row + j*pixel. Beyond pixel count - 1 that one's offset is repeated.
+    Beyond place count - 1 that one's offset is repeated. For 4 rows, k = 2 and size = 3: 2*inner, outer, outer + inner,
+    outer + 2*inner.
     """
     rows = RowsType(p.literal_value)
 
     def codegen(context, builder, signature, args):
-        _, first, count, width, height, pixel, row, image = args
-        j = builder.srem(first, width)
-        line = builder.sdiv(first, width)
-        i, n = builder.srem(line, height), builder.sdiv(line, height)
-        offset = builder.add(builder.mul(n, image), builder.add(builder.mul(i, row), builder.mul(j, pixel)))
-        # What a step at the end of a row, and of a picture, adds: computed once, so that a pixel costs no division.
-        next_row = builder.sub(row, builder.mul(width, pixel))
-        next_image = builder.sub(image, builder.mul(height, row))
-        out = ir.Constant(ir.ArrayType(INDEX, rows.p), ir.Undefined)
-        zero, one = _constant(0), _constant(1)
-        for k in range(rows.p):
-            out = builder.insert_value(out, offset, k)
-            j = builder.add(j, one)
-            row_ends = builder.icmp_signed("==", j, width)
-            i = builder.select(row_ends, builder.add(i, one), i)
-            image_ends = builder.icmp_signed("==", i, height)
-            j, i = builder.select(row_ends, zero, j), builder.select(image_ends, zero, i)
-            step = builder.add(pixel, builder.add(builder.select(row_ends, next_row, zero),
-                                                  builder.select(image_ends, next_image, zero)))
-            last = builder.icmp_signed(">=", builder.add(first, _constant(k + 1)), count)
-            offset = builder.select(last, offset, builder.add(offset, step))
+        _, k, size, count, outer, inner = args
+        out, one = ir.Constant(ir.ArrayType(INDEX, rows.p), ir.Undefined), _constant(1)
+        m = builder.srem(k, size)
+        offset = builder.add(builder.mul(builder.sdiv(k, size), outer), builder.mul(m, inner))
+        wrap = builder.sub(outer, builder.mul(builder.sub(size, one), inner))       # from the last place of an inner loop
+        for i in range(rows.p):
+            out = builder.insert_value(out, offset, i)
+            m = builder.add(m, one)
+            ends = builder.icmp_signed("==", m, size)
+            m = builder.select(ends, _constant(0), m)
+            last = builder.icmp_signed(">=", builder.add(k, _constant(i + 1)), count)
+            step = builder.select(ends, wrap, inner)
+            offset = builder.add(offset, builder.select(last, _constant(0), step))
         return out
-    return rows(p, *[types.intp] * 7), codegen
+    return rows(p, *[types.intp] * 5), codegen
 
 
 @intrinsic
-def cells_equal(typingctx, cells, offset, count, value):
-    """A uint64 whose bit k says whether cells[offset + k] (uint8) equals value, for k < count <= 64."""
+def rows_or_zeros(typingctx, rows, columns, shift, size, zeros):
+    """Row i stays where 0 <= columns[i] + shift < size; the others, which lie beside the image, become `zeros`."""
+    def codegen(context, builder, signature, args):
+        rows, columns, shift, size, zeros = args
+        out = rows
+        for i in range(signature.args[0].p):
+            column = builder.add(builder.extract_value(columns, i), shift)
+            inside = builder.icmp_unsigned("<", column, size)       # a negative number is a large one without its sign
+            out = builder.insert_value(out, builder.select(inside, builder.extract_value(rows, i), zeros), i)
+        return out
+    return rows(rows, columns, *[types.intp] * 3), codegen
+
+
+@numba.njit
+def range_inside(start, step, count, size):
+    """The range (first, end) of the k < count for which 0 <= start + k*step < size; empty where end <= first."""
+    return max(0, -(start // step)), min(count, (size - 1 - start) // step + 1)
+
+
+@numba.njit
+def last_tap(start, taps, stride, dilation):
+    """The last of so many taps k for which start - k*dilation is a multiple of the stride; -1 where none is."""
+    for k in range(taps - 1, max(-1, taps - 1 - stride), -1):
+        if (start - k * dilation) % stride == 0:
+            return k
+    return -1
+
+
+@intrinsic
+def bytes_equal(typingctx, x, offset, count, value):
+    """A uint64 whose bit k says whether x[offset + k] (uint8) equals value, for k < count <= 64."""
     vector = ir.VectorType(ir.IntType(8), 64)
 
     def codegen(context, builder, signature, args):
-        cells, offset, count, value = args
-        start = _pointer(context, builder, signature.args[0], cells, offset, count, 0)
+        x, offset, count, value = args
+        start = _pointer(context, builder, signature.args[0], x, offset, count, 0)
         loaded = builder.load(builder.bitcast(start, vector.as_pointer()))
         loaded.align = 1
         equal = builder.bitcast(builder.icmp_unsigned("==", loaded, _splat_bytes(builder, vector, value)), INDEX)
         # A shift by 64 is undefined, so the upper bits go by a shift to the right, by at most 63.
         keep = builder.lshr(ir.Constant(INDEX, -1), builder.sub(_constant(64), count))
         return builder.and_(equal, keep)
-    return types.uint64(cells, types.intp, types.intp, types.uint8), codegen
+    return types.uint64(x, types.intp, types.intp, types.uint8), codegen
 
 
 @intrinsic

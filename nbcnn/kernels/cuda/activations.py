@@ -1,11 +1,9 @@
 """Activations on the GPU: one function of each element, a thread per element."""
 import math
 
-import numpy as np
-
 from nbcnn.kernels.cuda.compat import cuda, kernel
 from nbcnn.kernels.cuda.launch import THREADS, each
-from nbcnn.kernels.operation import Call, Operation
+from nbcnn.kernels.operation import Call, Elementwise
 
 # ---- kernels, each for the first `count` elements
 
@@ -126,64 +124,9 @@ def gelu_tanh_backward(dx, dy, x, count):
         dx[k] = dy[k] * (s + slope * linear + slope * v * v * (three * cubic))
 
 
-# ---- operations
+class Activation(Elementwise):
+    """A function of each element of images (C, H, W) or vectors (F,)."""
 
-class _Activation(Operation):
-    """A function of each element of pictures (C, H, W) or vectors (F,).
-
-    Attributes
-    ----------
-    kernels : pair
-        Forward and backward.
-    reads_y : bool
-        Whether backward reads y; else it reads x.
-    options : tuple of numbers
-        What both kernels take between arrays and `count`.
-    """
-    reads_y, options = True, ()
-
-    def __init__(self, x_shape, dtype):
-        self.size = math.prod(x_shape)
-
-    def forward(self, n, y, x, params):
+    def call(self, kernel, n, *buffers):
         count = n * self.size
-        return [Call(each(self.kernels[0], count), (y.array, x.array, *self.options, count))]
-
-    def backward(self, n, dx, dparams, dy, x, y, params, add):
-        if dx is None:
-            return []
-        count, read = n * self.size, y if self.reads_y else x
-        return [Call(each(self.kernels[1], count), (dx.array, dy.array, read.array, *self.options, count))]
-
-
-class ReLU(_Activation):
-    """max(x, 0)."""
-    kernels = relu_forward, relu_backward
-
-
-class LeakyReLU(_Activation):
-    """x where that is positive, else negative_slope*x."""
-    kernels, reads_y = (leaky_relu_forward, leaky_relu_backward), False
-
-    def __init__(self, x_shape, negative_slope, dtype):
-        super().__init__(x_shape, dtype)
-        self.options = np.dtype(dtype).type(negative_slope),
-
-
-class Tanh(_Activation):
-    """The hyperbolic tangent."""
-    kernels = tanh_forward, tanh_backward
-
-
-class Sigmoid(_Activation):
-    """1/(1 + e^-x)."""
-    kernels = sigmoid_forward, sigmoid_backward
-
-
-class GELU(_Activation):
-    """x Phi(x), or its form with tanh."""
-    reads_y = False
-
-    def __init__(self, x_shape, approximate, dtype):
-        super().__init__(x_shape, dtype)
-        self.kernels = (gelu_tanh_forward, gelu_tanh_backward) if approximate == "tanh" else (gelu_forward, gelu_backward)
+        return Call(each(kernel, count), (*(buffer.array for buffer in buffers), *self.options, count))

@@ -29,7 +29,7 @@ def make_avgpool2d(X_SIZE, KERNEL, STRIDE, PADDING, COUNT_INCLUDE_PAD, DIVISOR_O
 
     @kernel(THREADS)
     def avgpool2d_forward(y, x, count):
-        """y = the mean of each of `count` windows: a thread per window, also where that is the whole picture."""
+        """y = the mean of each of `count` windows: a thread per window, also where that is the whole image."""
         _ = VERSION
         k = cuda.grid(1)
         if k < count:
@@ -61,7 +61,7 @@ def make_avgpool2d(X_SIZE, KERNEL, STRIDE, PADDING, COUNT_INCLUDE_PAD, DIVISOR_O
 
 
 class AvgPool2d(Operation):
-    """Average pooling of pictures (C, H, W); nothing is kept for backward."""
+    """Average pooling of images (C, H, W); nothing is kept for backward."""
 
     def __init__(self, x_shape, kernel_size, stride, padding, count_include_pad, divisor_override, y_shape, dtype):
         self.x_size, self.y_size = math.prod(x_shape), math.prod(y_shape)

@@ -27,21 +27,26 @@ def nothing(dtype):
 
 
 class Buffer:
-    """Activations or gradients of up to `batch` samples: (batch, C, H, W) or (batch, F) in C order.
+    """Activations or gradients of up to `batch` samples: (batch, C, H, W) or (batch, F) in C order; see `contract.Buffer`.
 
     Attributes
     ----------
     array : flat device array
     steps : tuple of ints
-        (start, picture, channel, row, column) in elements. A vector of F features is a picture of F channels of one pixel.
+        (start, sample, channel, row, column) in elements. A vector of F features is an image of F channels of one pixel.
     """
 
-    def __init__(self, batch, shape, dtype, border=(0, 0), array=None):
+    def __init__(self, batch, shape, dtype, array=None):
         self.shape = tuple(shape)
         self.size = math.prod(shape)
-        self.array = allocate((batch * self.size,), dtype) if array is None else array
+        self.array = allocate((self.elements(batch, shape),), dtype) if array is None else array
         _, H, W = shape if len(shape) == 3 else (self.size, 1, 1)
         self.steps = 0, self.size, H * W, W, 1
+
+    @classmethod
+    def elements(cls, batch, shape):
+        """How many elements a buffer has."""
+        return batch * math.prod(shape)
 
     def set(self, samples):
         """Overwrite the first samples with an array in PyTorch's shape, of NumPy or on the device."""
@@ -51,12 +56,8 @@ class Buffer:
         """The first n samples in PyTorch's shape: a device array that shares the memory."""
         return self.array[:n * self.size].reshape(n, *self.shape)
 
-    def reshaped(self, shape):
-        """The same memory as samples of another shape."""
-        return Buffer(0, shape, self.array.dtype, array=self.array)
-
     @classmethod
-    def holding(cls, x, border=(0, 0)):
+    def holding(cls, x):
         """A buffer with the values of a device array (N, ...), which it shares where that is in C order."""
         return cls(len(x), x.shape[1:], x.dtype, array=contiguous(x).reshape(x.size))
 

@@ -35,11 +35,16 @@ else:
     verb = _intrinsic(target="cuda", prefer_literal=True)       # sees constant arguments as constants; no public name gives that
 
 
-def kernel(threads):
-    """Decorate a kernel whose blocks have up to so many threads; it is compiled at its first launch and kept in Numba's cache."""
-    if SIMULATED:
-        return cuda.jit
-    return cuda.jit(cache=True, launch_bounds=(threads, 1))
+def kernel(threads, name=None):
+    """Decorate a kernel whose blocks have up to so many threads; it is compiled at its first launch and kept in Numba's cache.
+
+    A function that computes several things gets the name of what it is made for.
+    """
+    def decorate(function):
+        if name:
+            function.__name__ = function.__qualname__ = name
+        return cuda.jit(function) if SIMULATED else cuda.jit(cache=True, launch_bounds=(threads, 1))(function)
+    return decorate
 
 
 def unavailable():

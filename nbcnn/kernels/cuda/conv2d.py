@@ -1,7 +1,8 @@
-"""Convolution on the GPU: one correlation kernel runs forward and input gradient, a second one the weight gradient.
+"""Convolution on the GPU: forward, the gradient of the input, the gradients of the weights and of the bias.
 
-Pictures are (N, C, H, W) in memory, weights (O, KH, KW, C). A kernel is compiled for one geometry: all sizes are constants, only
-the number of pictures is not. Names in capitals are such constants.
+Forward and the gradient of the input are correlations: one kernel text, `correlation`, computes both, under the name of what it
+computes. The gradients of weights and bias have a text of their own. Images are (N, C, H, W) in memory, weights (O, KH, KW, C). A
+kernel is compiled for one geometry: names in capitals are constants. Only the number of samples is not.
 """
 import functools
 import math
@@ -10,9 +11,9 @@ import numpy as np
 
 from nbcnn.kernels.cuda.buffer import nothing
 from nbcnn.kernels.cuda.compat import ALIGNMENT, WARP, Launch, cuda, kernel
+from nbcnn.kernels.cuda.phases import phases
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_put, tile_taps, tile_winners, tile_zero
-from nbcnn.kernels.operation import NOBODY, Call, Operation
-from nbcnn.kernels.phases import phases
+from nbcnn.kernels.operation import NO_WINNER, Call, Operation
 
 MOST_THREADS = 256          # of a block of a gradient: then a thread can have 255 registers
 SHARED = 48 * 1024          # bytes of shared memory that a block may have
@@ -20,91 +21,95 @@ MOST_PARTS, MOST_SUMS = 512, 2 ** 21    # of a weight gradient: partial sums, an
 
 
 def extent(count, step, taps, tap_step):
-    """How many rows, or columns, of the input so many rows of pixels read."""
+    """How many rows, or columns, of the input so many rows, or columns, of pixels read."""
     return (count - 1) * step + max(0, taps - 1) * tap_step + 1
 
 
-def lanes(run):
-    """So many threads, in whole warps, since threads of a warp should take the same branches."""
-    return -(-run // WARP) * WARP
+def round_up_to_warp(count):
+    """The threads of the whole warps that hold `count` threads: all threads of a warp should take the same branches."""
+    return -(-count // WARP) * WARP
 
 
-def pixels(size):
-    """The (rows, columns) of pixels that a thread computes where there is no window."""
-    return min(2, size[0]), min(2, size[1])
+def pixels_of_a_thread(size):
+    """The (rows, columns) of pixels that a thread computes where nothing is pooled."""
+    rows, columns = size
+    return min(2, rows), min(2, columns)
 
 
-def even(total, most):
-    """The largest number up to `most` that divides `total`, or `most` where that wastes less than half."""
+def largest_divisor(total, most):
+    """The largest divisor of `total` up to `most`; `most` itself where there is none above half of it."""
     return next((k for k in range(most, most // 2, -1) if total % k == 0), most)
 
 
 @functools.cache
-def correlate_tile(C, y_shape, cell, pooled, taps, reads, itemsize):
-    """A block's part of the correlation: around 128 threads of up to 32 sums each, and as many channels as shared memory holds."""
+def correlation_tile(C, y_shape, pixels, pooled, taps, reads, itemsize):
+    """A block's part of a correlation: around 128 threads of up to 32 sums each, and as many channels as shared memory holds."""
     O, *size = y_shape
-    rows, columns = size if pooled else (-(-n // k) for n, k in zip(size, cell, strict=True))
+    rows, columns = size if pooled else (-(-n // k) for n, k in zip(size, pixels, strict=True))
     TY, TX = min(8, rows), min(8, columns)
-    OC = 8 if TY * TX > 16 and math.prod(cell) <= 4 else 4
+    OC = 8 if TY * TX > 16 and math.prod(pixels) <= 4 else 4
     groups = max(1, min(128 // (TY * TX), -(-O // OC)))
     while True:
-        IY, IX = (extent(n * k, read[1], tap, read[2]) for n, k, read, tap in zip((TY, TX), cell, reads, taps, strict=True))
+        IY, IX = (extent(count * cell, step, tap, tap_step)
+                  for count, cell, (_, step, tap_step), tap in zip((TY, TX), pixels, reads, taps, strict=True))
         channel = (IY * IX + math.prod(taps) * (groups * OC + 4)) * itemsize
         if channel <= SHARED or (TY, TX, groups) == (1, 1, 1):
             break
         groups, TY, TX = (groups // 2, TY, TX) if groups > 1 else (1, -(-TY // 2), -(-TX // 2))
     if channel > SHARED:
-        raise ValueError(f"w: expected kernels of which one channel fits into a GPU's shared memory, got {taps[0]}x{taps[1]}")
-    return TY, TX, groups, OC, even(C, max(1, min(C, SHARED * 2 // 3 // channel)))
+        KH, KW = taps
+        raise ValueError(f"w: expected kernels of which one channel fits into a GPU's shared memory, got {KH}x{KW}")
+    return TY, TX, groups, OC, largest_divisor(C, max(1, min(C, SHARED * 2 // 3 // channel)))
 
 
 @functools.cache
-def weight_tile(C, O, size, window, taps, reads, itemsize):
+def backward_weight_tile(C, O, size, pool_size, taps, reads, itemsize):
     """A block's part of the weight gradient: up to MOST_THREADS threads, and as many rows of windows as shared memory holds."""
-    (PH, PW), (KH, KW) = size, taps
+    (PH, PW), (KH, KW), (pool_h, pool_w) = size, taps, pool_size
+    (_, step_h, tap_h), (_, step_w, tap_w) = reads
     # All taps of a channel in a thread take the fewest instructions, if there are channels for whole warps and registers.
     whole = C % WARP == 0 and KH * KW <= 25
     Q, OC = (KW, max(1, 100 // (KH * KW))) if whole else (1, 8 if KH <= 8 else 4)
     OC = min(OC, 8)
     channels = min(C, WARP) if whole else min(C, max(1, MOST_THREADS // KW))
-    columns = extent(PW * window[1], reads[1][1], KW, reads[1][2])
+    columns = extent(PW * pool_w, step_w, KW, tap_w)
     while True:
-        groups = max(1, min(-(-O // OC), MOST_THREADS // lanes(KW // Q * channels)))
-        x_row, g_row = columns * (channels | 1) * itemsize, PW * groups * OC * (itemsize + 1)
-        rows = next((k for k in range(min(PH, 4), 0, -1) if extent(k * window[0], reads[0][1], KH, reads[0][2]) * x_row + k * g_row
-                     <= SHARED * 5 // 6), 0)
+        groups = max(1, min(-(-O // OC), MOST_THREADS // round_up_to_warp(KW // Q * channels)))
+        x_row, dy_row = columns * (channels | 1) * itemsize, PW * groups * OC * (itemsize + 1)
+        rows = next((k for k in range(min(PH, 4), 0, -1)
+                     if extent(k * pool_h, step_h, KH, tap_h) * x_row + k * dy_row <= SHARED * 5 // 6), 0)
         if rows or channels == 1:
             break
         channels = -(-channels // 2)
     if KW > 1024:
         raise ValueError(f"w: expected kernels of at most 1024 columns, a thread of a block for each, got {KW}")
     if not rows:
-        raise ValueError(f"x: expected pictures of which a few rows fit into a GPU's shared memory, got {columns} columns")
+        raise ValueError(f"x: expected images of which a few rows fit into a GPU's shared memory, got {columns} columns")
     return channels, Q, groups, OC, -(-PH // -(-PH // rows))
 
 
-def weight_threads(tile, taps):
+def backward_weight_threads(tile, taps):
     """The threads that such a tile keeps busy."""
-    channels, columns, groups, outputs, _ = tile
-    return max(lanes(taps[1] // columns * channels) * groups, lanes(groups * outputs))
+    (channels, columns, groups, outputs, _), (_, KW) = tile, taps
+    return max(round_up_to_warp(KW // columns * channels) * groups, round_up_to_warp(groups * outputs))
 
 
 @functools.cache
-def make_correlate(TILE, X_SHAPE, Y_SHAPE, CELL, POOLED, TAPS, READS, W_STEPS, Y_STEPS, VERSION=CODE_VERSION):
-    """The correlation kernel of one geometry.
+def make_correlation(NAME, TILE, X_SHAPE, Y_SHAPE, PIXELS, POOLED, TAPS, READS, W_STEPS, Y_STEPS, VERSION=CODE_VERSION):
+    """The kernel conv2d_forward, conv2d_backward_input or conv2d_maxpool2d_forward, whichever NAME says: a correlation.
 
-    TILE = (rows, columns of cells, groups of outputs, outputs of a thread, input channels at a time): a block's part of the work.
-    X_SHAPE = (C, H, W), Y_SHAPE = (O, rows, columns) of pixels or, POOLED, of windows. CELL = (rows, columns) of pixels that a
-    thread computes: the window where they are pooled. READS = for rows and for columns (first, step of an output pixel, step of a
-    tap). W_STEPS = steps in w of (start, o, c, p, q), Y_STEPS = steps in y of (start, picture, o, row, column).
+    TILE = (rows, columns of threads, groups of outputs, outputs of a thread, input channels at a time): a block's part of the work.
+    X_SHAPE = (C, H, W), Y_SHAPE = (O, rows, columns) of pixels or, POOLED, of windows. PIXELS = (rows, columns) of pixels that a
+    thread computes: a window where they are pooled. READS = for rows and for columns (first, step of an output pixel, step of a
+    tap). W_STEPS = steps in w of (start, o, c, p, q), Y_STEPS = steps in y of (start, sample, o, row, column).
     """
     TY, TX, GROUPS, OC, CK = TILE
-    (C, H, W), (O, OH, OW), (TH, TW), (KH, KW) = X_SHAPE, Y_SHAPE, CELL, TAPS
+    (C, H, W), (O, OH, OW), (TH, TW), (KH, KW) = X_SHAPE, Y_SHAPE, PIXELS, TAPS
     (R0, SH, DH), (S0, SW, DW) = READS
     W0, WO, WC, WP, WQ = W_STEPS
     Y0, YN, YO, YI, YJ = Y_STEPS
-    CELLS, OUTPUTS = TY * TX, GROUPS * OC
-    THREADS = CELLS * GROUPS
+    GROUP_THREADS, OUTPUTS = TY * TX, GROUPS * OC
+    THREADS = GROUP_THREADS * GROUPS
     TILES_X = -(-OW // (TX if POOLED else TX * TW))
     TILES = TILES_X * -(-OH // (TY if POOLED else TY * TH))
     IY, IX = extent(TY * TH, SH, KH, DH), extent(TX * TW, SW, KW, DW)       # the block's part of x
@@ -113,11 +118,11 @@ def make_correlate(TILE, X_SHAPE, Y_SHAPE, CELL, POOLED, TAPS, READS, W_STEPS, Y
     PIXEL_ROW, TAP_ROW = SH * IX, DH * IX
     P = KH if KH * KW * TH * TW * OC <= 1024 else min(KH, 1)      # rows of taps in one piece of code
 
-    @kernel(THREADS)
-    def correlate(y, cells, x, w, b, low, none):
-        """y[pixel, o] = b[o] + sum over (c, p, q) of x[c, x's pixel + (p, q)] * w[o, p, q, c]: a picture's tile in each block.
+    @kernel(THREADS, NAME)
+    def correlation(y, argmax, x, w, b, low, none):
+        """y[m, o, pixel] = b[o] + sum over (c, p, q) of x[m, c, x's pixel + (p, q)] * w[o, p, q, c]: a block has a tile of y[m].
 
-        Pooled: the largest of a window's sums, where `low` is not larger, and which it was in cells; else `low` and `none`.
+        Pooled: y = the largest of a window's sums, argmax = its cell; where no sum is larger than `low`, y = low and argmax = none.
         """
         _ = VERSION
         xs = cuda.shared.array(X_SIZE, x.dtype)
@@ -125,24 +130,24 @@ def make_correlate(TILE, X_SHAPE, Y_SHAPE, CELL, POOLED, TAPS, READS, W_STEPS, Y
         acc = cuda.local.array(ACC, x.dtype)
         zero = x.dtype.type(0)
         t = cuda.threadIdx.x
-        group, ty, tx = t // CELLS, t % CELLS // TX, t % TX
-        picture, tile = cuda.blockIdx.x // TILES, cuda.blockIdx.x % TILES
+        group, ty, tx = t // GROUP_THREADS, t % GROUP_THREADS // TX, t % TX
+        m, tile = cuda.blockIdx.x // TILES, cuda.blockIdx.x % TILES
         o_block = cuda.blockIdx.y * OUTPUTS
-        i, j = tile // TILES_X * TY, tile % TILES_X * TX        # the first cell
+        i, j = tile // TILES_X * TY, tile % TILES_X * TX        # of the first thread
         r_first, s_first = i * TH * SH + R0, j * TW * SW + S0
         tile_zero(acc, ACC)
         for c_first in range(0, C, CK):
             for k in range(t, IY * IX, THREADS):
                 r, s = r_first + k // IX, s_first + k % IX
                 inside = 0 <= r < H and 0 <= s < W
-                at = ((picture * C + c_first) * H + r) * W + s
+                at_x = ((m * C + c_first) * H + r) * W + s
                 for c in range(CK):
-                    put(xs, c * IY * IX + k, get(x, at + c * H * W) if inside and c_first + c < C else zero)
+                    put(xs, c * IY * IX + k, get(x, at_x + c * H * W) if inside and c_first + c < C else zero)
             for k in range(t, OUTPUTS * KH * KW, THREADS):
                 tap, o = k % (KH * KW), k // (KH * KW)
-                at = W0 + (o_block + o) * WO + c_first * WC + tap // KW * WP + tap % KW * WQ
+                at_w = W0 + (o_block + o) * WO + c_first * WC + tap // KW * WP + tap % KW * WQ
                 for c in range(CK):
-                    put(ws, (c * KH * KW + tap) * ROW + o, get(w, at + c * WC) if c_first + c < C and o_block + o < O else zero)
+                    put(ws, (c * KH * KW + tap) * ROW + o, get(w, at_w + c * WC) if c_first + c < C and o_block + o < O else zero)
             cuda.syncthreads()
             for c in range(CK):
                 for p in range(0, KH, max(1, P)):
@@ -150,7 +155,7 @@ def make_correlate(TILE, X_SHAPE, Y_SHAPE, CELL, POOLED, TAPS, READS, W_STEPS, Y
                               (c * KH + p) * KW * ROW + group * OC, (TH, TW), (P, KW), (PIXEL_ROW, SW, TAP_ROW, DW), ROW, OC)
             cuda.syncthreads()
         i, j, o_first = i + ty, j + tx, o_block + group * OC
-        at = Y0 + picture * YN + o_first * YO
+        at_y = Y0 + m * YN + o_first * YO
         for o in range(OC):
             if o_first + o < O:
                 bias = get(b, o_first + o) if len(b) > 0 else zero
@@ -161,40 +166,40 @@ def make_correlate(TILE, X_SHAPE, Y_SHAPE, CELL, POOLED, TAPS, READS, W_STEPS, Y
                         if z > best or z != z:
                             best, won = z, k
                     if i < OH and j < OW:
-                        put(y, at + o * YO + i * YI + j * YJ, best)
-                        put(cells, at + o * YO + i * YI + j * YJ, won)
+                        put(y, at_y + o * YO + i * YI + j * YJ, best)
+                        put(argmax, at_y + o * YO + i * YI + j * YJ, won)
                 else:
                     for k in range(TH * TW):
                         row, column = i * TH + k // TW, j * TW + k % TW
                         if row < OH and column < OW:
-                            put(y, at + o * YO + row * YI + column * YJ, acc[k * OC + o] + bias)
+                            put(y, at_y + o * YO + row * YI + column * YJ, acc[k * OC + o] + bias)
 
-    return correlate, (TILES, -(-O // OUTPUTS)), THREADS
+    return correlation, (TILES, -(-O // OUTPUTS)), THREADS
 
 
 @functools.cache
-def make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS):
-    """What a block of so many threads does for the weight gradient: a device function, its blocks for each part, and its memory.
+def make_backward_weight_part(TILE, X_SHAPE, Y_SHAPE, POOL_SIZE, TAPS, READS, THREADS):
+    """What a block of so many threads does for dw and db: a device function, its blocks for each part, and its memory.
 
     TILE = (channels, columns of taps of a thread, groups of outputs, outputs of a thread, rows of windows at a time). X_SHAPE =
     (C, H, W), Y_SHAPE = (O, PH, PW): windows of pixels, of one pixel where there is no pooling. READS as in the correlation.
     """
     CB, Q, GROUPS, OC, ROWS = TILE
-    (C, H, W), (O, PH, PW), (WH, WW), (KH, KW) = X_SHAPE, Y_SHAPE, WINDOW, TAPS
+    (C, H, W), (O, PH, PW), (POOL_H, POOL_W), (KH, KW) = X_SHAPE, Y_SHAPE, POOL_SIZE, TAPS
     (R0, SH, DH), (S0, SW, DW) = READS
     RUN = KW // Q * CB
-    LANES, OUTPUTS = lanes(RUN), GROUPS * OC
+    LANES, OUTPUTS = round_up_to_warp(RUN), GROUPS * OC
     C_BLOCKS, O_BLOCKS = -(-C // CB), -(-O // OUTPUTS)
-    IY, IX = extent(ROWS * WH, SH, KH, DH), extent(PW * WW, SW, KW, DW)
-    CP = CB | 1             # odd: pixels side by side lie in different banks
-    SPARSE = WH * WW > 1
-    GS, ACC, SUMS = IY * IX * CP, OC * KH * Q, KH * Q       # in `floats` there is x, then dy
+    IY, IX = extent(ROWS * POOL_H, SH, KH, DH), extent(PW * POOL_W, SW, KW, DW)
+    CP = CB | 1             # odd: neighbouring pixels lie in different banks
+    SPARSE = POOL_H * POOL_W > 1
+    DY, ACC, SUMS = IY * IX * CP, OC * KH * Q, KH * Q       # in `floats` x comes first, and dy begins at DY
     TAP_ROW, TAP_STEP, DOWN, RIGHT = DH * IX * CP, DW * CP, SH * IX * CP, SW * CP
     O_STEP, TAP = KH * KW * C, C if Q == KW else KW * C     # a thread's taps are evenly spaced in w
-    G_SIZE, STRIPS = ROWS * PW * OUTPUTS, -(-PH // ROWS)
+    DY_SIZE, STRIPS = ROWS * PW * OUTPUTS, -(-PH // ROWS)
 
     @cuda.jit(device=True)
-    def weight_part(block, floats, won, partial, dy, cells, x, w_at, b_at, size, n, parts):
+    def backward_weight_part(block, floats, won, partial, dy, argmax, x, at_w, at_b, size, n, parts):
         acc = cuda.local.array(ACC, x.dtype)
         zero = x.dtype.type(0)
         t = cuda.threadIdx.x
@@ -206,148 +211,146 @@ def make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS):
         total = zero
         tile_zero(acc, ACC)
         for strip in range(part * n * STRIPS // parts, (part + 1) * n * STRIPS // parts):
-            picture, i = strip // STRIPS, strip % STRIPS * ROWS
+            m, i = strip // STRIPS, strip % STRIPS * ROWS
             for k in range(t, IY * IX, THREADS):
-                r, s = i * WH * SH + R0 + k // IX, S0 + k % IX
+                r, s = i * POOL_H * SH + R0 + k // IX, S0 + k % IX
                 inside = 0 <= r < H and 0 <= s < W
-                at = ((picture * C + c_first) * H + r) * W + s
-                for m in range(CB):
-                    put(floats, k * CP + m, get(x, at + m * H * W) if inside and c_first + m < C else zero)
+                at_x = ((m * C + c_first) * H + r) * W + s
+                for channel in range(CB):
+                    put(floats, k * CP + channel, get(x, at_x + channel * H * W) if inside and c_first + channel < C else zero)
             windows = min(ROWS, PH - i) * PW
-            for k in range(t, G_SIZE, THREADS):
+            for k in range(t, DY_SIZE, THREADS):
                 window, o = k % (ROWS * PW), k // (ROWS * PW)
-                at = ((picture * O + o_block + o) * PH + i) * PW + window
+                at_dy = ((m * O + o_block + o) * PH + i) * PW + window
                 inside = window < windows and o_block + o < O
-                if inside and not SPARSE and len(cells) > 0:    # windows of one cell, which a ReLU may have emptied
-                    inside = get(cells, at) != NOBODY
-                put(floats, GS + window * OUTPUTS + o, get(dy, at) if inside else zero)
+                if inside and not SPARSE and len(argmax) > 0:       # windows of one cell, which a ReLU may have emptied
+                    inside = get(argmax, at_dy) != NO_WINNER
+                put(floats, DY + window * OUTPUTS + o, get(dy, at_dy) if inside else zero)
                 if SPARSE:
-                    put(won, window * OUTPUTS + o, get(cells, at) if inside else NOBODY)
+                    put(won, window * OUTPUTS + o, get(argmax, at_dy) if inside else NO_WINNER)
             cuda.syncthreads()
             if busy:
                 tap = q * DW * CP + lane % CB
                 for window in range(windows):
-                    at = (window // PW * WH * SH * IX + window % PW * WW * SW) * CP + tap
-                    g_at = window * OUTPUTS + group * OC
-                    tile_winners(acc, floats, GS + g_at, won, g_at, floats, at, OC, (KH, Q), (WH, WW),
+                    at_x = (window // PW * POOL_H * SH * IX + window % PW * POOL_W * SW) * CP + tap
+                    at_dy = window * OUTPUTS + group * OC
+                    tile_winners(acc, floats, DY + at_dy, won, at_dy, floats, at_x, OC, (KH, Q), (POOL_H, POOL_W),
                                  (TAP_ROW, TAP_STEP, DOWN, RIGHT))
             if t < OUTPUTS:
                 for window in range(windows):
-                    if not SPARSE or get(won, window * OUTPUTS + t) != NOBODY:
-                        total += get(floats, GS + window * OUTPUTS + t)
+                    if not SPARSE or get(won, window * OUTPUTS + t) != NO_WINNER:
+                        total += get(floats, DY + window * OUTPUTS + t)
             cuda.syncthreads()
         if busy:
             o = o_block + group * OC
-            tile_put(acc, partial, part * size + w_at + (o * KH * KW + q) * C + c, O - o, (OC, SUMS), (O_STEP, TAP))
-        if b_at >= 0 and t < OUTPUTS and o_block + t < O and c_first == 0:
-            put(partial, part * size + b_at + o_block + t, total)
+            tile_put(acc, partial, part * size + at_w + (o * KH * KW + q) * C + c, O - o, (OC, SUMS), (O_STEP, TAP))
+        if at_b >= 0 and t < OUTPUTS and o_block + t < O and c_first == 0:
+            put(partial, part * size + at_b + o_block + t, total)
 
-    return weight_part, O_BLOCKS * C_BLOCKS, GS + G_SIZE, G_SIZE if SPARSE else 1
+    return backward_weight_part, O_BLOCKS * C_BLOCKS, DY + DY_SIZE, DY_SIZE if SPARSE else 1
 
 
 @functools.cache
-def make_weight_gradient(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, VERSION=CODE_VERSION):
-    """The weight gradient kernel of one geometry, of a convolution or of one whose output was pooled; the tile as above."""
-    THREADS = weight_threads(TILE, TAPS)
-    weight_part, blocks, FLOATS, WON = make_weight_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, READS, THREADS)
+def make_backward_weight(NAME, TILE, X_SHAPE, Y_SHAPE, POOL_SIZE, TAPS, READS, VERSION=CODE_VERSION):
+    """The kernel conv2d_backward_weight or conv2d_maxpool2d_backward_weight, whichever NAME says: dw and db; constants as above."""
+    THREADS = backward_weight_threads(TILE, TAPS)
+    backward_weight_part, blocks, FLOATS, WON = make_backward_weight_part(TILE, X_SHAPE, Y_SHAPE, POOL_SIZE, TAPS, READS, THREADS)
 
-    @kernel(THREADS)
-    def weight_gradient(partial, dy, cells, x, w_at, b_at, size, n, parts):
+    @kernel(THREADS, NAME)
+    def backward_weight(partial, dy, argmax, x, at_w, at_b, size, n, parts):
         """partial[part, o, p, q, c] = sum over the part's windows of dy[o, window] * x[c, winning pixel + (p, q)].
 
-        A part is so many strips of rows of windows, of as many pictures as it takes.
-
-        A thread has one c, one or all q, all p, and the sums of some outputs o. A row of `partial` has `size` numbers; the weights
-        begin at w_at, the bias, where there is one, at b_at.
+        db: the sums of dy. A part is a number of strips, which are rows of windows; it may begin or end within a sample. A thread
+        has one c, one or all q, all p, and some outputs o. A row of `partial` has `size` numbers: dw begins at at_w and db at at_b,
+        which is negative where there is no bias.
         """
         _ = VERSION
         floats = cuda.shared.array(FLOATS, x.dtype)
         won = cuda.shared.array(WON, np.uint8)
-        weight_part(cuda.blockIdx.x, floats, won, partial, dy, cells, x, w_at, b_at, size, n, parts)
+        backward_weight_part(cuda.blockIdx.x, floats, won, partial, dy, argmax, x, at_w, at_b, size, n, parts)
 
-    return weight_gradient, blocks, THREADS
+    return backward_weight, blocks, THREADS
 
 
 class Conv2d(Operation):
-    """A convolution of pictures of one shape: its kernels, and how its blocks share the work."""
+    """A convolution of images of one shape: its kernels, and how their blocks divide the work."""
 
-    window, relu = (1, 1), False
+    weight_kernel, pool_size, relu = "conv2d_backward_weight", (1, 1), False
 
     def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, dtype):
         self.x_shape, self.y_shape, self.dtype = tuple(x_shape), tuple(y_shape), np.dtype(dtype)
-        self.C, self.O, self.y_size = x_shape[0], y_shape[0], y_shape[1:]
+        (self.C, *_), (self.O, *self.y_size) = x_shape, y_shape
         self.size = self.y_size         # of dy
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.reads = tuple((-p, s, d) for p, s, d in zip(padding, stride, dilation, strict=True))
         KH, KW = kernel_size
         self.run = KH * KW * self.C
         self.w_steps = 0, self.run, 1, KW * self.C, self.C
-        self.phases = [phases(*axis) for axis in zip(
-            x_shape[1:], y_shape[1:], kernel_size, stride, padding, dilation, strict=True)]
+        self.phases = [phases(*axis) for axis in zip(self.x_shape[1:], kernel_size, stride, padding, dilation, strict=True)]
+        self.argmax = nothing(np.dtype(np.uint8))       # there are no windows to win
 
     def parts(self, n):
-        """Into how many partial sums the weight gradient of n pictures is split, all alike: it follows from the shapes alone."""
-        strips = n * -(-self.size[0] // self.weight_tile()[4])
+        """Into how many partial sums the weight gradient of n samples is split, all alike: it follows from the shapes alone."""
+        (PH, _), (*_, rows) = self.size, self.weight_tile()
+        strips = n * -(-PH // rows)
         most = max(1, min(MOST_PARTS, MOST_SUMS // (self.O * self.run)))
         return -(-strips // -(-strips // most)) if strips else 1
 
     def forward(self, n, y, x, params):
-        """y = conv(x, w) + b for n pictures."""
-        return [self._correlate(n, y.array, x.array, *params, self.x_shape, self.y_shape, pixels(self.y_size), self.kernel_size,
-                                self.reads, self.w_steps, y.steps)]
+        """y = conv(x, w) + b for n samples."""
+        return [self.correlate("conv2d_forward", n, y.array, x.array, *params, self.x_shape, self.y_shape,
+                               pixels_of_a_thread(self.y_size), self.kernel_size, self.reads, self.w_steps, y.steps)]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         """dw, db and, unless dx is None, dx."""
-        return [self.weight_backward(n, dparams, dy, x)] + ([] if dx is None else self.input_backward(n, dx, dy, params[0]))
+        calls, (w, _) = self.backward_weight(n, dparams, dy, x, add), params
+        return calls if dx is None else calls + self.backward_input(n, dx, dy, w)
 
-    def weight_backward(self, n, dparams, dy, x):
-        """dw and db, in partial sums."""
-        kernel, blocks, threads = make_weight_gradient(self.weight_tile(), *self.geometry())
-        return Call(Launch(kernel, self.parts(n) * blocks, threads), self.weight_arguments(n, dparams, dy, x), self.weight_flop(n))
+    def backward_weight(self, n, dparams, dy, x, add):
+        """dw and db, in partial sums, which `Partials` adds up."""
+        kernel, blocks, threads = make_backward_weight(self.weight_kernel, self.weight_tile(), *self.geometry())
+        return [Call(Launch(kernel, self.parts(n) * blocks, threads), self.weight_arguments(n, dparams, dy, x), self.flop(n))]
 
     def weight_tile(self):
-        """How the weight gradient is shared out."""
-        _, y_shape, window, taps, reads = self.geometry()
-        return weight_tile(self.C, self.O, y_shape[1:], window, taps, reads, self.dtype.itemsize)
+        """How blocks divide the weight gradient."""
+        _, (O, *size), pool_size, taps, reads = self.geometry()
+        return backward_weight_tile(self.C, O, tuple(size), pool_size, taps, reads, self.dtype.itemsize)
 
     def geometry(self):
-        """What a weight gradient depends on: shapes of x and dy, the window, taps and what they read."""
-        return self.x_shape, (self.O, *self.size), self.window, self.kernel_size, self.reads
+        """What a weight gradient depends on: shapes of x and dy, the windows, taps and what they read."""
+        return self.x_shape, (self.O, *self.size), self.pool_size, self.kernel_size, self.reads
 
     def weight_arguments(self, n, dparams, dy, x):
         """The arguments of the weight gradient's kernel."""
         dw, db = dparams
-        return (dw.partial, dy.array, self.winners(), x.array, dw.start, -1 if db is None else db.start, dw.size, n, self.parts(n))
+        return (dw.partial, dy.array, self.argmax, x.array, dw.start, -1 if db is None else db.start, dw.size, n, self.parts(n))
 
-    def weight_flop(self, n):
-        """Of either gradient: one pixel of each window."""
+    def flop(self, n):
+        """Of either gradient's formula, where one pixel of each window counts."""
         return 2 * n * self.O * self.run * math.prod(self.size)
 
-    def winners(self):
-        """The cell that won each window, for the weight gradient; nothing where there are no windows."""
-        return nothing(np.dtype(np.uint8))
-
-    def input_backward(self, n, dx, dy, w):
-        """dx: the correlation of dy with the flipped weights, one phase of the stride at a time."""
-        calls = []
-        start, image, channel, row, column = dx.steps
-        _, _, _, WP, WQ = self.w_steps
-        for u in self.phases[0]:
-            for v in self.phases[1]:
+    def backward_input(self, n, dx, dy, w):
+        """dx: a correlation of dy with the weights, whose taps are visited backwards, for each phase of the stride."""
+        calls, (rows, columns), (stride_h, stride_w) = [], self.phases, self.stride
+        (start, sample, channel, row, column), (*_, w_row, w_column) = dx.steps, self.w_steps
+        for u in rows:
+            for v in columns:
                 size = u.count, v.count
-                calls.append(self._correlate(
-                    n, dx.array, dy.array, w, None, self.y_shape, (self.C, *size), pixels(size), (u.taps, v.taps),
-                    ((u.read, 1, u.read_step), (v.read, 1, v.read_step)),
-                    (u.tap * WP + v.tap * WQ, 1, self.run, u.tap_step * WP, v.tap_step * WQ),
-                    (start + u.first * row + v.first * column, image, channel, self.stride[0] * row, self.stride[1] * column)))
+                calls.append(self.correlate(
+                    "conv2d_backward_input", n, dx.array, dy.array, w, None, self.y_shape, (self.C, *size),
+                    pixels_of_a_thread(size), (u.taps, v.taps), ((u.read, 1, u.read_step), (v.read, 1, v.read_step)),
+                    (u.tap * w_row + v.tap * w_column, 1, self.run, u.tap_step * w_row, v.tap_step * w_column),
+                    (start + u.first * row + v.first * column, sample, channel, stride_h * row, stride_w * column)))
         return calls
 
-    def _correlate(self, n, y, x, w, b, x_shape, y_shape, cell, taps, reads, w_steps, y_steps, cells=None):
-        """The call of the correlation for n pictures; with `cells` it pools its cells of pixels."""
-        pooled, low, none = cells is not None, *((0, NOBODY) if self.relu else (-np.inf, 0))
-        tile = correlate_tile(x_shape[0], y_shape, cell, pooled, taps, reads, self.dtype.itemsize)
-        kernel, (tiles, blocks), threads = make_correlate(tile, x_shape, y_shape, cell, pooled, taps, reads, w_steps, y_steps)
-        sums = n * math.prod(y_shape) * (math.prod(cell) if pooled else 1)
+    def correlate(self, name, n, y, x, w, b, x_shape, y_shape, pixels, taps, reads, w_steps, y_steps, argmax=None):
+        """The call of the correlation `name` for n samples; with `argmax` it pools each thread's pixels."""
+        pooled, low, none = argmax is not None, *((0, NO_WINNER) if self.relu else (-np.inf, 0))
+        C, *_ = x_shape
+        tile = correlation_tile(C, y_shape, pixels, pooled, taps, reads, self.dtype.itemsize)
+        kernel, (tiles, blocks), threads = make_correlation(
+            name, tile, x_shape, y_shape, pixels, pooled, taps, reads, w_steps, y_steps)
+        sums = n * math.prod(y_shape) * (math.prod(pixels) if pooled else 1)
         return Call(Launch(kernel, (n * tiles, blocks), threads), (
-            y, cells if pooled else nothing(np.dtype(np.uint8)), x, w, nothing(self.dtype) if b is None else b,
-            self.dtype.type(low), np.uint8(none)), 2 * sums * x_shape[0] * math.prod(taps))
+            y, argmax if pooled else nothing(np.dtype(np.uint8)), x, w, nothing(self.dtype) if b is None else b,
+            self.dtype.type(low), np.uint8(none)), 2 * sums * C * math.prod(taps))

@@ -1,6 +1,7 @@
-"""Convolution and max pooling in one on the GPU; backward visits only the pixels that won their window.
+"""Convolution, max pooling and perhaps ReLU in one on the GPU; backward visits only the pixels that won their window.
 
-Forward is conv2d.py's correlation, whose threads compute a window each, and so is the weight gradient, which follows the winners.
+Forward is conv2d.py's correlation, whose threads compute a window each. The weight gradient is conv2d.py's too, which reads x where
+a window's winner is. Backward computes both gradients in one launch, each in blocks of its own.
 """
 import functools
 import math
@@ -9,50 +10,58 @@ import numpy as np
 
 from nbcnn.kernels.cuda.buffer import allocate
 from nbcnn.kernels.cuda.compat import Launch, copy_to, cuda, kernel
-from nbcnn.kernels.cuda.conv2d import MOST_THREADS, SHARED, Conv2d, even, lanes, make_weight_part, weight_threads
+from nbcnn.kernels.cuda.conv2d import (
+    MOST_THREADS,
+    SHARED,
+    Conv2d,
+    backward_weight_threads,
+    largest_divisor,
+    make_backward_weight_part,
+    round_up_to_warp,
+)
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_add, tile_patch, tile_zero
-from nbcnn.kernels.operation import NOBODY, Call
+from nbcnn.kernels.operation import NO_WINNER, Call
 
 
 @functools.cache
-def make_input_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, PADDING, THREADS):
-    """What a block of so many threads does for the input gradient: a device function, its blocks for each picture, and its memory.
+def make_conv2d_maxpool2d_backward_input(TILE, X_SHAPE, Y_SHAPE, POOL_SIZE, TAPS, PADDING, THREADS):
+    """What a block of so many threads does for dx: a device function, its blocks for each sample, and its memory.
 
     TILE = (channels, strips at a time, groups of outputs, windows of a strip, outputs at a time, rows, columns of windows).
     X_SHAPE = (C, H, W), Y_SHAPE = (O, PH, PW).
     """
     CB, STRIPS, GROUPS, WINDOWS, OC, ROWS, COLUMNS = TILE
-    (C, H, W), (O, PH, PW), (WH, WW), (KH, KW), (PAD_H, PAD_W) = X_SHAPE, Y_SHAPE, WINDOW, TAPS, PADDING
-    LANES, TAPS_SIZE = lanes(CB), KH * KW
-    TH, TW = ROWS * WH, COLUMNS * WW            # the block's part of dx
+    (C, H, W), (O, PH, PW), (POOL_H, POOL_W), (KH, KW), (PAD_H, PAD_W) = X_SHAPE, Y_SHAPE, POOL_SIZE, TAPS, PADDING
+    LANES, TAPS_SIZE = round_up_to_warp(CB), KH * KW
+    TH, TW = ROWS * POOL_H, COLUMNS * POOL_W            # the block's part of dx
     TILES_X, C_BLOCKS = -(-W // TW), -(-C // CB)
     TILES = TILES_X * -(-H // TH)
-    PATCH_H, PATCH_W = WH + KH - 1, WINDOWS * WW + KW - 1
+    PATCH_H, PATCH_W = POOL_H + KH - 1, WINDOWS * POOL_W + KW - 1
     # Strips of one colour do not touch the same pixels.
-    COLOURS_Y, COLOURS_X = -(-PATCH_H // WH), -(-PATCH_W // (WINDOWS * WW))
+    COLOURS_Y, COLOURS_X = -(-PATCH_H // POOL_H), -(-PATCH_W // (WINDOWS * POOL_W))
     CP = CB | 1
-    W_SIZE, G_SIZE, TILE_SIZE = OC * TAPS_SIZE * CB, STRIPS * OC * WINDOWS, TH * TW * CP
-    GS, TILE_AT = W_SIZE, W_SIZE + G_SIZE       # in `floats` there are the weights, then dy, then the part of dx
+    W_SIZE, DY_SIZE, TILE_SIZE = OC * TAPS_SIZE * CB, STRIPS * OC * WINDOWS, TH * TW * CP
+    DY, DX = W_SIZE, W_SIZE + DY_SIZE           # in `floats` the weights come first, dy begins at DY, the part of dx at DX
     ACC, TILE_ROW = PATCH_H * PATCH_W, TW * CP
 
     @cuda.jit(device=True)
-    def input_part(block, floats, won, dx, dy, cells, w):
+    def conv2d_maxpool2d_backward_input(block, floats, won, dx, dy, argmax, w):
         acc = cuda.local.array(ACC, dx.dtype)
         zero = dx.dtype.type(0)
         t = cuda.threadIdx.x
         own, lane = t // LANES % STRIPS, t % LANES
         group = t // (LANES * STRIPS)
-        picture, c_first = block // (TILES * C_BLOCKS), block // TILES % C_BLOCKS * CB
+        m, c_first = block // (TILES * C_BLOCKS), block // TILES % C_BLOCKS * CB
         r_first, s_first = block % TILES // TILES_X * TH, block % TILES_X * TW
-        # Window row i touches the rows i*WH - PAD_H and PATCH_H - 1 more.
-        i_first = max(0, -((PATCH_H - 1 - PAD_H - r_first) // WH))
-        i_stop = min(PH, (min(H, r_first + TH) - 1 + PAD_H) // WH + 1)
-        j_first = max(0, -((WW + KW - 2 - PAD_W - s_first) // WW))
-        j_stop = min(PW, (min(W, s_first + TW) - 1 + PAD_W) // WW + 1)
+        # Window row i touches the rows i*POOL_H - PAD_H and PATCH_H - 1 more.
+        i_first = max(0, -((PATCH_H - 1 - PAD_H - r_first) // POOL_H))
+        i_stop = min(PH, (min(H, r_first + TH) - 1 + PAD_H) // POOL_H + 1)
+        j_first = max(0, -((POOL_W + KW - 2 - PAD_W - s_first) // POOL_W))
+        j_stop = min(PW, (min(W, s_first + TW) - 1 + PAD_W) // POOL_W + 1)
         across = max(0, j_stop - j_first + WINDOWS - 1) // WINDOWS
         strips = max(0, i_stop - i_first) * across
         for k in range(t, TILE_SIZE, THREADS):
-            put(floats, TILE_AT + k, zero)
+            put(floats, DX + k, zero)
         for strip_first in range(0, strips, STRIPS):
             strip = strip_first + own
             busy = strip < strips and lane < CB and group < GROUPS
@@ -63,53 +72,55 @@ def make_input_part(TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, PADDING, THREADS):
                 for k in range(t, W_SIZE, THREADS):
                     c, tap = c_first + k % CB, o_first * TAPS_SIZE + k // CB
                     put(floats, k, get(w, tap * C + c) if c < C and tap < O * TAPS_SIZE else zero)
-                for k in range(t, G_SIZE, THREADS):
+                for k in range(t, DY_SIZE, THREADS):
                     # Neighbouring threads read neighbouring windows.
                     o, other, j = o_first + k // WINDOWS % OC, strip_first + k // (WINDOWS * OC), k % WINDOWS
                     i, j = i_first + other // across, j_first + other % across * WINDOWS + j
                     inside = other < strips and o < O and j < j_stop
-                    at = ((picture * O + o) * PH + i) * PW + j
-                    put(floats, GS + k, get(dy, at) if inside else zero)
-                    put(won, k, get(cells, at) if inside else NOBODY)
+                    at = ((m * O + o) * PH + i) * PW + j
+                    put(floats, DY + k, get(dy, at) if inside else zero)
+                    put(won, k, get(argmax, at) if inside else NO_WINNER)
                 cuda.syncthreads()
                 if busy:
                     for o in range(group, OC, GROUPS):
                         at = (own * OC + o) * WINDOWS
-                        w_at = o * TAPS_SIZE * CB + lane
-                        tile_patch(acc, floats, GS + at, won, at, floats, w_at, WINDOWS, (KH, KW), (WH, WW), CB)
+                        at_w = o * TAPS_SIZE * CB + lane
+                        tile_patch(acc, floats, DY + at, won, at, floats, at_w, WINDOWS, (KH, KW), (POOL_H, POOL_W), CB)
             for colour in range(COLOURS_Y * COLOURS_X * GROUPS):
                 cuda.syncthreads()
                 if busy and (group * COLOURS_Y + row % COLOURS_Y) * COLOURS_X + column % COLOURS_X == colour:
-                    tile_add(acc, floats, TILE_AT + lane, (i_first + row) * WH - PAD_H - r_first,
-                             (j_first + column * WINDOWS) * WW - PAD_W - s_first, TH, TW, (PATCH_H, PATCH_W), (TILE_ROW, CP))
+                    tile_add(acc, floats, DX + lane, (i_first + row) * POOL_H - PAD_H - r_first,
+                             (j_first + column * WINDOWS) * POOL_W - PAD_W - s_first, TH, TW, (PATCH_H, PATCH_W), (TILE_ROW, CP))
         cuda.syncthreads()
         for k in range(t, TH * TW, THREADS):
             r, s = r_first + k // TW, s_first + k % TW
             if r < H and s < W:
-                at = ((picture * C + c_first) * H + r) * W + s
+                at = ((m * C + c_first) * H + r) * W + s
                 for c in range(CB):
                     if c_first + c < C:
-                        put(dx, at + c * H * W, get(floats, TILE_AT + k * CP + c))
+                        put(dx, at + c * H * W, get(floats, DX + k * CP + c))
 
-    return input_part, TILES * C_BLOCKS, TILE_AT + TILE_SIZE, G_SIZE
+    return conv2d_maxpool2d_backward_input, TILES * C_BLOCKS, DX + TILE_SIZE, DY_SIZE
 
 
 @functools.cache
-def make_sparse_backward(WEIGHT_TILE, INPUT_TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, PADDING, VERSION=CODE_VERSION):
-    """The kernel of both gradients of one geometry; the tiles as above."""
+def make_conv2d_maxpool2d_backward(WEIGHT_TILE, INPUT_TILE, X_SHAPE, Y_SHAPE, POOL_SIZE, TAPS, PADDING, VERSION=CODE_VERSION):
+    """The kernel of all gradients of one geometry; constants as above."""
     reads = tuple((-padding, 1, 1) for padding in PADDING)
     channels, strips, groups, *_ = INPUT_TILE
-    THREADS = max(weight_threads(WEIGHT_TILE, TAPS), lanes(channels) * strips * groups)
-    weight_part, W_BLOCKS, W_FLOATS, W_WON = make_weight_part(WEIGHT_TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, reads, THREADS)
-    input_part, X_BLOCKS, X_FLOATS, X_WON = make_input_part(INPUT_TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS, PADDING, THREADS)
+    THREADS = max(backward_weight_threads(WEIGHT_TILE, TAPS), round_up_to_warp(channels) * strips * groups)
+    backward_weight_part, W_BLOCKS, W_FLOATS, W_WON = make_backward_weight_part(
+        WEIGHT_TILE, X_SHAPE, Y_SHAPE, POOL_SIZE, TAPS, reads, THREADS)
+    conv2d_maxpool2d_backward_input, X_BLOCKS, X_FLOATS, X_WON = make_conv2d_maxpool2d_backward_input(
+        INPUT_TILE, X_SHAPE, Y_SHAPE, POOL_SIZE, TAPS, PADDING, THREADS)
     FLOATS, WON = max(W_FLOATS, X_FLOATS), max(W_WON, X_WON)
 
     @kernel(THREADS)
-    def backward(partial, dy, cells, x, w_at, b_at, size, n, parts, dx, w):
-        """dx[c, winning pixel + (p, q)] = sum of dy[o, window] * w[o, p, q, c]; in the last blocks conv2d.py's weight gradient.
+    def conv2d_maxpool2d_backward(partial, dy, argmax, x, at_w, at_b, size, n, parts, dx, w):
+        """dx[c, winning pixel + (p, q)] = sum of dy[o, window] * w[o, p, q, c]; in the last blocks dw and db.
 
-        A block has a picture's tile and some channels, a thread one channel c and the patch of pixels that a strip of windows
-        touches. All its sums done, a strip adds its patch to the block's tile, in turn with the strips that overlap it: in the same
+        A block has a tile of a sample and some channels, a thread one channel c and the patch of pixels that a strip of windows
+        touches. When all its sums are done, a strip adds its patch to the block's tile. Strips that overlap take turns, in the same
         order every time.
         """
         _ = VERSION
@@ -117,43 +128,43 @@ def make_sparse_backward(WEIGHT_TILE, INPUT_TILE, X_SHAPE, Y_SHAPE, WINDOW, TAPS
         won = cuda.shared.array(WON, np.uint8)
         block = cuda.blockIdx.x
         if block < n * X_BLOCKS:
-            input_part(block, floats, won, dx, dy, cells, w)
+            conv2d_maxpool2d_backward_input(block, floats, won, dx, dy, argmax, w)
         else:
-            weight_part(block - n * X_BLOCKS, floats, won, partial, dy, cells, x, w_at, b_at, size, n, parts)
+            backward_weight_part(block - n * X_BLOCKS, floats, won, partial, dy, argmax, x, at_w, at_b, size, n, parts)
 
-    return backward, W_BLOCKS, X_BLOCKS, THREADS
+    return conv2d_maxpool2d_backward, W_BLOCKS, X_BLOCKS, THREADS
 
 
-def reaching(size, windows, step, window, taps, padding):
-    """How many windows at most touch one of the pieces of `step` rows, or columns, of dx."""
+def most_windows_touching(size, windows, step, window, taps, padding):
+    """How many rows of windows touch a piece of `step` rows of dx, for the piece with the most; columns likewise."""
     return max(1, *(min(windows, (min(size, start + step) - 1 + padding) // window + 1)
                     - max(0, -((window + taps - 2 - padding - start) // window)) for start in range(0, size, step)))
 
 
 @functools.cache
-def input_tile(x_shape, y_shape, window, taps, padding, itemsize, taken=0):
+def backward_input_tile(x_shape, y_shape, pool_size, taps, padding, itemsize, taken=0):
     """A block's part of the input gradient: a warp of channels for each strip, and a tile of dx that shared memory holds.
 
-    `taken` are bytes of shared memory that there are not.
+    `taken` are bytes of shared memory that something else needs.
     """
-    (C, H, W), (O, PH, PW), (WH, WW), (KH, KW) = x_shape, y_shape, window, taps
+    (C, H, W), (O, PH, PW), (pool_h, pool_w), (KH, KW), (padding_h, padding_w) = x_shape, y_shape, pool_size, taps, padding
     channels = min(C, 32)
-    windows = max([1] + [k for k in range(2, min(PW, 8) + 1) if (WH + KH - 1) * (k * WW + KW - 1) + KH * KW <= 150])
+    windows = max([1] + [k for k in range(2, min(PW, 8) + 1) if (pool_h + KH - 1) * (k * pool_w + KW - 1) + KH * KW <= 150])
     rows, columns = PH, PW
     while True:
-        # Windows that reach into the tile.
-        high = reaching(H, PH, rows * WH, WH, KH, padding[0])
-        wide = -(-reaching(W, PW, columns * WW, WW, KW, padding[1]) // windows)
-        strips = max(1, min(high * wide, MOST_THREADS // lanes(channels)))
-        fixed = rows * WH * columns * WW * (channels | 1) * itemsize
+        rows_touching = most_windows_touching(H, PH, rows * pool_h, pool_h, KH, padding_h)
+        columns_touching = -(-most_windows_touching(W, PW, columns * pool_w, pool_w, KW, padding_w) // windows)
+        strips = max(1, min(rows_touching * columns_touching, MOST_THREADS // round_up_to_warp(channels)))
+        fixed = rows * pool_h * columns * pool_w * (channels | 1) * itemsize
         output = KH * KW * channels * itemsize + strips * windows * (itemsize + 1)
         outputs = min(8, O, max(0, SHARED - taken - fixed) // output)
         if outputs >= min(4, O):
-            outputs = even(O, outputs)
-            groups = max(1, min(outputs, MOST_THREADS // (lanes(channels) * strips)))
+            outputs = largest_divisor(O, outputs)
+            groups = max(1, min(outputs, MOST_THREADS // (round_up_to_warp(channels) * strips)))
             return channels, strips, groups, windows, outputs, rows, columns
         if rows * columns == 1 and channels == 1:
-            raise ValueError(f"w: expected kernels and windows that fit into a GPU's shared memory, got {KH}x{KW} and {WH}x{WW}")
+            raise ValueError(f"w: expected kernels and windows that fit into a GPU's shared memory, "
+                             f"got {KH}x{KW} and {pool_h}x{pool_w}")
         if rows * columns == 1:
             channels = -(-channels // 2)
         elif rows >= columns:
@@ -167,42 +178,41 @@ class Conv2dMaxPool2d(Conv2d):
 
     Attributes
     ----------
-    cells : uint8 device array (batch, O, PH, PW), flat
+    argmax : flat uint8 device array (batch*O*PH*PW,)
     """
 
-    def __init__(self, x_shape, conv_shape, kernel_size, padding, window, relu, dtype):
+    weight_kernel = "conv2d_maxpool2d_backward_weight"
+
+    def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype):
         super().__init__(x_shape, conv_shape, kernel_size, (1, 1), padding, (1, 1), dtype)
-        self.window, self.relu = window, relu
-        self.size = conv_shape[1] // window[0], conv_shape[2] // window[1]
+        self.pool_size, self.relu = pool_size, relu
+        self.size = tuple(n // k for n, k in zip(self.y_size, pool_size, strict=True))
 
     def reserve(self, batch):
-        """Allocate what is kept for backward, for up to `batch` pictures."""
-        self.cells = allocate((batch * self.O * math.prod(self.size),), np.uint8)
+        self.argmax = allocate((batch * self.O * math.prod(self.size),), np.uint8)
 
-    def cells_view(self):
-        """The cells in PyTorch's shape, a view."""
-        return self.cells.reshape(self.cells.size // (self.O * math.prod(self.size)), self.O, *self.size)
+    def argmax_view(self, n):
+        """argmax of the first n samples in PyTorch's shape, a view."""
+        return self.argmax[:n * self.O * math.prod(self.size)].reshape(n, self.O, *self.size)
 
-    def set_cells(self, cells):
-        """Take over cells in PyTorch's shape, a NumPy array."""
-        copy_to(self.cells, cells.astype(np.uint8).reshape(-1))
-
-    def winners(self):
-        return self.cells
+    def set_argmax(self, argmax):
+        """Take over argmax in PyTorch's shape, a NumPy array."""
+        copy_to(self.argmax, argmax.astype(np.uint8).reshape(-1))
 
     def forward(self, n, y, x, params):
         """y = the largest of each window of conv(x, w) + b, and of 0 with a ReLU."""
-        return [self._correlate(n, y.array, x.array, *params, self.x_shape, (self.O, *self.size), self.window, self.kernel_size,
-                                self.reads, self.w_steps, y.steps, self.cells)]
+        return [self.correlate("conv2d_maxpool2d_forward", n, y.array, x.array, *params, self.x_shape, (self.O, *self.size),
+                               self.pool_size, self.kernel_size, self.reads, self.w_steps, y.steps, self.argmax)]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         """dw, db and, unless dx is None, dx, in one launch."""
         if dx is None:
-            return [self.weight_backward(n, dparams, dy, x)]
-        x_shape, y_shape, window, taps, _ = self.geometry()
+            return self.backward_weight(n, dparams, dy, x, add)
+        (x_shape, y_shape, pool_size, taps, _), (_, PW), (w, _) = self.geometry(), self.size, params
         _, _, groups, outputs, rows = weight_tile = self.weight_tile()
-        taken = groups * outputs * rows * y_shape[2]       # the cells that the weight gradient keeps, if more
-        tile = input_tile(x_shape, y_shape, window, taps, self.padding, self.dtype.itemsize, taken)
-        kernel, w_blocks, x_blocks, threads = make_sparse_backward(weight_tile, tile, x_shape, y_shape, window, taps, self.padding)
+        taken = groups * outputs * rows * PW        # the part of argmax that the weight gradient keeps, if that is more
+        tile = backward_input_tile(x_shape, y_shape, pool_size, taps, self.padding, self.dtype.itemsize, taken)
+        kernel, w_blocks, x_blocks, threads = make_conv2d_maxpool2d_backward(
+            weight_tile, tile, x_shape, y_shape, pool_size, taps, self.padding)
         return [Call(Launch(kernel, self.parts(n) * w_blocks + n * x_blocks, threads),
-                     (*self.weight_arguments(n, dparams, dy, x), dx.array, params[0]), 2 * self.weight_flop(n))]
+                     (*self.weight_arguments(n, dparams, dy, x), dx.array, w), 2 * self.flop(n))]

@@ -1,9 +1,9 @@
-"""Pictures as vectors on the GPU: they lie in PyTorch's order already, so nothing is computed."""
+"""Images as vectors on the GPU: they lie in PyTorch's order already, so nothing is computed."""
 from nbcnn.kernels.operation import Operation
 
 
 class Flatten(Operation):
-    """Pictures (C, H, W) as vectors (C*H*W,) in the same memory."""
+    """Images (C, H, W) as vectors (C*H*W,) in the same memory."""
 
     shares = True
 

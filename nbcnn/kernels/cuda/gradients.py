@@ -42,8 +42,8 @@ def make_update_and_gather(C, H, W, VERSION=CODE_VERSION):
     gather_part = make_gather_part(C, H, W)
 
     @kernel(THREADS)
-    def update_and_gather(grad, partial, where, chunk, param, buffer, lr, momentum, keep, weight_decay, has_decay, has_momentum,
-                          nesterov, maximize, state, out, pictures, index, flip, shift, table, batch, count):
+    def update_and_gather(grad, partial, where, chunk, param, buffer, lr, momentum, one_minus_dampening, weight_decay, has_decay,
+                          has_momentum, nesterov, maximize, state, out, pictures, index, flip, shift, table, batch, count):
         """In the first blocks what sum_parts and then sgd do; in the others what gather does."""
         _ = VERSION
         k, blocks = cuda.grid(1), (grad.size + THREADS - 1) // THREADS
@@ -53,8 +53,8 @@ def make_update_and_gather(C, H, W, VERSION=CODE_VERSION):
             g = sum_of_parts(partial, k, where, chunk, grad)
             grad[k] = g
             if state[STOPPED] == 0:
-                param[k], moved = sgd_element(param[k], buffer[k] if has_momentum else g, g, lr[state[UPDATE]], momentum, keep,
-                                              weight_decay, has_decay, has_momentum, nesterov, maximize, False)
+                param[k], moved = sgd_element(param[k], buffer[k] if has_momentum else g, g, lr[state[UPDATE]], momentum,
+                                              one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize, False)
                 if has_momentum:
                     buffer[k] = moved
 
@@ -62,10 +62,7 @@ def make_update_and_gather(C, H, W, VERSION=CODE_VERSION):
 
 
 class Gradients:
-    """Where the gradients of some parameters go that are not a model's: `arrays`, flat, once `calls` have run.
-
-    They do so after the backward pass of an operation that took `targets` as dparams.
-    """
+    """Where the gradients of some parameters go that are not a model's: to partial sums, which `calls` add up in `arrays`."""
 
     def __init__(self, operation, n, sizes, dtype):
         chunk, starts, total = ALIGNMENT // np.dtype(dtype).itemsize, [], 0
@@ -80,16 +77,7 @@ class Gradients:
 
 
 class Partials:
-    """The partial sums of the gradients of a model's parameters: for each operation rows of its own, one for each part of a batch.
-
-    Parameters
-    ----------
-    vector : ParameterVector
-    parts : dict
-        Of each Parameter with a gradient: into how many sums that is split for a number of samples, a method of its operation.
-    batch : int
-        The most samples.
-    """
+    """The partial sums of the gradients of a model's parameters: each operation has its own rows, one for each part of a batch."""
 
     def __init__(self, vector, parts, batch):
         self.vector, self.parts, self.chunk = vector, parts, ALIGNMENT // vector.grad.dtype.itemsize

@@ -98,7 +98,7 @@ def make_linear(IN, OUT, VERSION=CODE_VERSION):
         linear_part(y, x, w, b, n, IN, OUT, a_tile, b_tile)
 
     @kernel(THREADS)
-    def linear_backward(partial, w_at, b_at, dx, dy, x, w, n):
+    def linear_backward(partial, at_w, at_b, dx, dy, x, w, n):
         """dw[o, c] = sum of dy[n, o] * x[n, c], db[o] = sum of dy[n, o]; in other blocks dx[n, c] = sum of dy[n, o] * w[o, c].
 
         db is a column of dw, of an x that is 1 there.
@@ -113,9 +113,9 @@ def make_linear(IN, OUT, VERSION=CODE_VERSION):
             row, column = row_first + t // SIDE, column_first + t % SIDE
             if row < OUT:
                 if column < IN:
-                    put(partial, w_at + row * IN + column, total)
-                elif column == IN and b_at >= 0:
-                    put(partial, b_at + row, total)
+                    put(partial, at_w + row * IN + column, total)
+                elif column == IN and at_b >= 0:
+                    put(partial, at_b + row, total)
         else:
             row_first, column_first = (block - W_BLOCKS) // X_BLOCKS_X * SIDE, (block - W_BLOCKS) % X_BLOCKS_X * SIDE
             total = product(dy, OUT, 1, n, w, 1, IN, IN, -1, OUT, row_first, column_first, a_tile, b_tile)
@@ -158,6 +158,6 @@ class Linear(Operation):
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         (dw, db), (_, kernel, w_blocks, x_blocks) = dparams, self.kernels
         blocks = w_blocks + (0 if dx is None else x_blocks * -(-n // SIDE))
-        b_at, dx_array = -1 if db is None else db.start, nothing(self.dtype) if dx is None else dx.array
-        return [Call(Launch(kernel, blocks, THREADS), (dw.partial, dw.start, b_at, dx_array, dy.array, x.array, params[0], n),
+        at_b, dx_array = -1 if db is None else db.start, nothing(self.dtype) if dx is None else dx.array
+        return [Call(Launch(kernel, blocks, THREADS), (dw.partial, dw.start, at_b, dx_array, dy.array, x.array, params[0], n),
                      2 * n * self.O * self.IN * (1 if dx is None else 2))]

@@ -1,4 +1,4 @@
-"""What a scheduler runs for a loss: one launch for its value and its gradient."""
+"""What a scheduler runs for a loss: one launch, which computes its value and its gradient."""
 import numpy as np
 
 from nbcnn.kernels.backend import on_device
@@ -7,8 +7,6 @@ from nbcnn.kernels.cuda.buffer import nothing
 from nbcnn.kernels.cuda.compat import as_device_array, empty, to_device, to_host
 from nbcnn.kernels.cuda.launch import run
 from nbcnn.kernels.cuda.state import no_training
-
-KINDS = {"L1Loss": losses.L1, "MSELoss": losses.MSE, "BCELoss": losses.BCE, "BCEWithLogitsLoss": losses.BCE_WITH_LOGITS}
 
 
 class LazyNumber:
@@ -38,10 +36,10 @@ def loss_call(loss, value, dx, x, t, shape, state=None, batch=0, advance=False):
     value : flat device array
         Receives the loss, at the position of the step that `state` says.
     dx, x : flat device arrays
-        Outputs (N, C, ...) of this `shape`, which may be followed by others.
+        Outputs (N, C, ...) of this `shape`. More elements may follow.
     t : flat device array
-        Targets of x's shape, or int64 class labels: those of all steps, `batch` to a step. To an elementwise loss a label is a
-        row of zeros with a 1.
+        Targets of x's shape, or int64 class labels: those of all steps, `batch` to a step. For an elementwise loss a label stands
+        for its one-hot row.
     state, batch, advance
         As the kernels take them.
     """
@@ -51,9 +49,10 @@ def loss_call(loss, value, dx, x, t, shape, state=None, batch=0, advance=False):
     def weights(name):      # one for each element
         weight = options.get(name)
         return nothing(dtype) if weight is None else to_device(np.broadcast_to(np.asarray(weight, dtype), shape).reshape(-1))
-    if type(loss).__name__ in KINDS:
+    operation = getattr(losses, type(loss).__name__)
+    if operation is not losses.CrossEntropyLoss:
         return losses.elementwise_call(
-            KINDS[type(loss).__name__], value, nothing(dtype), dx, x, t, weights("weight"), weights("pos_weight"), one,
+            operation.kind, value, nothing(dtype), dx, x, t, weights("weight"), weights("pos_weight"), one,
             (size or np.nan) if loss.reduction == "mean" else 1, size, size // shape[0] if labels and size else 0, state, batch,
             advance)
     weight, smoothing = options["weight"], options["label_smoothing"]

@@ -1,9 +1,9 @@
-"""Losses on the GPU: loss, gradient and, in training, the move to the next step in one launch of one block.
+"""Losses on the GPU. One launch of one block computes the loss, its gradient and, in training, moves on to the next step.
 
 A batch's output is small: what counts is the number of launches. Everything is computed in the arrays' own dtype. Each thread adds
-up its own losses in order, then the threads' sums are added in pairs: equal input, equal bits.
+up its own losses in order, then the threads' sums are added in pairs. So equal input gives equal bits.
 
-An array of length 0 stands for one that is left out: weights that are all 1, results that nobody wants.
+An array of length 0 stands for one that is left out: weights that are all 1, or a result that is not wanted.
 """
 import functools
 import math
@@ -15,7 +15,7 @@ from nbcnn.kernels.cuda.compat import SIMULATED, Launch, cuda, empty, kernel
 from nbcnn.kernels.cuda.launch import THREADS, each, run
 from nbcnn.kernels.cuda.state import STEP, STOPPED, UPDATE, no_training
 from nbcnn.kernels.cuda.tile import CODE_VERSION
-from nbcnn.kernels.operation import Call
+from nbcnn.kernels.operation import Call, LossOperation
 
 BLOCK = 4 if SIMULATED else THREADS      # a power of 2; threads that wait for each other take long to simulate
 
@@ -42,7 +42,7 @@ def block_sum(sums, value):
 def finish(loss, step, sums, value, divisor, state, advance):
     """loss[step] = the sum of the threads' values over divisor, unless it is left out.
 
-    `advance` goes on to the update and the next batch; there is no further update once a loss was not finite.
+    With `advance` the state moves on to the update and the next batch. After a loss that is not finite there is no update.
     """
     total = block_sum(sums, value) / divisor
     if cuda.threadIdx.x == 0:
@@ -59,7 +59,7 @@ def finish(loss, step, sums, value, divisor, state, advance):
 
 @functools.cache
 def make_elementwise_part(KIND, CLASSES):
-    """What a block does for it: a device function."""
+    """What the block of this loss does, as a device function."""
 
     @cuda.jit(device=True)
     def elementwise_part(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, state, batch, advance):
@@ -106,14 +106,14 @@ def make_elementwise_part(KIND, CLASSES):
 
 @functools.cache
 def make_elementwise(KIND, CLASSES, VERSION=CODE_VERSION):
-    """The kernel of one loss, for targets that are numbers, CLASSES 0, or labels of so many classes."""
+    """The kernel of one loss. Targets are labels of so many CLASSES; where that is 0, they are numbers."""
     part = make_elementwise_part(KIND, CLASSES)
 
     @kernel(BLOCK)
     def elementwise(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, state, batch, advance):
         """losses = weight * l(x, t), loss[step] = their sum / divisor, dx = dloss / divisor * weight * dl/dx, of `count` elements.
 
-        loss, losses and dx may be left out, as weight and pos_weight. dloss has 1 or `count` numbers. With CLASSES, t holds the
+        loss, losses, dx, weight and pos_weight may be left out. dloss has 1 or `count` numbers. With CLASSES, t holds the
         classes of all steps' samples, `batch` to a step: a sample's target is 1 for its class and 0 for the others. `advance` moves
         the state to the next step.
         """
@@ -124,19 +124,9 @@ def make_elementwise(KIND, CLASSES, VERSION=CODE_VERSION):
 
 
 def elementwise_call(kind, loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance):
-    """The call that computes what is asked for of an elementwise loss; classes is 0 where t holds numbers."""
+    """The call of an elementwise loss, which fills loss, losses and dx; `classes` is 0 where t holds numbers."""
     return Call(Launch(make_elementwise(kind, classes), 1, BLOCK, make_elementwise_part(kind, classes)), (
         loss, losses, dx, x, t, weight, pos_weight, dloss, x.dtype.type(divisor), count, state, batch, bool(advance)))
-
-
-def elementwise(kind, x, t, reduction, weight=None, pos_weight=None, dloss=None):
-    """The loss of device arrays in C order or, given `dloss`, dx. The weights have x's shape."""
-    none = nothing(x.dtype)
-    loss, losses, dx = _results(x, x.shape, reduction, dloss)
-    flat = [none if a is None else _flat(a) for a in (losses, dx, x, t, weight, pos_weight, dloss)]
-    divisor = (x.size or np.nan) if reduction == "mean" else 1
-    run([elementwise_call(kind, loss, *flat, divisor, x.size, 0, no_training(), 0, False)])
-    return _wanted(loss, losses, dx, reduction, dloss)
 
 
 # ---- rows of class scores: class c of row i lies at (i // inner*classes + c)*inner + i % inner
@@ -169,7 +159,7 @@ def row_sum(x, start, classes, inner, highest):
 
 @functools.cache
 def make_cross_entropy_part(SOFT):
-    """What a block does for it: a device function."""
+    """What the block of this loss does, as a device function."""
 
     @cuda.jit(device=True)
     def cross_entropy_part(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state,
@@ -256,7 +246,7 @@ def make_cross_entropy(SOFT, VERSION=CODE_VERSION):
         loss[step] = their sum / divisor, dx = dloss / divisor * (softmax(x) sum_c w[c] q[c] - w q). The divisor is 1 or that of
         the mean: the sum of w[t], or, SOFT, the number of rows.
 
-        loss, losses and dx may be left out, as weight. dloss has 1 or `rows` numbers. Indices t are those of all steps, `batch`
+        loss, losses, dx and weight may be left out. dloss has 1 or `rows` numbers. Indices t are those of all steps, `batch`
         samples to a step; a row with ignore_index counts for nothing, an index that is no class makes it NaN. `advance` moves the
         state to the next step.
         """
@@ -268,21 +258,11 @@ def make_cross_entropy(SOFT, VERSION=CODE_VERSION):
 
 def cross_entropy_call(soft, loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state,
                        batch, advance):
-    """The call that computes what is asked for of the cross-entropy of `rows` rows."""
+    """The call of the cross-entropy of `rows` rows, which fills loss, losses and dx."""
     cast = x.dtype.type
     return Call(Launch(make_cross_entropy(bool(soft)), 1, BLOCK, make_cross_entropy_part(bool(soft))), (
         loss, losses, dx, x, t, weight, dloss, ignore_index, cast(keep), cast(share), bool(mean), rows, classes, inner, state,
         batch, bool(advance)))
-
-
-def cross_entropy(x, t, weight, ignore_index, keep, share, shape, reduction, dloss=None):
-    """The loss of device arrays in C order or, given `dloss`, dx. t has x's shape, or as many indices as `shape` has positions."""
-    rows, axis = math.prod(shape), min(1, x.ndim - 1)
-    loss, losses, dx = _results(x, shape, reduction, dloss)
-    flat = [nothing(x.dtype) if a is None else _flat(a) for a in (losses, dx, x, t, weight, dloss)]
-    run([cross_entropy_call(tuple(t.shape) == tuple(x.shape), loss, *flat, ignore_index, keep, share, reduction == "mean", rows,
-                            x.shape[axis], math.prod(x.shape[axis + 1:]), no_training(), 0, False)])
-    return _wanted(loss, losses, dx, reduction, dloss)
 
 
 @functools.cache
@@ -305,35 +285,96 @@ def make_softmax(LOG):
     return softmax
 
 
-def softmax(x, axis, log):
+def softmax_along(x, axis, log):
     """softmax or log_softmax of a device array along one of its axes."""
     y = empty(x.shape, x.dtype)
     if x.size:
         rows, classes, inner = x.size // x.shape[axis], x.shape[axis], math.prod(x.shape[axis + 1:])
-        run([Call(each(make_softmax(bool(log)), rows), (_flat(y), _flat(contiguous(x)), rows, classes, inner))])
+        run([Call(each(make_softmax(bool(log)), rows), (_flat(y), _flat(x), rows, classes, inner))])
     return y
 
 
-# ---- results
+# ---- losses of arrays
+
+class _Loss(LossOperation):
+    """What the losses share: one launch, which computes the results that it has memory for."""
+
+    def __init__(self, x, shape, reduction, *inputs):
+        self.x, self.shape, self.reduction = x, shape, reduction
+        self.inputs = [nothing(x.dtype) if a is None else _flat(a) for a in (x, *inputs)]
+
+    def forward(self):
+        none = nothing(self.x.dtype)
+        if self.reduction == "none":
+            losses = empty(self.shape, self.x.dtype)
+            run([self.call(none, _flat(losses), none, none)])
+            return losses
+        loss = empty((1,), self.x.dtype)
+        run([self.call(loss, none, none, none)])
+        return loss.reshape(())
+
+    def backward(self, dloss):
+        none, dx = nothing(self.x.dtype), empty(self.x.shape, self.x.dtype)
+        run([self.call(none, none, _flat(dx), _flat(dloss))])
+        return dx
+
+
+class _ElementwiseLoss(_Loss):
+    """A loss of each element; `kind` says which one to the kernel."""
+
+    def __init__(self, x, t, reduction, weight=None, pos_weight=None):
+        super().__init__(x, x.shape, reduction, converted(t, x.dtype), weight, pos_weight)
+
+    def call(self, loss, losses, dx, dloss):
+        size = self.x.size
+        divisor = (size or np.nan) if self.reduction == "mean" else 1
+        return elementwise_call(self.kind, loss, losses, dx, *self.inputs, dloss, divisor, size, 0, no_training(), 0, False)
+
+
+class L1Loss(_ElementwiseLoss):
+    """|x - t|"""
+    kind = L1
+
+
+class MSELoss(_ElementwiseLoss):
+    """(x - t)^2"""
+    kind = MSE
+
+
+class BCELoss(_ElementwiseLoss):
+    """Binary cross-entropy of probabilities."""
+    kind = BCE
+
+
+class BCEWithLogitsLoss(_ElementwiseLoss):
+    """Binary cross-entropy of logits."""
+    kind = BCE_WITH_LOGITS
+
+
+class CrossEntropyLoss(_Loss):
+    """Cross-entropy of class scores with class indices or class probabilities."""
+
+    def __init__(self, x, t, reduction, weight, ignore_index, keep, share):
+        axis = min(1, x.ndim - 1)
+        super().__init__(x, x.shape[:axis] + x.shape[axis + 1:], reduction, t, weight)
+        self.soft, sizes = tuple(t.shape) == tuple(x.shape), (math.prod(self.shape), x.shape[axis], math.prod(x.shape[axis + 1:]))
+        self.numbers = ignore_index, keep, share, reduction == "mean", *sizes
+
+    def call(self, loss, losses, dx, dloss):
+        return cross_entropy_call(self.soft, loss, losses, dx, *self.inputs, dloss, *self.numbers, no_training(), 0, False)
+
+
+# ---- layouts
 
 def converted(x, dtype):
-    """A device array in C order, with its values in another dtype."""
+    """A device array with its values in another dtype, in C order; itself where it has that dtype already."""
+    if x.dtype == dtype:
+        return x
     y = empty((x.size,), dtype)
-    copy(y, _flat(contiguous(x)))
+    copy(y, _flat(x))
     return y.reshape(x.shape)
 
 
 def _flat(x):
-    return x.reshape(x.size)
-
-
-def _results(x, shape, reduction, dloss):
-    """Device arrays for (loss, losses, dx): those that are not asked for have no elements."""
-    none = nothing(x.dtype)
-    if dloss is not None:
-        return none, none, empty(x.shape, x.dtype)
-    return (none, empty(shape, x.dtype), none) if reduction == "none" else (empty((1,), x.dtype), none, none)
-
-
-def _wanted(loss, losses, dx, reduction, dloss):
-    return dx if dloss is not None else losses if reduction == "none" else loss.reshape(())
+    """The elements of a device array, in C order."""
+    return contiguous(x).reshape(x.size)

@@ -23,7 +23,7 @@ def make_maxpool2d(X_SIZE, KERNEL, STRIDE, PADDING, DILATION, Y_SIZE, VERSION=CO
     SPAN_H, SPAN_W = (KH - 1) * DH, (KW - 1) * DW       # from the first to the last cell of a window
 
     @kernel(THREADS)
-    def forward(y, argmax, x, count):
+    def maxpool2d_forward(y, argmax, x, count):
         """y, argmax = the largest value of each of `count` windows and its cell: a thread per window."""
         _ = VERSION
         k = cuda.grid(1)
@@ -42,7 +42,7 @@ def make_maxpool2d(X_SIZE, KERNEL, STRIDE, PADDING, DILATION, Y_SIZE, VERSION=CO
             put(argmax, k, won)
 
     @kernel(THREADS)
-    def backward(dx, dy, argmax, count):
+    def maxpool2d_backward(dx, dy, argmax, count):
         """dx = dy at the cells that won: a thread per cell adds up the windows that reach it, in the order of the output."""
         _ = VERSION
         k = cuda.grid(1)
@@ -57,7 +57,7 @@ def make_maxpool2d(X_SIZE, KERNEL, STRIDE, PADDING, DILATION, Y_SIZE, VERSION=CO
                         total += get(dy, at)
             put(dx, k, total)
 
-    return forward, backward
+    return maxpool2d_forward, maxpool2d_backward
 
 
 @kernel(THREADS)
@@ -78,7 +78,7 @@ def scatter(dy, argmax, x_shape):
 
 
 class MaxPool2d(Operation):
-    """Max pooling of pictures (C, H, W); remembers which cells won.
+    """Max pooling of images (C, H, W); remembers which cells won.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class MaxPool2d(Operation):
         self.argmax = allocate((batch * math.prod(self.y_shape),), np.int32)
 
     def winners(self, n):
-        """The argmax of the first n pictures as an int64 device array (n, C, OH, OW)."""
+        """The argmax of the first n images as an int64 device array (n, C, OH, OW)."""
         winners = empty((n, *self.y_shape), np.int64)
         copy(winners, Buffer(0, self.y_shape, np.int32, array=self.argmax).view(n))
         return winners

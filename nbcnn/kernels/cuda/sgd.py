@@ -8,19 +8,21 @@ from nbcnn.kernels.operation import Call
 
 
 @cuda.jit(device=True)
-def sgd_element(param, buffer, grad, lr, momentum, keep, weight_decay, has_decay, has_momentum, nesterov, maximize, first):
-    """A parameter and its momentum after one step; `keep` is 1 - dampening. The buffer stays as it is without has_momentum."""
+def sgd_element(param, buffer, grad, lr, momentum, one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize,
+                first):
+    """A parameter and its momentum after one step. The buffer stays as it is without has_momentum."""
     g = -grad if maximize else grad
     if has_decay:
         g += weight_decay * param
     if has_momentum:
-        buffer = g if first else momentum * buffer + keep * g
+        buffer = g if first else momentum * buffer + one_minus_dampening * g
         g = g + momentum * buffer if nesterov else buffer
     return param - lr * g, buffer
 
 
 @kernel(THREADS)
-def sgd(param, momentum_buffer, grad, lr, momentum, keep, weight_decay, has_decay, has_momentum, nesterov, maximize, first, state):
+def sgd(param, momentum_buffer, grad, lr, momentum, one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize,
+        first, state):
     """One step, in place, on flat vectors, with the learning rate lr[step]. Nothing changes once a loss was not finite.
 
     The buffer is not looked at without has_momentum.
@@ -28,14 +30,15 @@ def sgd(param, momentum_buffer, grad, lr, momentum, keep, weight_decay, has_deca
     k = cuda.grid(1)
     if k < len(param) and state[STOPPED] == 0:
         buffer = momentum_buffer[k] if has_momentum else grad[k]
-        param[k], buffer = sgd_element(param[k], buffer, grad[k], lr[state[UPDATE]], momentum, keep, weight_decay, has_decay,
-                                       has_momentum, nesterov, maximize, first)
+        param[k], buffer = sgd_element(param[k], buffer, grad[k], lr[state[UPDATE]], momentum, one_minus_dampening, weight_decay,
+                                       has_decay, has_momentum, nesterov, maximize, first)
         if has_momentum:
             momentum_buffer[k] = buffer
 
 
 def update_call(param, momentum_buffer, grad, lr, options, first, state):
-    """The call of `sgd` with options (momentum, keep, weight_decay, has_decay, has_momentum, nesterov, maximize)."""
+    """The call of `sgd` with options (momentum, one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize).
+    """
     return Call(each(sgd, param.size), (param, momentum_buffer, grad, lr, *options, first, state))
 
 

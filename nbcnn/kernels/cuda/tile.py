@@ -26,83 +26,83 @@ def put(a, i, value):
     a[i] = value
 
 
-def get4(a, i):
-    """a[i : i+4], read as 16 bytes at a time; i is a multiple of 4."""
-    return a[i], a[i + 1], a[i + 2], a[i + 3]
-
-
 def tile_zero(acc, COUNT):
     """acc[:COUNT] = 0"""
     for k in range(COUNT):
         acc[k] = 0
 
 
-def tile_dot(acc, xs, at, ws, w_at, COUNT):
-    """acc[0] += xs[at + k] * ws[w_at + k] for each k < COUNT."""
+def tile_dot(acc, x, at_x, w, at_w, COUNT):
+    """acc[0] += x[at_x + k] * w[at_w + k] for each k < COUNT."""
     for k in range(COUNT):
-        acc[0] += xs[at + k] * ws[w_at + k]
+        acc[0] += x[at_x + k] * w[at_w + k]
 
 
-def tile_taps(acc, xs, at, ws, w_at, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
-    """acc[k*OUTPUTS + o] += xs[at + pixel k + tap] * ws[w_at + tap*W_STEP + o] for each pixel, each tap and each o < OUTPUTS.
+def tile_taps(acc, x, at_x, w, at_w, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
+    """acc[k*OUTPUTS + o] += x[at_x + pixel k + tap] * w[at_w + tap*W_STEP + o] for each pixel, each tap and each o < OUTPUTS.
 
-    OUTPUTS, W_STEP and w_at are multiples of 4. PIXELS and TAPS are (rows, columns), X_STEPS the steps in xs (from row to row of
+    OUTPUTS, W_STEP and at_w are multiples of 4. PIXELS and TAPS are (rows, columns), X_STEPS the steps in x (from row to row of
     pixels, from pixel to pixel, from row to row of taps, from tap to tap).
     """
-    for p in range(TAPS[0]):
-        for q in range(TAPS[1]):
-            for u in range(PIXELS[0]):
-                for v in range(PIXELS[1]):
-                    x = xs[at + u * X_STEPS[0] + v * X_STEPS[1] + p * X_STEPS[2] + q * X_STEPS[3]]
+    (ROWS, COLUMNS), (KH, KW), (PIXEL_ROW, PIXEL, TAP_ROW, TAP) = PIXELS, TAPS, X_STEPS
+    for p in range(KH):
+        for q in range(KW):
+            for u in range(ROWS):
+                for v in range(COLUMNS):
+                    value = x[at_x + u * PIXEL_ROW + v * PIXEL + p * TAP_ROW + q * TAP]
                     for o in range(OUTPUTS):
-                        k = (u * PIXELS[1] + v) * OUTPUTS + o
-                        acc[k] += x * ws[w_at + (p * TAPS[1] + q) * W_STEP + o]
+                        acc[(u * COLUMNS + v) * OUTPUTS + o] += value * w[at_w + (p * KW + q) * W_STEP + o]
 
 
-def tile_winners(acc, gs, g_at, cells, cell_at, xs, at, OUTPUTS, TAPS, WINDOW, X_STEPS):
-    """acc[o, p, q] += gs[g_at + o] * xs[at + the cell that won + tap (p, q)] for each o < OUTPUTS and (p, q) of TAPS.
+def tile_winners(acc, dy, at_dy, argmax, at_argmax, x, at_x, OUTPUTS, TAPS, POOL_SIZE, X_STEPS):
+    """acc[o, p, q] += dy[at_dy + o] * x[at_x + the winner + tap (p, q)] for each o < OUTPUTS and (p, q) of TAPS.
 
-    cells[cell_at + o] = u*WINDOW[1] + v won, or none of the window did. X_STEPS = (from row to row of taps, from tap to tap, from
-    cell to cell down, right). Of a window of one cell that one wins; cells is not looked at.
+    The winner of a window of POOL_SIZE cells is cell (u, v), where argmax[at_argmax + o] = u*POOL_W + v; any other number says that
+    there is none. X_STEPS = (from row to row of taps, from tap to tap, from cell to cell down, right). A window of one cell always
+    has a winner, and argmax is not read.
     """
+    (KH, KW), (POOL_H, POOL_W), (TAP_ROW, TAP, DOWN, RIGHT) = TAPS, POOL_SIZE, X_STEPS
     for o in range(OUTPUTS):
-        cell = int(cells[cell_at + o]) if WINDOW[0] * WINDOW[1] > 1 else 0
-        if cell < WINDOW[0] * WINDOW[1]:
-            won = at + cell // WINDOW[1] * X_STEPS[2] + cell % WINDOW[1] * X_STEPS[3]
-            for p in range(TAPS[0]):
-                for q in range(TAPS[1]):
-                    acc[(o * TAPS[0] + p) * TAPS[1] + q] += gs[g_at + o] * xs[won + p * X_STEPS[0] + q * X_STEPS[1]]
+        cell = int(argmax[at_argmax + o]) if POOL_H * POOL_W > 1 else 0
+        if cell < POOL_H * POOL_W:
+            winner = at_x + cell // POOL_W * DOWN + cell % POOL_W * RIGHT
+            for p in range(KH):
+                for q in range(KW):
+                    acc[(o * KH + p) * KW + q] += dy[at_dy + o] * x[winner + p * TAP_ROW + q * TAP]
 
 
-def tile_patch(acc, gs, g_at, cells, cell_at, ws, w_at, WINDOWS, TAPS, WINDOW, W_STEP):
-    """acc[pixel (p, q) right and down of the winner] += gs[g] * ws[w_at + tap (p, q)] for each of WINDOWS windows in a row.
+def tile_patch(acc, dy, at_dy, argmax, at_argmax, w, at_w, WINDOWS, TAPS, POOL_SIZE, W_STEP):
+    """acc[the winner + (p, q)] += dy[at_dy + j] * w[at_w + tap (p, q)*W_STEP] for each window j < WINDOWS of a row of windows.
 
-    acc is the patch of pixels that they touch, row by row: WINDOW[0] + TAPS[0] - 1 rows, WINDOWS*WINDOW[1] + TAPS[1] - 1 columns.
+    acc is the patch of pixels that they touch, row by row: POOL_H + KH - 1 rows, WINDOWS*POOL_W + KW - 1 columns. Winners are those
+    that argmax[at_argmax + j] names, as above.
     """
-    columns = WINDOWS * WINDOW[1] + TAPS[1] - 1
+    (KH, KW), (POOL_H, POOL_W) = TAPS, POOL_SIZE
+    columns = WINDOWS * POOL_W + KW - 1
     for j in range(WINDOWS):
-        cell = int(cells[cell_at + j])
-        if cell < WINDOW[0] * WINDOW[1]:
-            u, v = cell // WINDOW[1], j * WINDOW[1] + cell % WINDOW[1]
-            for p in range(TAPS[0]):
-                for q in range(TAPS[1]):
-                    k = (u + p) * columns + v + q
-                    acc[k] += gs[g_at + j] * ws[w_at + (p * TAPS[1] + q) * W_STEP]
+        cell = int(argmax[at_argmax + j])
+        if cell < POOL_H * POOL_W:
+            u, v = cell // POOL_W, j * POOL_W + cell % POOL_W
+            for p in range(KH):
+                for q in range(KW):
+                    acc[(u + p) * columns + v + q] += dy[at_dy + j] * w[at_w + (p * KW + q) * W_STEP]
 
 
-def tile_put(acc, y, at, rows, SIZE, Y_STEPS):
-    """y[at + i*Y_STEPS[0] + j*Y_STEPS[1]] = acc[i, j] for i < rows, acc of SIZE = (rows at most, columns)."""
-    for i in range(min(rows, SIZE[0])):
-        for j in range(SIZE[1]):
-            y[at + i * Y_STEPS[0] + j * Y_STEPS[1]] = acc[i * SIZE[1] + j]
+def tile_put(acc, y, at_y, rows, SIZE, Y_STEPS):
+    """y[at_y + i*DOWN + j*RIGHT] = acc[i, j] for i < rows, acc of SIZE = (rows at most, columns), Y_STEPS = (DOWN, RIGHT)."""
+    (ROWS, COLUMNS), (DOWN, RIGHT) = SIZE, Y_STEPS
+    for i in range(min(rows, ROWS)):
+        for j in range(COLUMNS):
+            y[at_y + i * DOWN + j * RIGHT] = acc[i * COLUMNS + j]
 
 
-def tile_add(acc, y, at, r, s, H, W, SIZE, Y_STEPS):
-    """y[at + (r+i)*Y_STEPS[0] + (s+j)*Y_STEPS[1]] += acc[i, j] where (r+i, s+j) is inside H x W, acc of SIZE = (rows, columns)."""
-    for i in range(SIZE[0]):
-        for j in range(SIZE[1]):
+def tile_add(acc, y, at_y, r, s, H, W, SIZE, Y_STEPS):
+    """y[at_y + (r+i)*DOWN + (s+j)*RIGHT] += acc[i, j] where (r+i, s+j) is inside H x W; SIZE and Y_STEPS as above."""
+    (ROWS, COLUMNS), (DOWN, RIGHT) = SIZE, Y_STEPS
+    for i in range(ROWS):
+        for j in range(COLUMNS):
             if 0 <= r + i < H and 0 <= s + j < W:
-                y[at + (r + i) * Y_STEPS[0] + (s + j) * Y_STEPS[1]] += acc[i * SIZE[1] + j]
+                y[at_y + (r + i) * DOWN + (s + j) * RIGHT] += acc[i * COLUMNS + j]
 
 
 if not SIMULATED:
@@ -196,13 +196,6 @@ if not SIMULATED:
             return context.get_dummy_value()
         return signature(types.void, a, i, value), codegen
 
-    @intrinsic
-    def get4(typingctx, a, i):
-        def codegen(context, builder, sig, args):
-            emit = _Emit(context, builder, sig, args)
-            return context.make_tuple(builder, sig.return_type, emit.load_row(emit.base(0, 1), 0, 4))
-        return signature(types.UniTuple(a.dtype, 4), a, i), codegen
-
     @verb
     def tile_zero(typingctx, acc, COUNT):
         def codegen(context, builder, sig, args):
@@ -213,92 +206,96 @@ if not SIMULATED:
         return signature(types.void, acc, COUNT), codegen
 
     @verb
-    def tile_dot(typingctx, acc, xs, at, ws, w_at, COUNT):
-        def emit(e, count):
+    def tile_dot(typingctx, acc, x, at_x, w, at_w, COUNT):
+        def emit(e, COUNT):
             acc, x, w = e.data(0), e.base(1, 2), e.base(3, 4)
-            for k in range(count):
+            for k in range(COUNT):
                 e.multiply_add(acc, 0, e.load(x, k), e.load(w, k))
-        return _verb(emit, (acc, xs, at, ws, w_at), (COUNT,))
+        return _verb(emit, (acc, x, at_x, w, at_w), (COUNT,))
 
     @verb
-    def tile_taps(typingctx, acc, xs, at, ws, w_at, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
-        def emit(e, pixels, taps, x_steps, w_step, outputs):
+    def tile_taps(typingctx, acc, x, at_x, w, at_w, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
+        def emit(e, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
+            (ROWS, COLUMNS), (KH, KW), (PIXEL_ROW, PIXEL, TAP_ROW, TAP) = PIXELS, TAPS, X_STEPS
             acc, x, w = e.data(0), e.base(1, 2), e.base(3, 4)
-            for p in range(taps[0]):
-                for q in range(taps[1]):
-                    row = e.load_row(w, (p * taps[1] + q) * w_step, outputs)
-                    for u in range(pixels[0]):
-                        for v in range(pixels[1]):
-                            value = e.load(x, u * x_steps[0] + v * x_steps[1] + p * x_steps[2] + q * x_steps[3])
-                            for o in range(outputs):
-                                e.multiply_add(acc, (u * pixels[1] + v) * outputs + o, value, row[o])
-        return _verb(emit, (acc, xs, at, ws, w_at), (PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS))
+            for p in range(KH):
+                for q in range(KW):
+                    weights = e.load_row(w, (p * KW + q) * W_STEP, OUTPUTS)
+                    for u in range(ROWS):
+                        for v in range(COLUMNS):
+                            value = e.load(x, u * PIXEL_ROW + v * PIXEL + p * TAP_ROW + q * TAP)
+                            for o in range(OUTPUTS):
+                                e.multiply_add(acc, (u * COLUMNS + v) * OUTPUTS + o, value, weights[o])
+        return _verb(emit, (acc, x, at_x, w, at_w), (PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS))
 
     @verb
-    def tile_winners(typingctx, acc, gs, g_at, cells, cell_at, xs, at, OUTPUTS, TAPS, WINDOW, X_STEPS):
-        def emit(e, outputs, taps, window, x_steps):
-            acc, g, cell, x = e.data(0), e.base(1, 2), e.base(3, 4), e.base(5, 6)
-            size = taps[0] * taps[1]
-            for u in range(window[0]):
+    def tile_winners(typingctx, acc, dy, at_dy, argmax, at_argmax, x, at_x, OUTPUTS, TAPS, POOL_SIZE, X_STEPS):
+        def emit(e, OUTPUTS, TAPS, POOL_SIZE, X_STEPS):
+            (KH, KW), (POOL_H, POOL_W), (TAP_ROW, TAP, DOWN, RIGHT) = TAPS, POOL_SIZE, X_STEPS
+            acc, dy, argmax, x, size = e.data(0), e.base(1, 2), e.base(3, 4), e.base(5, 6), KH * KW
+            for u in range(POOL_H):
                 # All that any winner in this row needs, loaded before the branches: neighbouring cells share most of it.
-                values = [[e.load(x, k // taps[1] * x_steps[0] + k % taps[1] * x_steps[1] + u * x_steps[2] + v * x_steps[3])
-                           for k in range(size)] for v in range(window[1])]
-                for o in range(outputs):
-                    gradient = e.load(g, o)
+                values = [[e.load(x, k // KW * TAP_ROW + k % KW * TAP + u * DOWN + v * RIGHT) for k in range(size)]
+                          for v in range(POOL_W)]
+                for o in range(OUTPUTS):
+                    gradient = e.load(dy, o)
 
                     def add(v, o=o, gradient=gradient, values=values):
                         for k in range(size):
                             e.multiply_add(acc, o * size + k, gradient, values[v][k])
-                    e.for_winner(e.load(cell, o), u * window[1], window[1], add) if window != (1, 1) else add(0)
-        return _verb(emit, (acc, gs, g_at, cells, cell_at, xs, at), (OUTPUTS, TAPS, WINDOW, X_STEPS))
+                    e.for_winner(e.load(argmax, o), u * POOL_W, POOL_W, add) if POOL_H * POOL_W > 1 else add(0)
+        return _verb(emit, (acc, dy, at_dy, argmax, at_argmax, x, at_x), (OUTPUTS, TAPS, POOL_SIZE, X_STEPS))
 
     @verb
-    def tile_patch(typingctx, acc, gs, g_at, cells, cell_at, ws, w_at, WINDOWS, TAPS, WINDOW, W_STEP):
-        def emit(e, windows, taps, window, w_step):
-            acc, g, cell, w = e.data(0), e.base(1, 2), e.base(3, 4), e.base(5, 6)
-            columns = windows * window[1] + taps[1] - 1
-            weights = [e.load(w, k * w_step) for k in range(taps[0] * taps[1])]
-            for j in range(windows):
-                gradient = e.load(g, j)
+    def tile_patch(typingctx, acc, dy, at_dy, argmax, at_argmax, w, at_w, WINDOWS, TAPS, POOL_SIZE, W_STEP):
+        def emit(e, WINDOWS, TAPS, POOL_SIZE, W_STEP):
+            (KH, KW), (POOL_H, POOL_W) = TAPS, POOL_SIZE
+            acc, dy, argmax, w = e.data(0), e.base(1, 2), e.base(3, 4), e.base(5, 6)
+            columns = WINDOWS * POOL_W + KW - 1
+            weights = [e.load(w, k * W_STEP) for k in range(KH * KW)]
+            for j in range(WINDOWS):
+                gradient = e.load(dy, j)
 
                 def add(k, j=j, gradient=gradient):
-                    first = k // window[1] * columns + j * window[1] + k % window[1]
-                    for p in range(taps[0]):
-                        for q in range(taps[1]):
-                            e.multiply_add(acc, first + p * columns + q, gradient, weights[p * taps[1] + q])
-                e.for_winner(e.load(cell, j), 0, window[0] * window[1], add)
-        return _verb(emit, (acc, gs, g_at, cells, cell_at, ws, w_at), (WINDOWS, TAPS, WINDOW, W_STEP))
+                    first = k // POOL_W * columns + j * POOL_W + k % POOL_W
+                    for p in range(KH):
+                        for q in range(KW):
+                            e.multiply_add(acc, first + p * columns + q, gradient, weights[p * KW + q])
+                e.for_winner(e.load(argmax, j), 0, POOL_H * POOL_W, add)
+        return _verb(emit, (acc, dy, at_dy, argmax, at_argmax, w, at_w), (WINDOWS, TAPS, POOL_SIZE, W_STEP))
 
     @verb
-    def tile_put(typingctx, acc, y, at, rows, SIZE, Y_STEPS):
-        def emit(e, size, y_steps):
+    def tile_put(typingctx, acc, y, at_y, rows, SIZE, Y_STEPS):
+        def emit(e, SIZE, Y_STEPS):
+            (ROWS, COLUMNS), (DOWN, RIGHT) = SIZE, Y_STEPS
             acc, y, rows = e.data(0), e.base(1, 2), e.index(3)
-            for i in range(size[0]):
+            for i in range(ROWS):
                 with e.builder.if_then(e.builder.icmp_signed(">", rows, ir.Constant(INDEX, i))):
-                    for j in range(size[1]):
-                        value = e.builder.load(e.builder.gep(acc, [ir.Constant(INDEX, i * size[1] + j)]))
-                        e.builder.store(value, e.builder.gep(y, [ir.Constant(INDEX, i * y_steps[0] + j * y_steps[1])]))
-        return _verb(emit, (acc, y, at, rows), (SIZE, Y_STEPS))
+                    for j in range(COLUMNS):
+                        value = e.builder.load(e.builder.gep(acc, [ir.Constant(INDEX, i * COLUMNS + j)]))
+                        e.builder.store(value, e.builder.gep(y, [ir.Constant(INDEX, i * DOWN + j * RIGHT)]))
+        return _verb(emit, (acc, y, at_y, rows), (SIZE, Y_STEPS))
 
     @verb
-    def tile_add(typingctx, acc, y, at, r, s, H, W, SIZE, Y_STEPS):
-        def emit(e, H, W, size, y_steps):
+    def tile_add(typingctx, acc, y, at_y, r, s, H, W, SIZE, Y_STEPS):
+        def emit(e, H, W, SIZE, Y_STEPS):
+            (ROWS, COLUMNS), (DOWN, RIGHT) = SIZE, Y_STEPS
             acc, y, r, s = e.data(0), e.base(1, 2), e.index(3), e.index(4)
-            for start, step in ((r, y_steps[0]), (s, y_steps[1])):
+            for start, step in ((r, DOWN), (s, RIGHT)):
                 y = e.builder.gep(y, [e.builder.mul(start, ir.Constant(INDEX, step))])
 
             def inside(start, k, limit):    # one comparison: what is negative is large without a sign
                 return e.builder.icmp_unsigned("<", e.builder.add(start, ir.Constant(INDEX, k)), ir.Constant(INDEX, limit))
-            columns = [inside(s, j, W) for j in range(size[1])]
-            for i in range(size[0]):
+            columns = [inside(s, j, W) for j in range(COLUMNS)]
+            for i in range(ROWS):
                 row = inside(r, i, H)
-                for j in range(size[1]):
+                for j in range(COLUMNS):
                     with e.builder.if_then(e.builder.and_(row, columns[j])):
-                        at = e.builder.gep(y, [ir.Constant(INDEX, i * y_steps[0] + j * y_steps[1])])
-                        value = e.builder.load(e.builder.gep(acc, [ir.Constant(INDEX, i * size[1] + j)]))
+                        at = e.builder.gep(y, [ir.Constant(INDEX, i * DOWN + j * RIGHT)])
+                        value = e.builder.load(e.builder.gep(acc, [ir.Constant(INDEX, i * COLUMNS + j)]))
                         e.builder.store(e.builder.fadd(e.builder.load(at), value), at)
-        return _verb(emit, (acc, y, at, r, s), (H, W, SIZE, Y_STEPS))
+        return _verb(emit, (acc, y, at_y, r, s), (H, W, SIZE, Y_STEPS))
 
     # The cache's key of a kernel holds the device functions it calls, and these hold what they call: by a name that lasts.
-    for _name in ("get", "put", "get4", "tile_zero", "tile_dot", "tile_taps", "tile_winners", "tile_patch", "tile_put", "tile_add"):
+    for _name in ("get", "put", "tile_zero", "tile_dot", "tile_taps", "tile_winners", "tile_patch", "tile_put", "tile_add"):
         globals()[_name]._set_uuid(f"nbcnn.{_name}.{CODE_VERSION}")

@@ -1,0 +1,66 @@
+"""Every layer with good arguments, and those of its functions in `nbcnn.kernels`. A new layer joins the tests by its lines here.
+
+A function of each element has a line in `activations.py` instead.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+import nbcnn
+
+import activations
+
+
+class Case(NamedTuple):
+    """A layer, all its constructor's arguments by name, and the shape of a sample it takes."""
+    layer: type
+    arguments: dict
+    shape: tuple
+
+    def __str__(self):
+        return "-".join(map(str, (self.layer.__name__, *self.arguments.values())))
+
+    def make(self):
+        return self.layer(**self.arguments)
+
+
+LAYERS = [
+    Case(nbcnn.Conv2d, dict(in_channels=3, out_channels=4, kernel_size=3, stride=1, padding=0, dilation=1, bias=True), (3, 8, 8)),
+    Case(nbcnn.MaxPool2d, dict(kernel_size=2, stride=None, padding=0, dilation=1, ceil_mode=False), (3, 8, 8)),
+    Case(nbcnn.AvgPool2d, dict(kernel_size=2, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
+                               divisor_override=None), (3, 8, 8)),
+    Case(nbcnn.GlobalAvgPool2d, {}, (3, 8, 8)),
+    Case(nbcnn.Flatten, {}, (3, 4, 4)),
+    Case(nbcnn.Linear, dict(in_features=5, out_features=3, bias=True), (5,)),
+    *(Case(case.layer, case.arguments, (3, 4, 4)) for case in activations.CASES),
+]
+
+
+def f32(rng, *shape):
+    return rng.standard_normal(shape, np.float32)
+
+
+# By the function's name: good arguments, made of a random generator.
+KERNELS = {
+    "conv2d_forward": lambda rng: dict(x=f32(rng, 2, 3, 8, 8), w=f32(rng, 4, 3, 3, 3), b=f32(rng, 4), stride=1, padding=1,
+                                       dilation=1),
+    "conv2d_backward": lambda rng: dict(dy=f32(rng, 2, 4, 8, 8), x=f32(rng, 2, 3, 8, 8), w=f32(rng, 4, 3, 3, 3), stride=1,
+                                        padding=1, dilation=1, need_dx=True),
+    "maxpool2d_forward": lambda rng: dict(x=f32(rng, 2, 3, 8, 8), kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False),
+    "maxpool2d_backward": lambda rng: dict(dy=f32(rng, 2, 3, 4, 4), argmax=rng.integers(0, 64, (2, 3, 4, 4)), x_shape=(2, 3, 8, 8)),
+    "avgpool2d_forward": lambda rng: dict(x=f32(rng, 2, 3, 8, 8), kernel_size=2, stride=2, padding=0, ceil_mode=False,
+                                          count_include_pad=True, divisor_override=None),
+    "avgpool2d_backward": lambda rng: dict(dy=f32(rng, 2, 3, 4, 4), x_shape=(2, 3, 8, 8), kernel_size=2, stride=2, padding=0,
+                                           ceil_mode=False, count_include_pad=True, divisor_override=None),
+    "global_avgpool2d_forward": lambda rng: dict(x=f32(rng, 2, 3, 8, 8)),
+    "global_avgpool2d_backward": lambda rng: dict(dy=f32(rng, 2, 3, 1, 1), x_shape=(2, 3, 8, 8)),
+    "conv2d_maxpool2d_forward": lambda rng: dict(x=f32(rng, 2, 3, 8, 8), w=f32(rng, 4, 3, 3, 3), b=f32(rng, 4), padding=1,
+                                                 pool_size=2, relu=True),
+    "conv2d_maxpool2d_backward": lambda rng: dict(
+        dy=f32(rng, 2, 4, 4, 4), argmax=rng.integers(0, 4, (2, 4, 4, 4), dtype=np.uint8), x=f32(rng, 2, 3, 8, 8),
+        w=f32(rng, 4, 3, 3, 3), padding=1, pool_size=2, relu=False, need_dx=True),
+    "linear_forward": lambda rng: dict(x=f32(rng, 3, 5), w=f32(rng, 4, 5), b=f32(rng, 4)),
+    "linear_backward": lambda rng: dict(dy=f32(rng, 3, 4), x=f32(rng, 3, 5), w=f32(rng, 4, 5), need_dx=True),
+    **{f"{case.name}_{way}": lambda rng, case=case, arrays=arrays: {name: f32(rng, 2, 3, 4) for name in arrays} | case.arguments
+       for case in activations.CASES for way, arrays in (("forward", ["x"]), ("backward", ["dy", case.reads]))},
+}

@@ -1,0 +1,172 @@
+"""What `nbcnn.kernels.contract` promises, of each backend. The GPU's is tested in the simulator:
+
+    NUMBA_ENABLE_CUDASIM=1 python -m pytest -m sim tests/test_contract.py
+"""
+import inspect
+import os
+
+import numpy as np
+import pytest
+
+import nbcnn
+from nbcnn.kernels import contract
+from nbcnn.kernels.backend import load_backend
+from nbcnn.kernels.operation import Operation
+
+from arrays import equal, integers
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+BACKENDS = ["cpu", *[pytest.param("cuda", marks=pytest.mark.sim)] * SIMULATED]
+SHAPES = [(3, 4, 5), (8, 4, 4), (7,), (128,)]       # some of whose samples have a gap behind them on the CPU
+
+# An operation's arguments but for the dtype, and the shapes of x and y.
+X, CONV, POOLED = (2, 6, 4), (3, 6, 4), (3, 3, 2)
+OPERATIONS = {
+    "Conv2d": ((X, CONV, (3, 3), (1, 1), (1, 1), (1, 1)), X, CONV),
+    "Conv2dMaxPool2d": ((X, CONV, (3, 3), (1, 1), (2, 2), True), X, POOLED),
+    "MaxPool2d": ((CONV, (2, 2), (2, 2), (0, 0), (1, 1), POOLED), CONV, POOLED),
+    "AvgPool2d": ((CONV, (2, 2), (2, 2), (0, 0), True, None, POOLED), CONV, POOLED),
+    "Flatten": ((POOLED,), POOLED, (18,)),
+    "Linear": (((18,), (5,)), (18,), (5,)),
+    "Activation": (("relu", X, ()), X, X),              # the name stands for its kernels
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return load_backend(request.param)
+
+
+def public(protocol):
+    """A protocol's functions by name, `__init__` among them."""
+    return {name: value for name, value in vars(protocol).items()
+            if (inspect.isfunction(value) or isinstance(value, classmethod)) and value.__module__ == contract.__name__}
+
+
+def parameters(function):
+    """Names and defaults."""
+    return [(name, parameter.default) for name, parameter in inspect.signature(function).parameters.items()]
+
+
+def test_every_name_is_there(backend):
+    assert backend.device in ("cpu", "cuda") and backend.ALIGNMENT == 64
+    names = public(contract.Backend) | (public(contract.DeviceBackend) if backend.device == "cuda" else {})
+    assert len(names) > 20 and set(OPERATIONS) <= set(names)
+    for name, function in names.items():
+        assert parameters(getattr(backend, name)) == parameters(function), name
+    if backend.device == "cuda":
+        assert all(map(callable, (
+            backend.state.make_state, backend.images.gather_call, backend.images.gather, backend.buffer.contiguous,
+            backend.maxpool2d.scatter, backend.sgd.overlap, backend.Partials.update_and_gather)))
+
+
+@pytest.mark.parametrize("kind", [contract.Buffer, contract.Gradients, contract.Partials])
+def test_every_method_is_there(backend, kind):
+    own = getattr(backend, kind.__name__)
+    methods = public(kind)
+    assert "__init__" in methods
+    for name in methods:
+        assert parameters(getattr(own, name)) == parameters(getattr(kind, name)), name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_buffer(backend, shape, dtype):
+    """What is set is what is seen, in any number of samples; the rest stays zero, and a view is the memory itself."""
+    samples, = integers(0, (4, *shape), dtype=dtype)
+    buffer = backend.Buffer(4, shape, dtype)
+    assert buffer.shape == shape and buffer.array.shape == (backend.Buffer.elements(4, shape),) and buffer.array.dtype == dtype
+    assert not backend.to_host(buffer.array).any()
+    for n in (3, 1, 0):
+        buffer.set(n + samples[:n])
+        assert equal(backend.to_host(buffer.view(n)), n + samples[:n])
+    assert equal(backend.to_host(buffer.view(4)[1:3]), 3 + samples[1:3]) and not backend.to_host(buffer.view(4)[3:]).any()
+    backend.write(buffer.view(2), samples[2:])
+    assert equal(backend.to_host(buffer.view(3)), np.concatenate([samples[2:], 3 + samples[2:3]]))
+    other = backend.Buffer(4, shape, dtype, buffer.array)
+    other.set(samples)
+    assert other.array is buffer.array and equal(backend.to_host(buffer.view(4)), samples)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_buffer_that_holds_an_array(backend, shape):
+    samples, = integers(1, (3, *shape))
+    held = backend.Buffer.holding(backend.to_device(samples))
+    assert held.shape == shape and equal(backend.to_host(held.view(3)), samples) and held.array.dtype == samples.dtype
+    assert backend.Buffer.holding(backend.to_device(samples[:0])).view(0).shape == (0, *shape)
+
+
+def test_memory(backend):
+    a, = integers(2, (3, 4))
+    array = backend.to_device(a)
+    copy, host = backend.copy_of(array), backend.to_host(array)
+    assert backend.place(array) is array and host.flags.carray and equal(backend.to_host(backend.place(a)), a)
+    backend.write(array, np.ones((3, 4), np.float32))
+    assert equal(backend.to_host(copy), a) and equal(host, a) and (backend.to_host(array) == 1).all()
+    backend.write(array, 2.0)
+    assert (backend.to_host(array) == 2).all()
+    zeros = backend.allocate((2, 3), np.float64)
+    assert zeros.shape == (2, 3) and zeros.dtype == np.float64 and not backend.to_host(zeros).any()
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 5), (4, 3), (6,)])
+def test_weights(backend, shape):
+    """Channels last, and back again in a view."""
+    w, = integers(3, shape)
+    flat = backend.flat_weight(backend.to_device(w))
+    assert equal(backend.to_host(flat), (w.transpose(0, 2, 3, 1) if w.ndim == 4 else w).ravel())
+    view = backend.unflat_weight(flat, shape)
+    backend.write(view, 2 * w)
+    assert view.shape == shape and equal(backend.to_host(backend.unflat_weight(flat, shape)), 2 * w)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations(backend, name):
+    """Forward writes y, backward dx and the gradients, of two samples out of three; kernels are named for what they compute."""
+    arguments, x_shape, y_shape = OPERATIONS[name]
+    if name == "Activation":
+        kernels = backend.activations
+        arguments = ((kernels.relu_forward, kernels.relu_backward), *arguments[1:])
+    operation = getattr(backend, name)(*arguments, np.float32)
+    assert isinstance(operation, Operation) and operation.bytes(3) >= 0 and 1 <= operation.parts(2)
+    assert not operation.shares or backend.device == "cuda"
+    operation.reserve(3)
+    samples, dys, w, b = integers(4, (3, *x_shape), (3, *y_shape), (3, 2, 3, 3) if "Conv" in name else (5, 18), y_shape[0])
+    x, dy = (backend.Buffer.holding(backend.to_device(a)) for a in (samples, dys))
+    y, dx = (backend.Buffer(3, shape, np.float32, from_.array if operation.shares else None)
+             for shape, from_ in ((y_shape, x), (x_shape, dy)))
+    learns = name in ("Conv2d", "Conv2dMaxPool2d", "Linear")
+    params = tuple(backend.flat_weight(backend.to_device(a)) for a in (w, b)) if learns else ()
+    gradients = backend.Gradients(operation, 2, (w.size, b.size), np.float32)
+    targets, add = (gradients.targets, (False, False)) if learns else ((), ())
+    forward = operation.forward(2, y, x, params)
+    backend.run(forward)
+    backward, without_dx = (operation.backward(2, to, targets, dy, x, y, params, add) for to in (dx, None))
+    backend.run(backward + gradients.calls * learns)
+    assert bool(without_dx) == learns and bool(forward) == bool(backward) != operation.shares
+    for written in (y, dx):
+        assert backend.to_host(written.view(2)).any() and (operation.shares or not backend.to_host(written.view(3)[2:]).any())
+    if name == "Flatten":
+        assert equal(backend.to_host(y.view(2)), samples[:2].reshape(2, -1))
+        assert equal(backend.to_host(dx.view(2)).reshape(2, -1), dys[:2])
+    if learns:
+        dw, db = map(backend.to_host, gradients.arrays)
+        assert dw.shape == (w.size,) and db.shape == (b.size,) and dw.any() and db.any()
+    if "Conv2d" in name:
+        kind = {"Conv2d": "conv2d", "Conv2dMaxPool2d": "conv2d_maxpool2d"}[name]
+        kernels = {call.kernel.__name__ for call in forward + backward + without_dx}
+        assert {f"{kind}_forward", f"{kind}_backward_weight"} <= kernels
+        assert kernels & {f"{kind}_backward_input", f"{kind}_backward"}         # in one launch with the weights' or in its own
+        assert all(call.flop > 0 for call in forward + backward if call.kernel.__name__.startswith(kind))
+
+
+def test_loss_and_update(backend):
+    """A loss that float() makes a number of, its gradient, and a step of SGD along it."""
+    x, t = integers(5, (4, 4), (4, 4))
+    loss, gradient = backend.run_loss(nbcnn.MSELoss(), backend.to_device(x), t, True)
+    assert float(loss) == ((x - t) ** 2).mean() and equal(backend.to_host(gradient), (x - t) / 8)
+    assert backend.run_loss(nbcnn.MSELoss(), backend.to_device(x), t, False)[1] is None
+    param, grad, momentum = (backend.to_device(a.ravel()) for a in (x, t, 2 * x))
+    options = np.float32(0.5), np.float32(1), np.float32(0), False, True, False, False
+    backend.update(param, momentum, grad, 0.25, options, False)
+    assert equal(backend.to_host(momentum), (x + t).ravel()) and equal(backend.to_host(param), (x - (x + t) / 4).ravel())

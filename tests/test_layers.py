@@ -1,0 +1,30 @@
+"""What all layers have in common, for each of them."""
+import numpy as np
+import pytest
+
+import nbcnn
+
+import checks
+from cases import LAYERS
+
+each = pytest.mark.parametrize("case", LAYERS, ids=str)
+
+
+def test_every_layer_is_here():
+    assert {case.layer.__name__ for case in LAYERS} | {"Layer", "Activation"} == set(nbcnn.layers.__all__)
+
+
+@each
+def test_gradients(case):
+    checks.check_gradients(case)
+
+
+@each
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_contract(case, dtype):
+    checks.check_contract(case, "cpu", dtype)
+
+
+@each
+def test_training(case, tmp_path):
+    checks.check_training(case, tmp_path / "file")
