@@ -158,7 +158,11 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, LANES):
     return conv2d_maxpool2d_backward_weight
 
 
-@numba.njit       # these helpers are part of the kernels that call them, and cached with those
+# These helpers are part of the kernels that call them, and cached with those; nothing else calls them, so they need no wrappers.
+helper = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@helper
 def fill_zeros(x, at, count, first, end, step):
     """Zeros in x[at + k*step : ... + count] for first <= k < end."""
     zero = x.dtype.type(0)
@@ -167,7 +171,7 @@ def fill_zeros(x, at, count, first, end, step):
             tile.put(x, c, zero)
 
 
-@numba.njit
+@helper
 def list_winners(values, places, count, dy, argmax, place_of_cell, g, s, m, m_end, i, i_end, o, LANES):
     """List output o's dy of a strip from place `count` on, but for windows without a winner; returns where the list ends."""
     for sample in range(m, m_end):
@@ -184,7 +188,7 @@ def list_winners(values, places, count, dy, argmax, place_of_cell, g, s, m, m_en
     return count
 
 
-@numba.njit
+@helper
 def add_list(sums, at, values, begin, end, one, LANES):
     """sums[at : at + LANES] += a list, LANES numbers at a time."""
     for k in range(end, end + LANES):
@@ -196,7 +200,7 @@ def add_list(sums, at, values, begin, end, one, LANES):
     tile.store(acc, sums, row, at, 0, 1, LANES)
 
 
-@numba.njit
+@helper
 def unfold(work, to, to_end, x, g, s, m, m_end, i, i_end, c, LANES):
     """Copy what a strip's windows read of x from channel c on, a vector for each pixel, with zeros for pixels beside the image.
 
