@@ -5,6 +5,7 @@ A function of each element has a line in `activations.py` instead.
 from typing import NamedTuple
 
 import numpy as np
+from own_layers import Softplus, Upsample2d
 
 import nbcnn
 
@@ -33,6 +34,11 @@ LAYERS = [
     Case(nbcnn.Flatten, {}, (3, 4, 4)),
     Case(nbcnn.Linear, dict(in_features=5, out_features=3, bias=True), (5,)),
     *(Case(case.layer, case.arguments, (3, 4, 4)) for case in activations.CASES),
+]
+# From a file outside the package; for the CPU alone.
+OWN_LAYERS = [
+    Case(Softplus, {"beta": 1.0}, (3, 4, 4)), Case(Softplus, {"beta": 2.5}, (6,)), Case(Upsample2d, {"scale": 2}, (3, 4, 5)),
+    Case(Upsample2d, {"scale": 3}, (16, 2, 4)),
 ]
 
 

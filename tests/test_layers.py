@@ -1,13 +1,13 @@
-"""What all layers have in common, for each of them."""
+"""What all layers have in common, for each of them, and for those of a file outside the package."""
 import numpy as np
 import pytest
 
 import nbcnn
 
 import checks
-from cases import LAYERS
+from cases import LAYERS, OWN_LAYERS
 
-each = pytest.mark.parametrize("case", LAYERS, ids=str)
+each = pytest.mark.parametrize("case", LAYERS + OWN_LAYERS, ids=str)
 
 
 def test_every_layer_is_here():

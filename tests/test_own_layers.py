@@ -17,31 +17,8 @@ from nbcnn import checkpoint, predict, train
 from nbcnn.evaluate import __main__ as evaluate
 
 import activations
-import checks
-from cases import Case
 
 FILE = Path(own_layers.__file__)
-LAYERS = [Case(Softplus, {"beta": 1.0}, (3, 4, 4)), Case(Softplus, {"beta": 2.5}, (6,)), Case(Upsample2d, {"scale": 2}, (3, 4, 5)),
-          Case(Upsample2d, {"scale": 3}, (16, 2, 4))]
-each = pytest.mark.parametrize("case", LAYERS, ids=str)
-
-
-# ---- what nbcnn's own go through
-
-@each
-def test_gradients(case):
-    checks.check_gradients(case)
-
-
-@each
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_contract(case, dtype):
-    checks.check_contract(case, "cpu", dtype)
-
-
-@each
-def test_training(case, tmp_path):
-    checks.check_training(case, tmp_path / "file", layers=[case.layer])
 
 
 def softplus(x, dy, beta):

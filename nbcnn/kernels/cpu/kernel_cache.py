@@ -109,13 +109,13 @@ def _warn(error):
 
 
 def _sums_of_sources(names, found=None):
-    """The sums of this package's files that these names come from, and of those that the names in them come from, and so on."""
+    """The sums, by file name, of this package's files that these names come from, that the names in those come from, and so on."""
     found = {} if found is None else found
     for value in list(names.values()):
         module = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", ""))
         file = getattr(module, "__file__", None)
-        if file in SOURCES and file not in found:
-            found[file] = SOURCES[file]
+        if file in SOURCES and Path(file).name not in found:
+            found[Path(file).name] = SOURCES[file]      # not the whole path: code is the same wherever its source lies
             _sums_of_sources(vars(module), found)
     return sorted(found.items())
 
