@@ -207,10 +207,20 @@ def test_operation_writes_its_outputs_and_nothing_else(case, dtype, shape, N, se
 
 
 @each
-@pytest.mark.parametrize("shape", [(loops.CHUNK,), (loops.CHUNK + 5,), (3, loops.CHUNK - 2, 1)])
-def test_samples_of_more_than_one_task(case, shape):
-    """A sample may fill its tasks or not."""
-    require_outputs_and_nothing_else(case, np.float32, shape, 2, 0)
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 63, 65, 1001])
+def test_a_number_has_equal_bits_wherever_it_lies(case, count):
+    """In a vector or, at the end of a thread's share, by itself: whatever the count and the number of threads."""
+    x, dy = upstream(7, (1001,), np.float32), upstream(8, (1001,), np.float32)
+    y = case.forward(x)
+    dx = case.backward(dy, x, y)
+    threads = numba.get_num_threads()
+    try:
+        for n in (1, threads):
+            numba.set_num_threads(n)
+            part = case.forward(x[-count:])
+            assert equal(part, y[-count:]) and equal(case.backward(dy[-count:], x[-count:], part), dx[-count:])
+    finally:
+        numba.set_num_threads(threads)
 
 
 def require_outputs_and_nothing_else(case, dtype, shape, N, seed):

@@ -277,7 +277,7 @@ def test_code_has_the_target_s_vectors_and_no_doubles():
     conv2d_backward(y, x, w)
     (P, V), L = tile.shape_for(32, np.float32), tile.lanes(np.float32)
     for kernel, registers in ((make_conv2d_forward(P, V, L), P * V), (make_conv2d_backward_input(P, V, L), P * V),
-                              (make_conv2d_backward_weight(L), L)):
+                              (make_conv2d_backward_weight(P, V, L), P * V)):
         assert not llvm.double_operations(kernel)
         assert len(vector_multiply_adds(kernel)) >= registers
 

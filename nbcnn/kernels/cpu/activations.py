@@ -126,95 +126,83 @@ def sigmoid(x, zero, one):
 
 # ---- kernels, each for the first `count` numbers of flat arrays
 
-CHUNK = 4096        # numbers of a task: the threads' shares end where they may, but a number is always computed in the same way
-
 @kernel
 def relu_forward(y, x, count):
     """y = max(x, 0); NaN stays NaN."""
     zero = x.dtype.type(0)
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            y[k] = zero if x[k] <= zero else x[k]
+    for k in prange(count):
+        y[k] = zero if x[k] <= zero else x[k]
 
 
 @kernel
 def relu_backward(dx, dy, y, count):
     """dx = dy where y > 0 or y is NaN, else 0."""
     zero = y.dtype.type(0)
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            dx[k] = zero if y[k] <= zero else dy[k]
+    for k in prange(count):
+        dx[k] = zero if y[k] <= zero else dy[k]
 
 
 @kernel
 def leaky_relu_forward(y, x, slope, count):
     """y = x where x > 0, else slope*x."""
     zero = x.dtype.type(0)
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            y[k] = x[k] if x[k] > zero else slope * x[k]
+    for k in prange(count):
+        y[k] = x[k] if x[k] > zero else slope * x[k]
 
 
 @kernel
 def leaky_relu_backward(dx, dy, x, slope, count):
     """dx = dy where x > 0, else slope*dy."""
     zero = x.dtype.type(0)
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            dx[k] = dy[k] if x[k] > zero else slope * dy[k]
+    for k in prange(count):
+        dx[k] = dy[k] if x[k] > zero else slope * dy[k]
 
 
 @kernel
 def tanh_forward(y, x, count):
     """y = tanh x"""
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            y[k] = tanh(x[k])
+    for k in prange(count):
+        y[k] = tanh(x[k])
 
 
 @kernel
 def tanh_backward(dx, dy, y, count):
     """dx = dy (1 - y^2)"""
     one = y.dtype.type(1)
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            dx[k] = dy[k] * (one - y[k] * y[k])
+    for k in prange(count):
+        dx[k] = dy[k] * (one - y[k] * y[k])
 
 
 @kernel
 def sigmoid_forward(y, x, count):
     """y = 1/(1 + e^-x)"""
     zero, one = x.dtype.type(0), x.dtype.type(1)
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            y[k] = sigmoid(x[k], zero, one)
+    for k in prange(count):
+        y[k] = sigmoid(x[k], zero, one)
 
 
 @kernel
 def sigmoid_backward(dx, dy, y, count):
     """dx = dy y (1 - y)"""
     one = y.dtype.type(1)
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            dx[k] = dy[k] * (y[k] * (one - y[k]))
+    for k in prange(count):
+        dx[k] = dy[k] * (y[k] * (one - y[k]))
 
 
 @kernel
 def gelu_forward(y, x, count):
     """y = x Phi(x)"""
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            cdf, _ = normal(x[k])
-            y[k] = x[k] * cdf
+    for k in prange(count):
+        cdf, _ = normal(x[k])
+        y[k] = x[k] * cdf
 
 
 @kernel
 def gelu_backward(dx, dy, x, count):
     """dx = dy (Phi(x) + x phi(x))"""
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            cdf, pdf = normal(x[k])
-            dx[k] = dy[k] * (cdf + x[k] * pdf)
+    for k in prange(count):
+        cdf, pdf = normal(x[k])
+        dx[k] = dy[k] * (cdf + x[k] * pdf)
 
 
 # (1 + tanh u)/2 = sigmoid(2u), which does not cancel; 2u = x (LINEAR + CUBIC x^2)
@@ -225,10 +213,9 @@ LINEAR, CUBIC = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.04471
 def gelu_tanh_forward(y, x, count):
     """y = x (1 + tanh u)/2, u = sqrt(2/pi) (x + 0.044715 x^3)"""
     zero, one, linear, cubic = x.dtype.type(0), x.dtype.type(1), x.dtype.type(LINEAR), x.dtype.type(CUBIC)
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            v = x[k]
-            y[k] = v * sigmoid(v * (linear + cubic * v * v), zero, one)
+    for k in prange(count):
+        v = x[k]
+        y[k] = v * sigmoid(v * (linear + cubic * v * v), zero, one)
 
 
 @kernel
@@ -236,12 +223,11 @@ def gelu_tanh_backward(dx, dy, x, count):
     """dx = dy (s + x s (1 - s) 2u'), s = (1 + tanh u)/2"""
     zero, one, linear, cubic = x.dtype.type(0), x.dtype.type(1), x.dtype.type(LINEAR), x.dtype.type(CUBIC)
     three = x.dtype.type(3)
-    for task in prange(-(-count // CHUNK)):
-        for k in range(task * CHUNK, min(count, (task + 1) * CHUNK)):
-            v = x[k]
-            s = sigmoid(v * (linear + cubic * v * v), zero, one)
-            slope = v * s * (one - s)       # 0 long before v^2 is inf
-            dx[k] = dy[k] * (s + slope * linear + slope * v * v * (three * cubic))
+    for k in prange(count):
+        v = x[k]
+        s = sigmoid(v * (linear + cubic * v * v), zero, one)
+        slope = v * s * (one - s)       # 0 long before v^2 is inf
+        dx[k] = dy[k] * (s + slope * linear + slope * v * v * (three * cubic))
 
 
 class Activation(Elementwise):

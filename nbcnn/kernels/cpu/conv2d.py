@@ -48,15 +48,10 @@ def make_conv2d_forward(P, V, LANES):
         """
         groups, blocks = (g.n + P - 1) // P, (g.O + WIDTH - 1) // WIDTH
         for task in prange(groups * blocks * g.OH * g.OW):
-            first, block, i, k = task_place(task, P, blocks, g.OH, g.OW)
-            samples = min(P, g.n - first)
-            j, j_last = k // samples, min((k + P - 1) // samples, g.OW - 1)
+            first, block, i, j, j_last, x_rows, columns, y_rows = output_places(task, P, blocks, g)
             if j < g.OW:
-                x_rows = tile.rows_counted(P, k, samples, g.OW * samples, g.stride_w * g.C, g.x_step)
-                columns = tile.rows_counted(P, k, samples, g.OW * samples, g.stride_w, 0)
-                y_rows = tile.rows_counted(P, k, samples, g.OW * samples, g.O, g.y_step)
-                top, left = i * g.stride_h - g.padding_h, -g.padding_w
                 acc = tile.repeat(P, V, b, block * WIDTH)
+                top, left = i * g.stride_h - g.padding_h, -g.padding_w
                 acc = add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, j, j_last)
                 at_y = first * g.y_step + i * g.OW * g.O + block * WIDTH
                 tile.store(acc, y, y_rows, at_y, 0, P, g.O - block * WIDTH)
@@ -68,6 +63,19 @@ def make_conv2d_forward(P, V, LANES):
 def task_place(task, P, blocks, rows, columns):
     """The first sample of a task's group, its block of channels, its image row, and the number of its first place in that row."""
     return (task // (columns * rows * blocks) * P, task // (columns * rows) % blocks, task // columns % rows, task % columns * P)
+
+
+@numba.njit(inline="always")
+def output_places(task, P, blocks, g):
+    """Of a task of forward: its first sample, its block, its row i, the columns of its first and last place; and for the rows of
+    its tile where they read x, their j*stride_w, and where they write y."""
+    first, block, i, k = task_place(task, P, blocks, g.OH, g.OW)
+    samples = min(P, g.n - first)
+    end = g.OW * samples
+    x_rows = tile.rows_counted(P, k, samples, end, g.stride_w * g.C, g.x_step)
+    columns = tile.rows_counted(P, k, samples, end, g.stride_w, 0)
+    y_rows = tile.rows_counted(P, k, samples, end, g.O, g.y_step)
+    return first, block, i, k // samples, min((k + P - 1) // samples, g.OW - 1), x_rows, columns, y_rows
 
 
 @numba.njit(inline="always")
@@ -146,43 +154,45 @@ def make_conv2d_backward_input(P, V, LANES):
 
 
 @functools.cache
-def make_conv2d_backward_weight(LANES):
-    """The kernel of the weight gradient, for a tile of LANES neighbouring weights of a kernel row by LANES outputs."""
+def make_conv2d_backward_weight(P, V, LANES):
+    """The kernel of the weight gradient, for a tile of P neighbouring weights of a kernel row by V vectors of outputs."""
+    WIDTH = V * LANES
 
     @njit(parallel=PARALLEL, error_model="numpy")
     def conv2d_backward_weight(dw, db, dy, x, one, g, parts, at_once):
-        """dw[part, o, p, q, c] = sum over the part's samples m and all i, j of dy[m, i, j, o] * x[m, r, s, c].
+        """dw[part, block, p, q, c] = sum over the part's samples m and all i, j of dy[m, i, j, block] * x[m, r, s, c].
 
-        r = i*stride_h + p*dilation_h - padding_h, s likewise. The tasks that hold an output's first weights sum db too.
+        r = i*stride_h + p*dilation_h - padding_h, s likewise. A block is WIDTH outputs side by side, as in forward's weights. The
+        tasks that hold a block's first weights sum db too.
 
         With dilation_w = 1 a kernel row reads KW*C neighbouring elements of x: one piece. Else each tap is a piece of C elements. A
-        task is a part, LANES outputs, a kernel row p, and LANES weights of a piece from k on, the tile's rows. Where these are of
-        several taps q, there are columns j at which all of them read the image, and columns to the left and the right of these, at
-        which some do and the others read zeros.
+        task is a part, a block, a kernel row p, and P weights of a piece from k on, the tile's rows. Where these are of several
+        taps q, there are columns j at which all of them read the image, and columns to the left and the right of these, at which
+        some do and the others read zeros.
 
         A task adds `at_once` samples, stores the sum in dw, and goes on from it with the next, so that x stays in a cache.
         """
-        blocks, (pieces, size) = (g.O + LANES - 1) // LANES, (1, g.KW * g.C) if g.dilation_w == 1 else (g.KW, g.C)
-        tiles = (size + LANES - 1) // LANES
+        blocks, (pieces, size) = (g.O + WIDTH - 1) // WIDTH, (1, g.KW * g.C) if g.dilation_w == 1 else (g.KW, g.C)
+        tiles = (size + P - 1) // P
         for chunk in range(max(1, ((g.n + parts - 1) // parts + at_once - 1) // at_once)):
             for task in prange(parts * blocks * g.KH * pieces * tiles):
-                k, piece, p = task % tiles * LANES, task // tiles % pieces, task // (tiles * pieces) % g.KH
-                o, part = task // (tiles * pieces * g.KH) % blocks * LANES, task // (tiles * pieces * g.KH * blocks)
+                k, piece, p = task % tiles * P, task // tiles % pieces, task // (tiles * pieces) % g.KH
+                block = task // (tiles * pieces * g.KH)         # of all parts: part * blocks + its block
+                part, o = block // blocks, block % blocks * WIDTH
                 first = part * g.n // parts + chunk * at_once
                 end = min(first + at_once, (part + 1) * g.n // parts)
                 if p == piece == k == 0:
-                    conv2d_backward_bias(db, part * g.O + o, dy, one, g, first, end, o, chunk > 0)
-                q, q_last = piece + k // g.C, piece + (min(k + LANES, size) - 1) // g.C
+                    conv2d_backward_bias(db, block * WIDTH, dy, one, g, first, end, o, chunk > 0, V)
+                q, q_last = piece + k // g.C, piece + (min(k + P, size) - 1) // g.C
                 i_first, i_end = tile.range_inside(p * g.dilation_h - g.padding_h, g.stride_h, g.OH, g.H)
                 j_first, all_end = tile.range_inside(q_last * g.dilation_w - g.padding_w, g.stride_w, g.OW, g.W)
                 all_first, j_end = tile.range_inside(q * g.dilation_w - g.padding_w, g.stride_w, g.OW, g.W)
-                all_first = min(all_first, j_end)
                 all_end, left = max(all_first, all_end), all_first - j_first
-                adjacent = tile.rows_strided(LANES, 0, 1)       # made here, as a constant; made outside the loop it would be none
-                columns = tile.rows_counted(LANES, k, g.C, size, 1, 0)
-                at_dw = (((part * g.O + o) * g.KH + p) * g.KW + piece) * g.C
-                dw_rows = tile.rows_inside(LANES, at_dw, g.KH * g.KW * g.C, 0, g.O - o)
-                acc = tile.transpose(tile.load(LANES, 1, dw, dw_rows, k)) if chunk else tile.zero(LANES, 1, dw)
+                adjacent = tile.rows_strided(P, 0, 1)           # made here, as a constant; made outside the loop it would be none
+                columns = tile.rows_counted(P, k, g.C, size, 1, 0)
+                at_dw = ((block * g.KH + p) * g.KW + piece) * g.C + k
+                dw_rows = tile.rows_strided(P, at_dw * WIDTH, WIDTH)
+                acc = tile.load(P, V, dw, dw_rows, 0) if chunk else tile.zero(P, V, dw)
                 for m in range(first, end):
                     for i in range(i_first, i_end):
                         r, s = i * g.stride_h + p * g.dilation_h - g.padding_h, piece * g.dilation_w - g.padding_w
@@ -194,25 +204,25 @@ def make_conv2d_backward_weight(LANES):
                             at_x = row_x + j * g.stride_w * g.C
                             rows = tile.rows_or_zeros(adjacent, columns, j * g.stride_w - g.padding_w, g.W, g.x_zeros - at_x)
                             acc = tile.outer(acc, x, rows, at_x, dy, row_dy + j * g.O)
-                tile.store(tile.transpose(acc), dw, dw_rows, k, 0, g.O - o, size - k)
+                tile.store(acc, dw, dw_rows, 0, 0, size - k, WIDTH)
 
     return conv2d_backward_weight
 
 
 @numba.njit(inline="always")
-def conv2d_backward_bias(db, at, dy, one, g, first, end, o, add):
-    """db[at] = (or, with `add`, +=) the sum over first <= m < end and all i, j of dy[m, i, j, o], for a vector of outputs."""
+def conv2d_backward_bias(db, at, dy, one, g, first, end, o, add, V):
+    """db[at] = (or, with `add`, +=) the sum over first <= m < end and all i, j of dy[m, i, j, o], for V vectors of outputs."""
     row = tile.rows_strided(1, 0, 0)
-    acc = tile.load(1, 1, db, row, at) if add else tile.zero(1, 1, db)
+    acc = tile.load(1, V, db, row, at) if add else tile.zero(1, V, db)
     for m in range(first, end):
         for pixel in range(g.OH * g.OW):
             acc = tile.outer(acc, one, row, 0, dy, m * g.y_step + pixel * g.O + o)
-    tile.store(acc, db, row, at, 0, 1, g.O - o)
+    tile.store(acc, db, row, at, 0, 1, 2**31)
 
 
 @functools.cache
 def make_pack_weight(LANES):
-    """The kernel that rearranges weights for forward, LANES outputs x LANES weights at a time."""
+    """The kernels that rearrange weights for the others, and gradients back, LANES outputs x LANES weights at a time."""
 
     @njit(parallel=PARALLEL)
     def pack_weight(packed, packed_b, w, b, width, O, run):
@@ -230,21 +240,32 @@ def make_pack_weight(LANES):
                 for lane in range(o, min(o + LANES, O)):
                     packed_b[lane] = b[lane]
 
-    return pack_weight
+    @njit(parallel=PARALLEL)
+    def unpack_weight(dw, db, packed, packed_b, width, O, run, parts, add_dw, add_db):
+        """dw[block*width + lane, k] = (or, with add_dw, +=) packed[0, block, k, lane] + packed[1, ...] + ..., in this order.
 
+        db likewise; it may have no elements.
+        """
+        steps, blocks, unit = (run + LANES - 1) // LANES, (O + width - 1) // width, dw.dtype.type(1)
+        for task in prange((O + LANES - 1) // LANES * steps):
+            o, k = task // steps * LANES, task % steps * LANES
+            packed_rows = tile.rows_inside(LANES, (o // width * run + k) * width + o % width, width, 0, run - k)
+            dw_rows = tile.rows_inside(LANES, o * run + k, run, 0, O - o)
+            acc = tile.load(LANES, 1, packed, packed_rows, 0)
+            for part in range(1, parts):
+                acc = tile.axpy(acc, unit, packed, packed_rows, part * blocks * run * width, 0)
+            acc = tile.transpose(acc)
+            if add_dw:
+                acc = tile.axpy(acc, unit, dw, dw_rows, 0, 0)
+            tile.store(acc, dw, dw_rows, 0, 0, O - o, run - k)
+            if k == 0:
+                for lane in range(o, min(o + LANES, len(db))):
+                    total = packed_b[lane]
+                    for part in range(1, parts):
+                        total += packed_b[part * blocks * width + lane]
+                    db[lane] = total + db[lane] if add_db else total
 
-@njit(parallel=PARALLEL)
-def add_parts(total, partial, parts, add):
-    """total = (or, with `add`, +=) partial[0] + partial[1] + ..., in this order; partial[0] is overwritten."""
-    size = total.size
-    chunk = 1024
-    for task in prange((size + chunk - 1) // chunk):
-        start, stop = task * chunk, min((task + 1) * chunk, size)
-        for part in range(1, parts):
-            for k in range(start, stop):
-                partial[k] += partial[part * size + k]
-        for k in range(start, stop):
-            total[k] = partial[k] + total[k] if add else partial[k]
+    return pack_weight, unpack_weight
 
 
 class Conv2d(Operation):
@@ -279,18 +300,21 @@ class Conv2d(Operation):
 
         Enough to give 32 tasks, but at most MOST_PARTS, and at least a sample and 64 output pixels each.
         """
-        (KH, KW), width = self.kernel_size, tile.lanes(self.dtype)
-        tasks = KH * -(-self.O // width) * -(-KW * self.C // width)
+        (KH, KW), (P, V, width) = self.kernel_size, self.tile
+        tasks = KH * -(-self.O // (V * width)) * -(-KW * self.C // P)
         return max(1, min(MOST_PARTS, n, -(-32 // tasks), n * math.prod(self.y_size) // 64))
 
     def reserve(self, batch):
         """Allocate the partial sums for up to `batch` samples."""
-        parts = self.parts(batch)
-        self.dw_parts = allocate((parts * self.O * self.run,), self.dtype)
-        self.db_parts = allocate((parts * self.O,), self.dtype)
+        self.dw_parts, self.db_parts = (allocate((size,), self.dtype) for size in self.sums(batch))
+
+    def sums(self, batch):
+        """Elements of the partial sums of dw and of db."""
+        outputs = self.parts(batch) * -(-self.O // math.prod(self.tile[1:])) * math.prod(self.tile[1:])
+        return outputs * self.run, outputs
 
     def bytes(self, batch):
-        return self.parts(batch) * self.O * (self.run + 1) * self.dtype.itemsize
+        return sum(self.sums(batch)) * self.dtype.itemsize
 
     def forward(self, n, y, x, params):
         """The calls that compute y = conv(x, w) + b for n samples."""
@@ -306,7 +330,7 @@ class Conv2d(Operation):
     def pack(self, params, width):
         """The call that packs weights and bias, for tiles of `width` outputs."""
         w, b = params
-        return Call(make_pack_weight(tile.lanes(self.dtype)), (
+        return Call(make_pack_weight(tile.lanes(self.dtype))[0], (
             self.packed_w, self.packed_b, w, self.zeros[:self.O] if b is None else b, width, self.O, self.run))
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
@@ -315,19 +339,15 @@ class Conv2d(Operation):
         return calls if dx is None else calls + self.backward_input(n, dx, dy, params[0])
 
     def backward_weight(self, n, dparams, dy, x, add):
-        """The calls that compute dw and db. Several parts, and what is to be added, are summed by themselves first."""
-        parts = self.parts(n)
-        targets = [partial if total is None or parts > 1 or to_add else total
-                   for total, partial, to_add in zip(dparams, (self.dw_parts, self.db_parts), add, strict=True)]
-        return [self.sum_weight(n, parts, *targets, dy, x)] + [
-            Call(add_parts, (total, partial, parts, to_add)) for total, partial, to_add
-            in zip(dparams, targets, add, strict=True) if total is not None and total is not partial]
-
-    def sum_weight(self, n, parts, dw, db, dy, x):
-        """The call that computes the parts of dw and db."""
+        """The calls that compute dw and db: partial sums over parts of the batch, then their sum."""
+        (dw, db), parts, (_, V, width) = dparams, self.parts(n), self.tile
         sample = math.prod((self.C, *self.x_size)) * self.dtype.itemsize
-        return Call(make_conv2d_backward_weight(tile.lanes(self.dtype)), (
-            dw, db, dy.array, x.array, self.one, self.geometry(n, x, dy), parts, max(8, AT_ONCE // max(sample, 1))), self.flop(n))
+        return [
+            Call(make_conv2d_backward_weight(*self.tile), (
+                self.dw_parts, self.db_parts, dy.array, x.array, self.one, self.geometry(n, x, dy), parts,
+                max(8, AT_ONCE // max(sample, 1))), self.flop(n)),
+            Call(make_pack_weight(width)[1], (
+                dw, self.zeros[:0] if db is None else db, self.dw_parts, self.db_parts, V * width, self.O, self.run, parts, *add))]
 
     def backward_input(self, n, dx, dy, w):
         """The call that computes dx."""

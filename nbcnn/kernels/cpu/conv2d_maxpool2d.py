@@ -14,7 +14,7 @@ from numba import prange
 
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.buffer import Buffer, allocate
-from nbcnn.kernels.cpu.conv2d import Conv2d, add_taps, task_place
+from nbcnn.kernels.cpu.conv2d import Conv2d, add_taps, output_places
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.launch import PARALLEL
 from nbcnn.kernels.operation import NO_WINNER, Call
@@ -45,13 +45,8 @@ def make_conv2d_maxpool2d_forward(P, V, LANES):
         """
         groups, blocks = (g.n + P - 1) // P, (g.O + WIDTH - 1) // WIDTH
         for task in prange(groups * blocks * g.OH * g.OW):
-            first, block, i, k = task_place(task, P, blocks, g.OH, g.OW)
-            samples = min(P, g.n - first)
-            j, j_last = k // samples, min((k + P - 1) // samples, g.OW - 1)
+            first, block, i, j, j_last, x_rows, columns, y_rows = output_places(task, P, blocks, g)
             if j < g.OW:
-                x_rows = tile.rows_counted(P, k, samples, g.OW * samples, g.stride_w * g.C, g.x_step)
-                columns = tile.rows_counted(P, k, samples, g.OW * samples, g.stride_w, 0)
-                y_rows = tile.rows_counted(P, k, samples, g.OW * samples, g.O, g.y_step)
                 for cell in range(g.stride_h * g.stride_w):
                     top, left = i * g.stride_h + cell // g.stride_w - g.padding_h, cell % g.stride_w - g.padding_w
                     acc = tile.repeat(P, V, b, block * WIDTH)
@@ -314,15 +309,15 @@ class Conv2dMaxPool2d(Conv2d):
 
     def reserve(self, batch):
         """Allocate what is kept for backward, the partial sums and the work space, for up to `batch` samples."""
+        super().reserve(batch)
         self.argmax = Buffer(batch, (self.O, *self.size), np.uint8)
-        self.dw_parts, self.db_parts = (allocate((size,), self.dtype) for size in self._sums(batch))
         tasks = max([1, *(self.parts(n) * self.groups(n) for n in range(1, batch + 1))])
         self.workspace, self.values = allocate((tasks, self.work), self.dtype), allocate((tasks, self.capacity), self.dtype)
         self.places, self.counts = allocate((tasks, self.capacity), np.int32), allocate((tasks, self.O), np.int32)
 
     def bytes(self, batch):
         tasks, itemsize = MOST_PARTS + numba.config.NUMBA_NUM_THREADS, self.dtype.itemsize
-        return (Buffer.elements(batch, (self.O, *self.size)) + sum(self._sums(batch)) * itemsize
+        return (super().bytes(batch) + Buffer.elements(batch, (self.O, *self.size))
                 + tasks * (self.work * itemsize + self.capacity * (itemsize + 4) + 4 * self.O))
 
     def argmax_view(self, n):
@@ -333,7 +328,7 @@ class Conv2dMaxPool2d(Conv2d):
         """Take over argmax in PyTorch's shape."""
         self.argmax.set(argmax)
 
-    def _sums(self, batch):
+    def sums(self, batch):
         """Elements of the partial sums of dw and of db."""
         outputs = self.parts(batch) * self.O * tile.lanes(self.dtype)
         return outputs * self.strips.blocks * self.kernel_size[0] * self.strips.taps, outputs

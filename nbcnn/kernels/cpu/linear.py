@@ -39,20 +39,24 @@ def make_linear(P, V, LANES):
             tile.store(acc, dx, tile.rows_strided(P, m * C, C), c, 0, n - m, C - c)
 
     @njit(parallel=PARALLEL, error_model="numpy")
-    def linear_backward_weight(dw, db, dy, x, n, C, O):
-        """dw[o, c] = sum over m of dy[m, o] * x[m, c]; db[o] = sum over m of dy[m, o]."""
-        blocks = (O + P - 1) // P
+    def linear_backward_weight(dw, db, dy, x, n, C, O, add_dw, add_db):
+        """dw[o, c] = (or, with add_dw, +=) the sum over m of dy[m, o] * x[m, c]; db[o] that of dy[m, o], where db has elements."""
+        blocks, unit = (O + P - 1) // P, dw.dtype.type(1)
         for task in prange((C + WIDTH - 1) // WIDTH * blocks):
             c, o = task // blocks * WIDTH, task % blocks * P
             acc, rows = tile.zero(P, V, dw), tile.rows_strided(P, 0, 1)
             for m in range(n):
                 acc = tile.outer(acc, dy, rows, m * O + o, x, m * C + c)
-            tile.store(acc, dw, tile.rows_strided(P, o * C + c, C), 0, 0, O - o, C - c)
+            dw_rows = tile.rows_inside(P, o * C + c, C, 0, O - o)
+            if add_dw:
+                acc = tile.axpy(acc, unit, dw, dw_rows, 0, 0)
+            tile.store(acc, dw, dw_rows, 0, 0, O - o, C - c)
             if c == 0:
-                for k in range(o, min(o + P, O)):
-                    db[k] = 0
+                for k in range(o, min(o + P, len(db))):
+                    total = dw.dtype.type(0)
                     for m in range(n):
-                        db[k] += dy[m * O + k]
+                        total += dy[m * O + k]
+                    db[k] = total + db[k] if add_db else total
 
     return linear_forward, linear_backward_input, linear_backward_weight
 
@@ -72,8 +76,11 @@ class Linear(Conv2d):
         super().__init__((*x_shape, 1, 1), (*y_shape, 1, 1), (1, 1), (1, 1), (0, 0), (1, 1), dtype)
         self.kernels = make_linear(*self.tile)
 
-    def parts(self, n):
-        return 1
+    def reserve(self, batch):
+        """Nothing: the gradients are summed where they go."""
+
+    def bytes(self, batch):
+        return 0
 
     def _call(self, kernel, n, *arrays):
         return Call(kernel, (*arrays, n, self.C, self.O), self.flop(n))
@@ -85,5 +92,7 @@ class Linear(Conv2d):
     def backward_input(self, n, dx, dy, w):
         return [self._call(self.kernels[1], n, dx.array, dy.array, w)]
 
-    def sum_weight(self, n, parts, dw, db, dy, x):
-        return self._call(self.kernels[2], n, dw, db, dy.array, x.array)
+    def backward_weight(self, n, dparams, dy, x, add):
+        dw, db = dparams
+        kernel, arguments, flop = self._call(self.kernels[2], n, dw, self.zeros[:0] if db is None else db, dy.array, x.array)
+        return [Call(kernel, (*arguments, *add), flop)]
