@@ -379,6 +379,7 @@ class BackpropScheduler:
                 self._calls.clear()
             labelled = make()
             self._calls[key] = [name for name, _ in labelled], [call for _, call in labelled]
+            self.backend.compile_calls(self._calls[key][1])
         names, calls = self._calls[key]
         if profile is None:
             self.backend.run(calls)

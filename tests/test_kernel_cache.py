@@ -3,6 +3,8 @@ import os
 import pickle
 import random
 import sys
+import threading
+import time
 
 import numba
 import pytest
@@ -12,7 +14,8 @@ from numba.core.dispatcher import Dispatcher
 
 from nbcnn import user_cache
 from nbcnn.kernels.cpu import kernel_cache
-from nbcnn.kernels.cpu.kernel_cache import njit
+from nbcnn.kernels.cpu.kernel_cache import compile_calls, njit
+from nbcnn.kernels.operation import Call
 
 pytestmark = pytest.mark.filterwarnings("error:compiled kernels:RuntimeWarning")
 
@@ -228,3 +231,75 @@ def test_every_kernel_is_kept_so_and_nobody_elses():
 def test_uncompiled_kernels(monkeypatch):
     monkeypatch.setattr(config, "DISABLE_JIT", 1)
     assert times(2)(7) == 14
+
+
+# ---- on several cores
+
+@pytest.fixture
+def cores(monkeypatch):
+    monkeypatch.setattr(numba, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(threading, "active_count", lambda: 1)      # other tests may have left some that sleep
+
+
+def some_calls():
+    return [Call(times(n), (7,)) for n in range(2, 10)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled by several processes on Linux only")
+def test_other_processes_compile_too(folder, cores):
+    """All are compiled, some of them by another process, whose files are read when they are called."""
+    calls = some_calls()
+    compile_calls([*calls, *calls])     # each once, however often it is called
+    here = [call for call in calls if call.kernel.signatures]
+    assert 0 < len(here) < len(calls) == len(list(folder.iterdir()))
+    for n, call in enumerate(calls, 2):
+        assert call.kernel(7) == 7 * n and found(call.kernel) == (call not in here)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_what_is_kept_needs_no_other_process(folder, cores, monkeypatch):
+    for n in range(2, 10):
+        run(n)
+    monkeypatch.setattr(os, "fork", None)
+    compile_calls(some_calls())
+
+
+@pytest.mark.parametrize("name, value", [("get_num_threads", lambda: 1), ("active_count", lambda: 2)])
+def test_one_core_or_several_threads_fork_nothing(folder, cores, monkeypatch, name, value):
+    monkeypatch.setattr(numba if name == "get_num_threads" else threading, name, value)
+    monkeypatch.setattr(os, "fork", None)
+    compile_calls(some_calls())
+    assert not folder.exists()
+
+
+def test_another_process_that_ends_early_loses_nothing(folder, cores, monkeypatch):
+    parent, compile = os.getpid(), Dispatcher.compile
+    monkeypatch.setattr(Dispatcher, "compile", lambda *args: compile(*args) if os.getpid() == parent else os._exit(3))
+    calls = some_calls()
+    compile_calls(calls)
+    assert [call.kernel(7) for call in calls] == [7 * n for n in range(2, 10)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled by several processes on Linux only")
+def test_an_interrupt_ends_the_other_processes(folder, cores, monkeypatch):
+    parent = os.getpid()
+
+    def compile(*args):
+        if os.getpid() == parent:
+            raise KeyboardInterrupt
+        time.sleep(60)      # longer than anybody waits
+    monkeypatch.setattr(Dispatcher, "compile", compile)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        compile_calls(some_calls())
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert time.monotonic() - started < 30
+
+
+def test_unwritable_is_one_warning_for_all_processes(folder, cores, capfd):
+    folder.write_text("not a folder")
+    with pytest.warns(RuntimeWarning, match="compiled kernels cannot be kept") as caught:
+        compile_calls(some_calls())
+    assert len(caught) == 1 and capfd.readouterr() == ("", "")

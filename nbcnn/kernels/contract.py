@@ -93,6 +93,9 @@ class Backend(Protocol):
     def require():
         """Raise RuntimeError where kernels cannot run."""
 
+    def compile_calls(calls):
+        """Compile what these calls need, if that is faster than to do it when they are made."""
+
     def run(calls):
         """Make these calls in order."""
 

@@ -39,6 +39,7 @@ from nbcnn.kernels.cpu.buffer import (
     unflat_weight,
     write,
 )
+from nbcnn.kernels.cpu.kernel_cache import compile_calls
 from nbcnn.kernels.cpu.launch import require, run
 from nbcnn.kernels.cpu.losses import run_loss, softmax_along
 from nbcnn.kernels.cpu.sgd import update
@@ -47,7 +48,7 @@ from nbcnn.kernels.operation import operations
 device = "cpu"
 
 __all__ = [
-    "device", "require", "run",
+    "device", "compile_calls", "require", "run",
     # memory
     "ALIGNMENT", "Buffer", "Gradients", "Partials", "allocate", "copy_of", "flat_weight", "place", "to_device", "to_host",
     "unflat_weight", "write",

@@ -5,8 +5,11 @@ it takes compiled code apart and puts it together, has no public name; all that 
 """
 import functools
 import hashlib
+import os
 import pickle
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -52,11 +55,78 @@ def read(path):
     return data[SUM:] if data[:SUM] == _sum(path, data[SUM:]) else None
 
 
+def compile_calls(calls):
+    """Compile what these calls need, on as many cores as kernels run on: in this process, and in others forked from it.
+
+    What another one compiles comes here by its file, when the kernel is called. Where it does not, and where it cannot be shared
+    out, a kernel is compiled when it is called, like any other.
+    """
+    wanted = {(call.kernel, tuple(map(call.kernel.typeof_pyval, call.arguments))): None for call in calls
+              if isinstance(getattr(call.kernel, "_cache", None), KernelCache)}
+    missing = [(kernel, types) for kernel, types in wanted
+               if types not in kernel.overloads and not kernel._cache.holds(types, kernel.targetctx)]
+    # Where this process has several threads, another one may keep a lock for ever that one of them held.
+    if sys.platform != "linux" or threading.active_count() > 1 or numba.get_num_threads() < 2 or not 2 <= len(missing) < 256:
+        return
+    missing.sort(key=lambda item: len(item[0].py_func.__code__.co_code), reverse=True)     # the longest first, by and large
+    turns, end, parent, children = *os.pipe(), os.getpid(), []
+    os.write(end, bytes(range(len(missing))))
+    os.close(end)
+
+    def work():
+        """Compile one after another, of those that no process has begun with."""
+        while (turn := os.read(turns, 1)) and parent in (os.getpid(), os.getppid()):
+            kernel, types = missing[turn[0]]
+            kernel.compile(types)
+
+    try:
+        for _ in range(min(numba.get_num_threads(), len(missing)) - 1):
+            children.append(_fork(work))
+        work()
+        while children:
+            os.waitpid(children[-1], 0)
+            children.pop()
+    finally:
+        os.close(turns)
+        for child in children:      # what interrupts this process ends them too
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _fork(work):
+    """Start a process that does this and nothing else; its number."""
+    kept = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, kept)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # Python's, of threads that libraries have
+            child = os.fork()
+        if child:
+            return child
+        try:
+            for number in kept:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, kept)
+            warnings.simplefilter("ignore")     # this process says it too
+            work()
+        finally:
+            os._exit(0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, kept)
+
+
 class KernelCache(NullCache):
     """What Numba asks for the compiled code of a function. Nothing that happens to the files keeps a kernel from running."""
 
     def __init__(self, function):
         self._function, self._source = function, _sum_of_source(function.__code__.co_filename)
+
+    def holds(self, sig, target_context):
+        """Whether there is a file of the function compiled for these types."""
+        try:
+            return self._path(sig, target_context.codegen()).exists()
+        except OSError:     # there is no home folder
+            return False
 
     def load_overload(self, sig, target_context):
         """The function compiled for these types, or None."""

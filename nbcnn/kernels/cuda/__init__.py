@@ -3,7 +3,7 @@ from nbcnn.kernels.cuda import images, losses, sgd, state
 from nbcnn.kernels.cuda.buffer import ALIGNMENT, Buffer, allocate, copy_of, flat_weight, place, unflat_weight, write
 from nbcnn.kernels.cuda.compat import Graph, as_device_array, describe, empty, synchronize, to_device, to_host, unavailable
 from nbcnn.kernels.cuda.gradients import Gradients, Partials
-from nbcnn.kernels.cuda.launch import require, run
+from nbcnn.kernels.cuda.launch import compile_calls, require, run
 from nbcnn.kernels.cuda.loss import LazyNumber, loss_call, run_loss
 from nbcnn.kernels.cuda.losses import softmax_along
 from nbcnn.kernels.cuda.sgd import update, update_call
@@ -12,7 +12,7 @@ from nbcnn.kernels.operation import operations
 device = "cuda"
 
 __all__ = [
-    "device", "require", "unavailable", "describe", "run", "synchronize", "Graph",
+    "device", "require", "unavailable", "describe", "compile_calls", "run", "synchronize", "Graph",
     # memory
     "ALIGNMENT", "Buffer", "Gradients", "Partials", "allocate", "as_device_array", "copy_of", "empty", "flat_weight", "place",
     "to_device", "to_host", "unflat_weight", "write",
