@@ -16,8 +16,9 @@ COMMANDS = {
 def main(argv=None):
     """Run a sub-command, and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in COMMANDS:
-        return _module(argv[0]).main(argv[1:])
+    if argv and argv[0] in COMMANDS:        # only its module is imported
+        name = "evaluate.__main__" if argv[0] == "evaluate" else argv[0]
+        return importlib.import_module(f"nbcnn.{name}").main(argv[1:])
     return cli.run("nbcnn", _main, argv)
 
 
@@ -40,14 +41,9 @@ def _parser():
   nbcnn evaluate --checkpoint runs/.../best.safetensors""",
         "0 done, 2 cannot be done; more in each command's --help", usage="nbcnn COMMAND ...")
     version = f"nbcnn {nbcnn.__version__}"
-    parser.add_argument("--version", action=cli.Listing, const=lambda: version, help="print the version, and end")
+    parser.add_argument("--version", action=cli.Listing, nargs=0, const=lambda: version, help="print the version, and end")
     parser.add_lists(models=cli.list_models)
     return parser
-
-
-def _module(name):
-    """The module of a command, imported when it is asked for."""
-    return importlib.import_module("nbcnn.evaluate.__main__" if name == "evaluate" else f"nbcnn.{name}")
 
 
 if __name__ == "__main__":

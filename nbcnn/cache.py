@@ -1,14 +1,11 @@
-"""`nbcnn cache`, or `python -m nbcnn.cache`: what is kept to save time, compiled kernels and drawn pictures.
-
-The exit status is 0 when it is shown or removed, 2 when that cannot be done, 130 after Ctrl-C.
-"""
+"""`nbcnn cache`, or `python -m nbcnn.cache`: what is kept to save time, compiled kernels and drawn pictures."""
 import contextlib
 import sys
 from pathlib import Path
 
 import nbcnn
 from nbcnn import cli, user_cache
-from nbcnn.datasets import shapes
+from nbcnn.datasets.shapes import ENDING, read
 from nbcnn.kernels.cpu import kernel_cache
 from nbcnn.table import format_table
 
@@ -26,8 +23,8 @@ def _main(argv):
         cli.put(_clear(kinds))
     else:
         cli.put(format_table(["what", "files", "MB", "damaged", "where"], [
-            [what, str(len(files)), f"{sum(map(_size, files)) / 1e6:.1f}", str(sum(read(file) is None for file in files)),
-             str(folder)] for what, folder, files, read in kinds]))
+            [what, str(len(files)), f"{sum(map(_size, files)) / 1e6:.1f}", str(sum(check(file) is None for file in files)),
+             str(folder)] for what, folder, files, check in kinds]))
     return 0
 
 
@@ -35,8 +32,8 @@ def _kinds():
     """For each kind of file that is kept: (its name, the folder, the files, a function that gives None for a damaged file)."""
     folder = kernel_cache.folder()
     yield "compiled kernels", folder, user_cache.files(folder, kernel_cache.ENDING), kernel_cache.read
-    folder, module = user_cache.folder(), sys.modules[shapes.__module__]
-    yield "pictures of the data set shapes", folder, user_cache.files(folder, module.ENDING), module.read
+    folder = user_cache.folder()
+    yield "pictures of the data set shapes", folder, user_cache.files(folder, ENDING), read
     folder = Path(nbcnn.__file__).parent / "kernels"
     if files := sorted(folder.glob("*/__pycache__/*.nb[ic]")):
         yield "Numba's own: for a GPU, or of an older nbcnn", folder, files, _size

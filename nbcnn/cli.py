@@ -14,7 +14,7 @@ import numba
 
 from nbcnn import checkpoint, interrupts, models
 from nbcnn.datasets import DATASETS
-from nbcnn.files import naming, require_file, said
+from nbcnn.files import about, naming, require_file, said
 from nbcnn.kernels.arguments import INT64, LARGEST, MOST
 from nbcnn.kernels.backend import load_backend
 from nbcnn.kernels.shown import shown
@@ -37,16 +37,10 @@ USED = {        # what commands use of a checkpoint's options, and the values al
 
 
 def run(name, command, argv):
-    """Run a command and return its exit status: its own, or 2 where it raised an error about what it was given.
+    """Run command(argv) and return its exit status; every message begins with `name`, "nbcnn train" for instance.
 
-    Parameters
-    ----------
-    name : str
-        "nbcnn train", for instance. Every message begins with it.
-    command : callable
-        Takes the arguments and returns the exit status.
-    argv : list of str or None
-        The arguments; None stands for those of the process.
+    The status is what the command returns, 2 where it raises an error about what it was given, 130 after Ctrl-C, and 141 when
+    nobody reads the output any more. An `argv` of None stands for the arguments of the process.
     """
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:        # the process was started with it closed
@@ -117,13 +111,7 @@ def nearest(name, names):
 class Parser(argparse.ArgumentParser):
     """A parser that leaves out options not given, and raises ValueError instead of ending the process.
 
-    Parameters
-    ----------
-    name : str
-        "nbcnn train", for instance.
-    description, examples : str
-    status : str
-        What the exit status means.
+    `status` says what the exit status means.
     """
 
     def __init__(self, name, description, examples, status, usage=None):
@@ -159,7 +147,7 @@ class Parser(argparse.ArgumentParser):
     def add_lists(self, **lists):
         """Add --list-models and others: functions that give the text."""
         for name, text in {**lists, "datasets": list_datasets}.items():
-            self.add_argument(f"--list-{name}", action=Listing, const=text, help=f"print the {name} known by name, and end")
+            self.add_argument(f"--list-{name}", action=Listing, nargs=0, const=text, help=f"print the {name} known by name, and end")
 
     def add_device(self, text, memory="half of what there is"):
         self.add("--device", f"{text}; auto: a GPU that CUDA can use, else the CPU (default: cpu)", choices=DEVICES)
@@ -196,37 +184,37 @@ class Parser(argparse.ArgumentParser):
 
     def _configured(self, path):
         """The options in a TOML file."""
-        toml = _toml()
+        try:
+            toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        except ImportError:
+            raise ImportError("--config needs Python 3.11 or newer, or the extra config: python -m pip install tomli") from None
         require_file(path)
         with open(path, "rb") as file:
             content = file.read(LONGEST_CONFIG + 1)
         if len(content) > LONGEST_CONFIG:
             raise ValueError(f"{path}: expected a TOML file with options, of at most {LONGEST_CONFIG} bytes, got more")
         try:
-            table = toml.loads(content.decode("utf-8-sig"))
-        except ValueError as error:
-            raise ValueError(f"{path}: not a TOML file: {error}") from None
+            with about(f"{path}: not a TOML file"):
+                table = toml.loads(content.decode("utf-8-sig"))
         except RecursionError:
             raise ValueError(f"{path}: expected options as key = value, got values nested too deeply to be read") from None
-        arguments = []
-        for key, value in table.items():
-            if key not in self.names:
-                raise ValueError(f"{path}: unknown key {shown(key)}{nearest(key, self.names)}")
-            if self.names[key].nargs == 0:
-                if not isinstance(value, bool):
-                    raise ValueError(f"{path}: {key}: expected true or false, got {shown(value)}")
-                off = [string for string in self.names[key].option_strings if string == f"--no-{key}"]
-                arguments += [f"--{key}"] if value else off
-            elif isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise ValueError(f"{path}: {key}: expected a string or a number, got {shown(value)}")
-            elif isinstance(value, int) and abs(value) >= 10**DIGITS:       # Python may refuse to write it
-                raise ValueError(f"{path}: {key}: expected at most {DIGITS} digits, got more")
-            else:
-                arguments.append(f"--{key}={value}")
-        try:
-            return self._values(self.parse_args(arguments))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        with about(path):
+            return self._values(self.parse_args([argument for item in table.items() for argument in self._arguments(*item)]))
+
+    def _arguments(self, key, value):
+        """A key of a TOML file and its value, as arguments of the command line."""
+        if key not in self.names:
+            raise ValueError(f"unknown key {shown(key)}{nearest(key, self.names)}")
+        if self.names[key].nargs == 0:
+            if not isinstance(value, bool):
+                raise ValueError(f"{key}: expected true or false, got {shown(value)}")
+            option = f"--{key}" if value else f"--no-{key}"
+            return [option] if option in self.names[key].option_strings else []
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError(f"{key}: expected a string or a number, got {shown(value)}")
+        if isinstance(value, int) and abs(value) >= 10**DIGITS:       # Python may refuse to write it
+            raise ValueError(f"{key}: expected at most {DIGITS} digits, got more")
+        return [f"--{key}={value}"]
 
 
 def list_models():
@@ -242,24 +230,11 @@ def list_datasets():
 
 
 class Listing(argparse.Action):
-    """An option that prints what the function `const` gives, and ends the process."""
-
-    def __init__(self, option_strings, dest, const, help, default=None):
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, const=const, default=argparse.SUPPRESS, help=help)
+    """An option without a value (`nargs` 0) that prints what the function `const` gives, and ends the process."""
 
     def __call__(self, parser, *rest):
         say(*self.const().split("\n"))
         parser.exit()
-
-
-def _toml():
-    """The library that reads TOML: Python's own, from 3.11 on."""
-    for name in ("tomllib", "tomli"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            pass
-    raise ImportError("--config needs Python 3.11 or newer, or the extra config: python -m pip install tomli")
 
 
 def flag(name):
@@ -272,15 +247,11 @@ def whole(minimum, maximum=MOST):
     def parse(text):
         if len(text) > DIGITS:
             raise argparse.ArgumentTypeError(f"expected a whole number of at most {DIGITS} digits, got {shown(text)}")
-        bound = f"at least {minimum}"
-        try:
-            if text.isascii() and (value := int(text)) >= minimum:
-                if value <= maximum:
-                    return value
-                bound = f"at most {maximum}"
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"expected a whole number of {bound}, got {shown(text)}")
+        value = _parsed(int, text)
+        if value is None or not minimum <= value <= maximum:
+            bound = f"at least {minimum}" if value is None or value < minimum else f"at most {maximum}"
+            raise argparse.ArgumentTypeError(f"expected a whole number of {bound}, got {shown(text)}")
+        return value
     return parse
 
 
@@ -296,13 +267,17 @@ def memory_size(text):
 def number(maximum=LARGEST):
     """The type of options that are numbers from 0 to `maximum`."""
     def parse(text):
-        try:
-            if text.isascii() and 0 <= (value := float(text)) <= maximum:
-                return value
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to {maximum:.2g}, got {shown(text)}")
+        value = _parsed(float, text)
+        if value is None or not 0 <= value <= maximum:
+            raise argparse.ArgumentTypeError(f"expected a number from 0 to {maximum:.2g}, got {shown(text)}")
+        return value
     return parse
+
+
+def _parsed(kind, text):
+    """A number, an int or a float, in ASCII; None where the text is none."""
+    with contextlib.suppress(ValueError):
+        return kind(text) if text.isascii() else None
 
 
 def text(value):
@@ -327,6 +302,7 @@ def load_trained(options, memory=None):
         if name in saved.options and not fits(saved.options[name]):
             raise ValueError(f"{options['checkpoint']}: written with an option that does not exist, "
                              f"{name} {shown(saved.options[name])}")
+    saved.options.setdefault("loss", "cross_entropy")
     saved.model.to(device)
     return saved
 
@@ -338,22 +314,16 @@ def load_checkpoint(path, model=None):
     except MissingLayer:
         if model is None or model in models.MODELS:
             raise
-    try:
-        return checkpoint.load(path, models.own_layers(model))
-    except MissingLayer as error:
-        raise ValueError(f"--model {model}: expected the file that defines the layers of {error}") from None
-    except ValueError as error:
-        raise ValueError(f"--model {model}: {error}") from None
-
-
-def loss_name(options):
-    """The name of the loss in a checkpoint's options; cross-entropy where there is none."""
-    return options.get("loss", "cross_entropy")
+    with about(f"--model {model}"):
+        try:
+            return checkpoint.load(path, models.own_layers(model))
+        except MissingLayer as error:
+            raise ValueError(f"expected the file that defines the layers of {error}") from None
 
 
 def make_loss(options):
     """The loss that the options ask for."""
-    name, smoothing = loss_name(options), options.get("label_smoothing", 0.0)
+    name, smoothing = options["loss"], options.get("label_smoothing", 0.0)
     return LOSSES[name](**({"label_smoothing": smoothing} if name == "cross_entropy" else {}))
 
 

@@ -16,12 +16,7 @@ UNSUPPORTED = errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno
 
 
 def require_file(path):
-    """Raise an OSError with the path unless it is a regular file, or a link to one: reading a pipe or a device may never end.
-
-    Parameters
-    ----------
-    path : path
-    """
+    """Raise an OSError with the path unless it is a regular file, or a link to one: reading a pipe or a device may never end."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
@@ -37,6 +32,15 @@ def naming(path):
     except OSError as error:
         error.filename, error.filename2 = os.fspath(path), None
         raise
+
+
+@contextlib.contextmanager
+def about(name):
+    """The message of every ValueError raised in the block begins with this name, of a file or an option."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def said(error):
@@ -140,22 +144,9 @@ def sync_folder(path):
 class Lock:
     """Locks a folder for this process, until `release`; the system releases it when the process dies.
 
-    Locked is a file in the folder. A mark in that file outlives a crash: it says that there is nothing worth keeping in the folder
-    yet. Where files cannot be locked, as on Windows and on some network disks, there is neither lock nor mark.
-
-    Parameters
-    ----------
-    folder : path
-
-    Attributes
-    ----------
-    held : bool
-        False where files cannot be locked.
-
-    Raises
-    ------
-    BlockingIOError
-        When another process, or another Lock of this process, has locked the folder.
+    Locked is a file in the folder; BlockingIOError where another process, or another Lock of this one, has locked it. A mark in that
+    file outlives a crash: it says that there is nothing worth keeping in the folder yet. Where files cannot be locked, as on Windows
+    and on some network disks, `held` is False, and there is neither lock nor mark.
     """
     NAME, MARK = ".nbcnn.lock", b"nbcnn: "
 

@@ -1,8 +1,4 @@
-"""`nbcnn predict`, or `python -m nbcnn.predict`: what is in pictures, by a network from a checkpoint; --help lists the options.
-
-The exit status is 0 when all pictures were read, 1 when some were not, 2 when none was or something asked for cannot be done,
-130 after Ctrl-C, 141 when nobody reads the output any more.
-"""
+"""`nbcnn predict`, or `python -m nbcnn.predict`: what is in pictures, by a network from a checkpoint; --help lists the options."""
 import io
 import json
 import os
@@ -38,7 +34,7 @@ def _main(argv):
     saved = cli.load_trained(options, min(MEMORY, max_memory()))
     shape, at_once = saved.model.input_shape, _at_once(saved.model, f"--checkpoint {options['checkpoint']}")
     (files, bad), done = _files(options["picture"]), False
-    with tqdm(total=len(files), unit=" pictures", leave=False, disable=len(files) <= at_once or not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(files), unit=" pictures", leave=False, disable=len(files) <= at_once or None) as bar:
         for start in range(0, len(files), at_once):
             batch = files[start:start + at_once]
             results = read_pictures([_opened(file) for file in batch], shape, options.get("threads"), options.get("max_pixels"))
@@ -98,7 +94,7 @@ def _opened(file):
 
 def _lines(saved, read, top, as_json):
     """What the network of a checkpoint finds in pictures, (file, array) pairs: a line for each, the best class first."""
-    meaning, noun = MEANINGS[cli.loss_name(saved.options)]
+    meaning, noun = MEANINGS[saved.options["loss"]]
     values = meaning(saved.model.predict(np.stack([picture for _, picture in read]), len(read)))
     names = saved.model.classes or [str(k) for k in range(values.shape[1])]
     for (file, _), row, order in zip(read, values, np.argsort(-values, axis=1, kind="stable")[:, :top], strict=True):

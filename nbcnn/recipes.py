@@ -6,6 +6,7 @@ import numpy as np
 
 from nbcnn import datasets, models, optim
 from nbcnn.cli import flag
+from nbcnn.files import about
 from nbcnn.model import Sequential
 
 RECIPES = {
@@ -64,11 +65,9 @@ def resumed_options(given, saved, source, parse):
     if saved.progress.epoch and saved.progress.best_accuracy is None:
         raise ValueError(f"--resume: {source} was not written by this command: it has finished epochs, but no best accuracy")
     optional = [name for name, default in OTHERS.items() if default is None]
-    try:
+    with about(f"--resume: {source} was written with options that do not exist"):
         options.update(parse([_argument(name, value) for name, value in options.items()
                               if name != "fingerprint" and not (name in optional and value is None)]))
-    except ValueError as error:
-        raise ValueError(f"--resume: {source} was written with options that do not exist: {error}") from None
     for name, value in given.items():
         if name == "model" and saved.model.own_layers() and (value.endswith(".py") or ":" not in value):
             continue        # it says where the layers are, and names no function
@@ -116,20 +115,12 @@ def load_pictures(options, source=None, saved=None, max_pixels=None):
     return train, test, why
 
 
-def find_network(name):
-    """The function that makes the network of a name."""
-    try:
-        return models.find(name)
-    except ValueError as error:
-        raise ValueError(f"--model {name}: {error}") from None
-
-
 def make_network(maker, options, train):
     """The network that the options ask for, with the mean, std and classes of the training pictures."""
     shape, mean, std, classes = train.images.shape[1:], None, None, train.classes
     if options["normalize"]:
         mean, std = MEAN_STD.get(train.name) or mean_std(train.images)
-    try:
+    with about(f"--model {options['model']}"):
         model = models.make(maker, input_shape=shape, mean=mean, std=std, classes=classes, seed=options["seed"])
         outputs = model.output_shape(model.input_shape or shape)
         if outputs != (len(classes),):
@@ -150,8 +141,6 @@ def make_network(maker, options, train):
         if model.classes != classes:
             raise ValueError(f"expected the classes of the pictures, {', '.join(classes)}, got {', '.join(model.classes)}")
         model.table(shape[0])       # raises where mean and std do not fit
-    except ValueError as error:
-        raise ValueError(f"--model {options['model']}: {error}") from None
     return model
 
 

@@ -58,7 +58,8 @@ class RunFolder:
             if self.rows:
                 self._write_metrics()
         for name, content in self.copies.items():
-            if self._is_behind(self.path / name):
+            there = self._progress(self.path / name)
+            if there is None or there.epoch < self.saved.progress.epoch:
                 files.write_atomically(self.path / name, content)
 
     def _copy(self, best):
@@ -100,7 +101,7 @@ class RunFolder:
         self._lock("--out", "choose another folder")
         abandoned = self.lock.marked        # by a run that was killed before it had learned anything
         found = sorted(file for file in self.path.glob("*.safetensors")
-                       if not (abandoned and _holds(file, self.copies.get(file.name))))
+                       if not (abandoned and file.is_file() and file.read_bytes() == self.copies.get(file.name)))
         records = [file for name in ("config.json", "metrics.csv") if (file := self.path / name).exists()]
         if found:
             best = next((file for file in (self.last, self.best) if file in found), found[0])
@@ -116,11 +117,6 @@ class RunFolder:
         self.lock.mark("a run that has no checkpoint yet\n")
         for file in records:
             file.unlink()
-
-    def _is_behind(self, path):
-        """Whether a checkpoint is missing, or of an earlier epoch than the one this run goes on from."""
-        progress = self._progress(path)
-        return progress is None or progress.epoch < self.saved.progress.epoch
 
     def _progress(self, path):
         """How far a checkpoint is; None where there is none, or a damaged one."""
@@ -190,11 +186,6 @@ def _new_folder(path):
         if files.make_folder(folder):
             return folder
     raise ValueError(f"--out: {path} and 998 numbered ones are taken")
-
-
-def _holds(path, content):
-    """Whether there is a file with this content."""
-    return path.is_file() and path.read_bytes() == content
 
 
 def read_metrics(path, epochs):

@@ -1,8 +1,7 @@
 """`nbcnn train`, or `python -m nbcnn.train`: train a network and keep what it learned; --help lists the options.
 
 Here are the options and the messages. What the options mean is in `recipes.py`, what a run keeps in `run_folder.py`, and the
-training loop is `nbcnn.fit`. The exit status is 0 when all epochs are done, 2 when something asked for cannot be done, 3 when the
-loss is no longer finite, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, and 141 when nobody reads the output any more.
+training loop is `nbcnn.fit`.
 """
 import argparse
 import copy
@@ -19,9 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 import nbcnn
-from nbcnn import cli, datasets, optim, recipes
+from nbcnn import cli, datasets, models, optim, recipes
 from nbcnn.checkpoint import Checkpoint
 from nbcnn.cli import number, paint, say, whole
+from nbcnn.files import about
 from nbcnn.fit import NonFiniteLoss, fit
 from nbcnn.interrupts import StopSignals
 from nbcnn.losses import LOSSES
@@ -69,7 +69,8 @@ class Run:
         else:
             o = recipes.new_options(given)
             self.checkpoint = Checkpoint(None, None, Progress(), o)
-            maker = recipes.find_network(o["model"])        # before pictures are read, which takes long
+            with about(f"--model {o['model']}"):
+                maker = models.find(o["model"])     # before pictures are read, which takes long
         if o["label_smoothing"] and o["loss"] != "cross_entropy":
             raise ValueError(f"--label-smoothing: expected 0 with --loss {o['loss']}, got {o['label_smoothing']}")
         cli.set_threads(o["threads"])
@@ -87,16 +88,6 @@ class Run:
         self.bar = self.trial = None
         self.signals = StopSignals(self.leave)
         self.folder = RunFolder(given.get("out"), o, self.source, saved)
-        try:
-            self.signals.listen()
-            self.folder.open()
-            self.folder.write_config({
-                "options": o, "device": self.device, "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
-                "versions": {"nbcnn": nbcnn.__version__, "numba": numba.__version__, "numpy": np.__version__,
-                             "python": platform.python_version()}})
-        except BaseException:
-            self.leave()
-            raise
 
     def leave(self):
         """Unlock the folder, and handle signals as before."""
@@ -106,6 +97,12 @@ class Run:
     def train(self):
         """Train to the end or until a signal, and return the exit status."""
         o = self.checkpoint.options
+        self.signals.listen()
+        self.folder.open()
+        self.folder.write_config({
+            "options": o, "device": self.device, "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
+            "versions": {"nbcnn": nbcnn.__version__, "numba": numba.__version__, "numpy": np.__version__,
+                         "python": platform.python_version()}})
         self._introduce(o)
         try:
             self._compile()
@@ -166,7 +163,7 @@ class Run:
     def _on_step(self, state):
         if self.bar is None:
             self.bar = tqdm(desc=f"epoch {state.progress.epoch + 1}/{state.epochs}", total=len(self.train_set), unit=" pictures",
-                            leave=False, disable=self.quiet or not sys.stderr.isatty())
+                            leave=False, disable=self.quiet or None)     # and where nobody sees it
         if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {state.progress.loss_sum / state.progress.samples:.4f}", refresh=False)
             self.bar.update(state.progress.samples - self.bar.n)

@@ -9,13 +9,7 @@ from nbcnn.files import naming
 
 
 def folder():
-    """The folder nbcnn in the user's cache folder, which is where the platform has it.
-
-    Raises
-    ------
-    FileNotFoundError
-        When the user has no home folder.
-    """
+    """The folder nbcnn in the user's cache folder, which is where the platform has it; FileNotFoundError without a home folder."""
     if sys.platform == "win32":
         name = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":
@@ -46,15 +40,9 @@ def used(path):
 
 
 def write(path, save, keep):
-    """Write a file, completely or not at all, and remove the files with its ending that were used longest ago.
+    """Write a file, completely or not at all: `save` writes the content to an open file.
 
-    Parameters
-    ----------
-    path : Path
-    save : callable
-        Writes the content to an open file.
-    keep : int
-        How many files with this ending may stay in the folder.
+    Of the files with its ending in the folder, `keep` stay, those used last.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")     # with the same ending, so that it does not stay for ever
     try:

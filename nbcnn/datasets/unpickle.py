@@ -43,23 +43,9 @@ KNOWN = {       # the names that a pickle may ask for
 
 
 def unpickle(path):
-    """The content of a file of CIFAR-10's python version.
+    """The content of a file of CIFAR-10's python version: keys of dicts are str, arrays and types of NumPy are `Pickled`.
 
-    Parameters
-    ----------
-    path : path
-
-    Returns
-    -------
-    object
-        Keys of dicts are str; arrays and types of NumPy are `Pickled`.
-
-    Raises
-    ------
-    OSError
-        When the file cannot be read.
-    ValueError
-        When it is no such pickle; the message names the file and the byte.
+    Where it is no such pickle, a ValueError names the file and the byte.
     """
     require_file(path)
     with open(path, "rb") as file:
@@ -104,7 +90,7 @@ class _Machine:
 
     def counted(self, size):
         """The bytes after their count, which takes `size` bytes itself."""
-        count = int.from_bytes(self.read(size), "little")
+        count = self.number(size)
         content = self.read(count)      # it takes no memory for bytes that are not there
         if len(content) < count:
             raise ValueError(f"expected {count} more bytes, got {len(content)}")

@@ -1,7 +1,4 @@
-"""`nbcnn evaluate`, or `python -m nbcnn.evaluate`: measure a network from a checkpoint; --help lists the options.
-
-The exit status is 0 when it is measured, 2 when something asked for cannot be done, 130 after Ctrl-C.
-"""
+"""`nbcnn evaluate`, or `python -m nbcnn.evaluate`: measure a network from a checkpoint; --help lists the options."""
 import json
 import sys
 
@@ -31,7 +28,7 @@ def _main(argv):
         scheduler.fitting(model.input_shape, 1)       # before pictures of that size are read
     (dataset,), why = datasets.choose(name, place, [options["split"]], shape=model.input_shape, classes=model.classes,
                                       max_pixels=options.get("max_pixels"))
-    with tqdm(total=len(dataset), unit=" pictures", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(dataset), unit=" pictures", leave=False, disable=None) as bar:
         found = measure(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n))
     if options["json"]:
         cli.say(json.dumps({"checkpoint": options["checkpoint"], "dataset": dataset.name, "split": options["split"],
