@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import nbcnn
 
-LARGEST = 20_000_000        # bytes of a picture
+LARGEST = 20_000_000        # bytes of an image
 
 
 def make_server(model, port=0):
@@ -26,9 +26,9 @@ def make_server(model, port=0):
             try:
                 size = int(self.headers.get("Content-Length", "0"))
                 if not 0 < size <= LARGEST:
-                    raise ValueError(f"expected a picture of at most {LARGEST:,} bytes and its Content-Length")
-                picture = nbcnn.pictures.read_picture(io.BytesIO(self.rfile.read(size)), model.input_shape)
-                status, answer = 200, self.predict(picture)
+                    raise ValueError(f"expected an image of at most {LARGEST:,} bytes and its Content-Length")
+                image = nbcnn.pictures.read_picture(io.BytesIO(self.rfile.read(size)), model.input_shape)
+                status, answer = 200, self.predict(image)
             except ValueError as error:
                 status, answer = 400, {"error": str(error)}
             self.send_response(status)
@@ -36,8 +36,8 @@ def make_server(model, port=0):
             self.end_headers()
             self.wfile.write(json.dumps(answer).encode() + b"\n")
 
-        def predict(self, picture):
-            shares = nbcnn.kernels.softmax(model(picture[None]))[0]         # threads take turns here, and need no lock of ours
+        def predict(self, image):
+            shares = nbcnn.kernels.softmax(model(image[None]))[0]         # threads take turns here, and need no lock of ours
             return {model.classes[k]: round(float(shares[k]), 6) for k in (-shares).argsort()}
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -7,8 +7,8 @@ from nbcnn import cli
 
 COMMANDS = {
     "train": "train a network, and keep what it learned",
-    "predict": "say what is in pictures, with a trained network",
-    "evaluate": "measure a trained network on labelled pictures",
+    "predict": "say what is in images, with a trained network",
+    "evaluate": "measure a trained network on labelled images",
     "cache": "show what is kept to save time, or remove it",
 }
 

@@ -1,4 +1,4 @@
-"""`nbcnn cache`, or `python -m nbcnn.cache`: what is kept to save time, compiled kernels and drawn pictures."""
+"""`nbcnn cache`, or `python -m nbcnn.cache`: what is kept to save time, compiled kernels and drawn images."""
 import contextlib
 import sys
 from pathlib import Path
@@ -33,7 +33,7 @@ def _kinds():
     folder = kernel_cache.folder()
     yield "compiled kernels", folder, user_cache.files(folder, kernel_cache.ENDING), kernel_cache.read
     folder = user_cache.folder()
-    yield "pictures of the data set shapes", folder, user_cache.files(folder, ENDING), read
+    yield "images of the data set shapes", folder, user_cache.files(folder, ENDING), read
     folder = Path(nbcnn.__file__).parent / "kernels"
     if files := sorted(folder.glob("*/__pycache__/*.nb[ic]")):
         yield "Numba's own: for a GPU, or of an older nbcnn", folder, files, _size

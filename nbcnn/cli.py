@@ -147,7 +147,8 @@ class Parser(argparse.ArgumentParser):
     def add_lists(self, **lists):
         """Add --list-models and others: functions that give the text."""
         for name, text in {**lists, "datasets": list_datasets}.items():
-            self.add_argument(f"--list-{name}", action=Listing, nargs=0, const=text, help=f"print the {name} known by name, and end")
+            self.add_argument(f"--list-{name}", action=Listing, nargs=0, const=text,
+                              help=f"print the {name} known by name, and end")
 
     def add_device(self, text, memory="half of what there is"):
         self.add("--device", f"{text}; auto: a GPU that CUDA can use, else the CPU (default: cpu)", choices=DEVICES)

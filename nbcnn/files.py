@@ -144,9 +144,9 @@ def sync_folder(path):
 class Lock:
     """Locks a folder for this process, until `release`; the system releases it when the process dies.
 
-    Locked is a file in the folder; BlockingIOError where another process, or another Lock of this one, has locked it. A mark in that
-    file outlives a crash: it says that there is nothing worth keeping in the folder yet. Where files cannot be locked, as on Windows
-    and on some network disks, `held` is False, and there is neither lock nor mark.
+    Locked is a file in the folder; BlockingIOError where another process, or another Lock of this one, has locked it. A mark in
+    that file outlives a crash: it says that there is nothing worth keeping in the folder yet. Where files cannot be locked, as on
+    Windows and on some network disks, `held` is False, and there is neither lock nor mark.
     """
     NAME, MARK = ".nbcnn.lock", b"nbcnn: "
 

@@ -1,7 +1,7 @@
-"""Pictures from files, as a network takes them.
+"""Images from files, as a network takes them.
 
 A file may come from anybody. So only formats are opened whose decoders run in this process and are in wide use; the header says how
-much memory a picture needs, before anything is decoded; and large pictures are made small before they are converted.
+much memory an image needs, before anything is decoded; and large images are made small before they are converted.
 """
 import importlib
 import math
@@ -17,20 +17,20 @@ from nbcnn.files import require_file
 from nbcnn.kernels.arguments import integer, ints
 from nbcnn.kernels.shown import shown
 
-# The formats, and how many pixels a picture may have: those of a camera with 108 megapixels. Fewer where Pillow needs more than the
-# usual 4 bytes a pixel (16 for WEBP, 12 for AVIF and for a TIFF in one strip), so that no picture takes a gigabyte.
+# The formats, and how many pixels an image may have: those of a camera with 108 megapixels. Fewer where Pillow needs more than the
+# usual 4 bytes a pixel (16 for WEBP, 12 for AVIF and for a TIFF in one strip), so that no image takes a gigabyte.
 FORMATS = {"JPEG": 110_000_000, "PNG": 110_000_000, "GIF": 110_000_000, "BMP": 110_000_000, "PPM": 110_000_000,
            "TIFF": 80_000_000, "WEBP": 50_000_000, "AVIF": 50_000_000}
 for _plugin in ("Jpeg", "Png", "Gif", "Bmp", "Ppm", "Tiff", "WebP", "Avif"):      # otherwise Pillow imports all of its plugins
     importlib.import_module(f"PIL.{_plugin}ImagePlugin")
 ENDINGS = {end for end, kind in Image.EXTENSION.items() if kind in FORMATS}
 RUNS = 5_000_000        # pixels of a BMP with run lengths: Pillow decodes it in Python, 10 million pixels a second
-LARGEST = 500_000_000   # bytes of a file: it may be in memory together with the decoded picture
+LARGEST = 500_000_000   # bytes of a file: it may be in memory together with the decoded image
 LARGE = 1 << 12         # bytes of a file that is worth a thread of its own
-FULL = 1 << 22          # pixels: a larger picture is converted one band after the other
+FULL = 1 << 22          # pixels: a larger image is converted one band after the other
 BAND = 1 << 20          # pixels of a band
 SCAN = b"\xff\xda"      # begins a scan of a JPEG. A progressive one has about ten, and even a short scan takes time
-SCANS = 30              # that the largest picture may have; a smaller one may have more
+SCANS = 30              # that the largest image may have; a smaller one may have more
 ORIENTATION = 0x0112    # an entry of EXIF; 1 means upright
 UPRIGHT = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
                                Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
@@ -40,7 +40,7 @@ MODES = {1: "L", 3: "RGB"}      # by the number of channels
 
 
 class _Room:
-    """Room for the pictures that threads decode at once: as much as the largest picture takes."""
+    """Room for the images that threads decode at once: as much as the largest image takes."""
     SIZE = 1000
 
     def __init__(self):
@@ -66,10 +66,10 @@ if hasattr(os, "register_at_fork"):     # a child has none of the threads that w
 
 
 def read_picture(file, shape, max_pixels=None):
-    """Read a picture and bring it to a network's shape.
+    """Read an image and bring it to a network's shape.
 
-    Turned as its EXIF entry says; transparency laid on white; 16 bits and floats scaled to 8 bits; of a picture with other
-    proportions the largest centred part; scaled with antialiasing. A picture that has the shape already keeps its bytes.
+    Turned as its EXIF entry says; transparency laid on white; 16 bits and floats scaled to 8 bits; of an image with other
+    proportions the largest centred part; scaled with antialiasing. An image that has the shape already keeps its bytes.
 
     Parameters
     ----------
@@ -83,15 +83,15 @@ def read_picture(file, shape, max_pixels=None):
 
     Returns
     -------
-    picture : uint8 array (C, H, W)
+    image : uint8 array (C, H, W)
 
     Raises
     ------
     OSError
         When the file cannot be read, or is no regular file.
     ValueError
-        When the file is no picture, is damaged, or has too many pixels: the message names it. Also when `shape` is no shape of a
-        picture.
+        When the file is no image, is damaged, or has too many pixels: the message names it. Also when `shape` is no shape of an
+        image.
 
     Examples
     --------
@@ -126,8 +126,8 @@ def read_picture(file, shape, max_pixels=None):
                 if "progressive" not in image.info:
                     pixels = math.prod(image.size)
             part = _Room.SIZE * pixels // limit
-            with _room.share(part) if part else nullcontext():      # small pictures need not wait
-                picture = _fitted(image, mode, (width, height))
+            with _room.share(part) if part else nullcontext():      # small images need not wait
+                array = _fitted(image, mode, (width, height))
     except Exception as error:      # a damaged file can make Pillow raise anything
         name = file if is_path else getattr(file, "name", "the stream")
         if isinstance(error, OSError) and error.errno:
@@ -138,13 +138,13 @@ def read_picture(file, shape, max_pixels=None):
             reason = f"none of {', '.join(FORMATS)}"
         elif isinstance(error, Image.DecompressionBombError):
             reason = f"{reason.rstrip('.')}; max_pixels (--max-pixels) allows more"
-        raise ValueError(f"{name}: not a picture that can be read: {reason}") from None
-    return picture.reshape(height, width, channels).transpose(2, 0, 1)
+        raise ValueError(f"{name}: not an image that can be read: {reason}") from None
+    return array.reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def picture_shape(shape):
-    """`shape`, which must be that of a picture: (C, H, W) with C 1 or 3."""
-    expected = "(C, H, W) of a picture with 1 or 3 channels"
+    """`shape`, which must be that of an image: (C, H, W) with C 1 or 3."""
+    expected = "(C, H, W) of an image with 1 or 3 channels"
     sizes = ints(shape, "shape", expected, 1, 3)
     if sizes[0] not in MODES:
         raise ValueError(f"shape: expected {expected}, got {shown(sizes)}")
@@ -152,7 +152,7 @@ def picture_shape(shape):
 
 
 def read_pictures(files, shape, threads=None, max_pixels=None):
-    """Read pictures as `read_picture` does; large files in several threads.
+    """Read images as `read_picture` does; large files in several threads.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def read_pictures(files, shape, threads=None, max_pixels=None):
     Returns
     -------
     results : list
-        For each file the picture, or the OSError or ValueError that reading it raised.
+        For each file the image, or the OSError or ValueError that reading it raised.
     """
     def attempt(file):
         try:
@@ -189,7 +189,7 @@ def _size(file):
 
 
 def find_pictures(path):
-    """The pictures in a folder and in the folders in it, by the ends of their names, without hidden ones and links to folders.
+    """The images in a folder and in the folders in it, by the ends of their names, without hidden ones and links to folders.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ def find_pictures(path):
 
 
 def _fitted(image, mode, size):
-    """The picture as an array: decoded, upright, in the mode and size asked for."""
+    """The image as an array: decoded, upright, in the mode and size asked for."""
     image.load()
     orientation = image.getexif().get(ORIENTATION)
     full = _full_scale(image)
@@ -225,7 +225,7 @@ def _fitted(image, mode, size):
         image = _reduced(image, mode, full, size[::-1] if orientation in SIDEWAYS else size)
     else:
         image = _plain(image, mode, full)
-    # A picture that is upright and has the size already is not copied again.
+    # An image that is upright and has the size already is not copied again.
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if image.size != size:
@@ -234,7 +234,7 @@ def _fitted(image, mode, size):
 
 
 def _reduced(image, mode, full, size):
-    """The centre of a large picture, in the proportions of `size`, reduced by a whole factor to at least 4 times `size`."""
+    """The centre of a large image, in the proportions of `size`, reduced by a whole factor to at least 4 times `size`."""
     scale = min(image.width / size[0], image.height / size[1])
     factor = max(1, int(scale / 4))
     width, height = (min(side, math.ceil(scale * part)) // factor * factor for side, part in zip(image.size, size, strict=True))
@@ -254,12 +254,12 @@ def _bands(image, box, factor=1):
 
 
 def _values(image):
-    """The values of a picture of more than 8 bits, with 0 for NaN."""
+    """The values of an image of more than 8 bits, with 0 for NaN."""
     return np.nan_to_num(np.array(image, np.float32), copy=False)
 
 
 def _full_scale(image):
-    """The value that is white in a picture of more than 8 bits; None for other pictures."""
+    """The value that is white in an image of more than 8 bits; None for other images."""
     if image.mode[0] not in "IF":
         return None
     peak = max(_values(band).max() for _, band in _bands(image, (0, 0, *image.size)))
@@ -268,7 +268,7 @@ def _full_scale(image):
 
 
 def _plain(image, mode, full):
-    """The picture in the mode "RGB" or "L", laid on white where it is transparent, with 8 bits a channel."""
+    """The image in the mode "RGB" or "L", laid on white where it is transparent, with 8 bits a channel."""
     if full is not None:
         values = _values(image)
         values *= np.float32(255 / full)

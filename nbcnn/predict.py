@@ -1,4 +1,4 @@
-"""`nbcnn predict`, or `python -m nbcnn.predict`: what is in pictures, by a network from a checkpoint; --help lists the options."""
+"""`nbcnn predict`, or `python -m nbcnn.predict`: what is in images, by a network from a checkpoint; --help lists the options."""
 import io
 import json
 import os
@@ -15,8 +15,8 @@ from nbcnn.pictures import LARGEST, find_pictures, picture_shape, read_pictures
 from nbcnn.scheduler import BackpropScheduler
 
 NAME = "nbcnn predict"
-BATCH = 256         # pictures at a time, or fewer where they do not fit into
-MEMORY = 2**29      # bytes: a checkpoint says how large pictures and layers are, and anybody may have written it
+BATCH = 256         # images at a time, or fewer where they do not fit into
+MEMORY = 2**29      # bytes: a checkpoint says how large images and layers are, and anybody may have written it
 # What outputs mean, by the loss they were trained with: a function of them, and what its values are called.
 MEANINGS = {"cross_entropy": (softmax, "probability"), "bce": (sigmoid_forward, "probability"),
             "mse": (np.asarray, "output"), "l1": (np.asarray, "output")}
@@ -28,13 +28,13 @@ def main(argv=None):
 
 
 def _main(argv):
-    options = {"top": 3, "json": False, "picture": [], **_parser().options(argv)}
-    if not options["picture"]:
-        raise ValueError("PICTURE: expected pictures, folders, or - for standard input, got none")
+    options = {"top": 3, "json": False, "image": [], **_parser().options(argv)}
+    if not options["image"]:
+        raise ValueError("IMAGE: expected images, folders, or - for standard input, got none")
     saved = cli.load_trained(options, min(MEMORY, max_memory()))
     shape, at_once = saved.model.input_shape, _at_once(saved.model, f"--checkpoint {options['checkpoint']}")
-    (files, bad), done = _files(options["picture"]), False
-    with tqdm(total=len(files), unit=" pictures", leave=False, disable=len(files) <= at_once or None) as bar:
+    (files, bad), done = _files(options["image"]), False
+    with tqdm(total=len(files), unit=" images", leave=False, disable=len(files) <= at_once or None) as bar:
         for start in range(0, len(files), at_once):
             batch = files[start:start + at_once]
             results = read_pictures([_opened(file) for file in batch], shape, options.get("threads"), options.get("max_pixels"))
@@ -52,7 +52,7 @@ def _main(argv):
 
 
 def _at_once(model, name):
-    """How many pictures to take at a time; ValueError or MemoryError where the network cannot say what is in a picture."""
+    """How many images to take at a time; ValueError or MemoryError where the network cannot say what is in an image."""
     try:
         picture_shape(model.input_shape)
     except (TypeError, ValueError) as error:
@@ -76,7 +76,7 @@ def _files(arguments):
         try:
             found = find_pictures(argument)
             if not found:
-                bad.append(ValueError(f"{argument}: no pictures in this folder, by the ends of their names"))
+                bad.append(ValueError(f"{argument}: no images in this folder, by the ends of their names"))
             files += found
         except OSError as error:
             bad.append(error)
@@ -93,9 +93,9 @@ def _opened(file):
 
 
 def _lines(saved, read, top, as_json):
-    """What the network of a checkpoint finds in pictures, (file, array) pairs: a line for each, the best class first."""
+    """What the network of a checkpoint finds in images, (file, array) pairs: a line for each, the best class first."""
     meaning, noun = MEANINGS[saved.options["loss"]]
-    values = meaning(saved.model.predict(np.stack([picture for _, picture in read]), len(read)))
+    values = meaning(saved.model.predict(np.stack([image for _, image in read]), len(read)))
     names = saved.model.classes or [str(k) for k in range(values.shape[1])]
     for (file, _), row, order in zip(read, values, np.argsort(-values, axis=1, kind="stable")[:, :top], strict=True):
         found = [(names[k], float(row[k])) for k in order]
@@ -108,14 +108,14 @@ def _lines(saved, read, top, as_json):
 
 def _parser():
     parser = cli.Parser(
-        NAME, "Say what is in pictures, with a network from a checkpoint: a line for each, PATH<tab>CLASS 0.873, CLASS 0.081, ...",
+        NAME, "Say what is in images, with a network from a checkpoint: a line for each, PATH<tab>CLASS 0.873, CLASS 0.081, ...",
         """\
   nbcnn predict cat.jpg --checkpoint runs/.../best.safetensors
   nbcnn predict holidays/ more/*.png --top 1 --checkpoint best.safetensors
   curl -s https://example.org/cat.png | nbcnn predict - --json --checkpoint best.safetensors""",
-        "0 done, 1 some pictures could not be read, 2 none could, or something else is wrong, 130 Ctrl-C")
-    parser.add("picture", "JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP and AVIF files, of any size; folders, of which all files are read "
-                          "whose names end as a picture's; - for a picture on standard input", nargs="*", metavar="PICTURE")
+        "0 done, 1 some images could not be read, 2 none could, or something else is wrong, 130 Ctrl-C")
+    parser.add("image", "JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP and AVIF files, of any size; folders, of which all files are read "
+                          "whose names end as an image's; - for an image on standard input", nargs="*", metavar="IMAGE")
     parser.add_checkpoint()
     parser.add("--top", "how many classes to name (default: 3)", type=cli.whole(1), metavar="N")
     parser.add("--json", 'a JSON object a line: {"picture": ..., "classes": [{"class": ..., "probability": ...}, ...]}',

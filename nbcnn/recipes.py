@@ -1,4 +1,4 @@
-"""What --recipe and the other options of `nbcnn train` mean: values, pictures, network, optimizer and learning rates."""
+"""What --recipe and the other options of `nbcnn train` mean: values, images, network, optimizer and learning rates."""
 import zlib
 
 import numba
@@ -90,7 +90,7 @@ def _argument(name, value):
     return f"{flag(name)}={value}"
 
 
-def load_pictures(options, source=None, saved=None, max_pixels=None):
+def load_datasets(options, source=None, saved=None, max_pixels=None):
     """(training set, test set, where they are from) as the options ask for; dataset, epochs and fingerprint become known there.
 
     A resumed run goes on from the checkpoint `saved` of the file `source`, which must fit.
@@ -99,24 +99,24 @@ def load_pictures(options, source=None, saved=None, max_pixels=None):
     (train, test), why = datasets.choose(options["dataset"], options["data_dir"], shape=(3, size, size), classes=classes,
                                          max_pixels=max_pixels)
     if classes not in (None, train.classes):
-        raise ValueError(f"--resume: {source} knows the classes {', '.join(classes)}, the pictures have "
+        raise ValueError(f"--resume: {source} knows the classes {', '.join(classes)}, the images have "
                          f"{', '.join(train.classes)}")
     if options["split"] == "test":
         train = test
     options["dataset"] = train.name
     if train.name != "folder" and size != OTHERS["size"]:
         raise ValueError(f"--size: expected with --dataset folder only, got {size} with {train.name}")
-    # A CRC-32 of pictures and labels; the built-in pictures and CIFAR-10's are always the same.
+    # A CRC-32 of images and labels; the built-in images and CIFAR-10's are always the same.
     fingerprint = zlib.crc32(train.labels, zlib.crc32(train.images)) if train.name == "folder" else None
     if source and options["fingerprint"] != fingerprint:
-        raise ValueError(f"--resume: the training pictures in {options['data_dir']} are not those of {source} any more")
+        raise ValueError(f"--resume: the training images in {options['data_dir']} are not those of {source} any more")
     options["fingerprint"] = fingerprint
     options["epochs"] = options["epochs"] or EPOCHS[train.name]
     return train, test, why
 
 
 def make_network(maker, options, train):
-    """The network that the options ask for, with the mean, std and classes of the training pictures."""
+    """The network that the options ask for, with the mean, std and classes of the training images."""
     shape, mean, std, classes = train.images.shape[1:], None, None, train.classes
     if options["normalize"]:
         mean, std = MEAN_STD.get(train.name) or mean_std(train.images)
@@ -124,7 +124,7 @@ def make_network(maker, options, train):
         model = models.make(maker, input_shape=shape, mean=mean, std=std, classes=classes, seed=options["seed"])
         outputs = model.output_shape(model.input_shape or shape)
         if outputs != (len(classes),):
-            raise ValueError(f"expected {len(classes)} outputs, one for each class of the pictures, got outputs of shape {outputs}")
+            raise ValueError(f"expected {len(classes)} outputs, one for each class of the images, got outputs of shape {outputs}")
         if model.mean is not None or model.std is not None:
             mean, std = model.mean, model.std
         for kind in model.own_layers():
@@ -137,9 +137,9 @@ def make_network(maker, options, train):
             classes=model.classes or classes, seed=model.seed, dtype=model.dtype)
         if model.input_shape != shape:
             hint = " (see --size)" if train.name == "folder" else ""
-            raise ValueError(f"expected a network for the pictures' {shape}{hint}, got one for {model.input_shape}")
+            raise ValueError(f"expected a network for the images' {shape}{hint}, got one for {model.input_shape}")
         if model.classes != classes:
-            raise ValueError(f"expected the classes of the pictures, {', '.join(classes)}, got {', '.join(model.classes)}")
+            raise ValueError(f"expected the classes of the images, {', '.join(classes)}, got {', '.join(model.classes)}")
         model.table(shape[0])       # raises where mean and std do not fit
     return model
 

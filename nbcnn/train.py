@@ -70,15 +70,15 @@ class Run:
             o = recipes.new_options(given)
             self.checkpoint = Checkpoint(None, None, Progress(), o)
             with about(f"--model {o['model']}"):
-                maker = models.find(o["model"])     # before pictures are read, which takes long
+                maker = models.find(o["model"])     # before images are read, which takes long
         if o["label_smoothing"] and o["loss"] != "cross_entropy":
             raise ValueError(f"--label-smoothing: expected 0 with --loss {o['loss']}, got {o['label_smoothing']}")
         cli.set_threads(o["threads"])
-        self.train_set, self.test_set, self.why = recipes.load_pictures(o, self.source, saved, given.get("max_pixels"))
+        self.train_set, self.test_set, self.why = recipes.load_datasets(o, self.source, saved, given.get("max_pixels"))
         self.loss = cli.make_loss(o)
         self.batches = -(-len(self.train_set) // o["batch_size"])
         if (step := self.checkpoint.progress.step) > self.batches:
-            raise ValueError(f"--resume: {self.source} is {step} batches into an epoch, but these pictures make "
+            raise ValueError(f"--resume: {self.source} is {step} batches into an epoch, but these images make "
                              f"only {self.batches}")
         self.schedule = SCHEDULES[o["schedule"]](o["lr"], o["epochs"] * self.batches)
         if not self.source:
@@ -134,15 +134,15 @@ class Run:
     def _introduce(self, o):
         """Say what is about to be trained."""
         if o["split"] == "test":
-            cli.remark("WARNING", "--split test trains on the TEST pictures, as some tutorials do. The test accuracy below is "
-                                  "measured on the very pictures trained on: it does not say how well the network does on others.",
+            cli.remark("WARNING", "--split test trains on the TEST images, as some tutorials do. The test accuracy below is "
+                                  "measured on the very images trained on: it does not say how well the network does on others.",
                        "yellow")
-        self._say(f"data     {self.train_set.name}: {len(self.train_set):,} pictures to train, {len(self.test_set):,} to test; "
+        self._say(f"data     {self.train_set.name}: {len(self.train_set):,} images to train, {len(self.test_set):,} to test; "
                   f"{self.why}")
         if self.device_why:
             self._say(f"device   {self.device}: {self.device_why}")
         self._say(f"recipe   {o['recipe']}: epochs {o['epochs']}, batches per epoch {self.batches}, "
-                  f"pictures per batch {o['batch_size']}")
+                  f"images per batch {o['batch_size']}")
         self._say(f"folder   {self.folder.path}")
         if self.source:
             self._say(f"resume   {self.source}: {self._where()}")
@@ -162,7 +162,7 @@ class Run:
 
     def _on_step(self, state):
         if self.bar is None:
-            self.bar = tqdm(desc=f"epoch {state.progress.epoch + 1}/{state.epochs}", total=len(self.train_set), unit=" pictures",
+            self.bar = tqdm(desc=f"epoch {state.progress.epoch + 1}/{state.epochs}", total=len(self.train_set), unit=" images",
                             leave=False, disable=self.quiet or None)     # and where nobody sees it
         if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {state.progress.loss_sum / state.progress.samples:.4f}", refresh=False)
@@ -210,12 +210,12 @@ class Run:
 
 def _parser():
     parser = cli.Parser(
-        NAME, "Train a convolutional network: on CIFAR-10 where its files are at hand, else on built-in pictures.",
+        NAME, "Train a convolutional network: on CIFAR-10 where its files are at hand, else on built-in images.",
         """\
   nbcnn train                                                  the small network of the tutorials, about half a minute
   nbcnn train --recipe tutorial --data-dir ~/cifar10           SGD lr 0.01, batch 64, 20 epochs
   nbcnn train --model net.py:make --epochs 10                  the Sequential that make() in net.py returns
-  nbcnn train --dataset folder --data-dir pets --size 32       pictures in pets/train/cat/..., pets/test/cat/...
+  nbcnn train --dataset folder --data-dir pets --size 32       images in pets/train/cat/..., pets/test/cat/...
   nbcnn train --config run.toml --lr 0.01                      options from a file, and one that wins over it
   nbcnn train --resume runs/.../last.safetensors               go on after Ctrl-C, with the same bits""",
         "0 done, 2 cannot be done, 3 loss not finite, 130 Ctrl-C, 143 SIGTERM; after the last two --resume goes on, if "
@@ -228,13 +228,13 @@ def _parser():
     add("--dataset", "auto: CIFAR-10 where --data-dir holds it, else shapes", choices=["auto", *datasets.DATASETS])
     add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and test",
         metavar="DIR")
-    add("--size", "pictures of --dataset folder are scaled to N x N", type=whole(2, 65_535), metavar="N")
+    add("--size", "images of --dataset folder are scaled to N x N", type=whole(2, 65_535), metavar="N")
     parser.add_max_pixels()
-    add("--split", "pictures to train on; test is for comparison with tutorials that do so", choices=["train", "test"])
+    add("--split", "images to train on; test is for comparison with tutorials that do so", choices=["train", "test"])
     add("--model", "network: a name of --list-models, or module:function or FILE.py:function that returns a nbcnn.Sequential; it "
                    "is called with those of input_shape, mean, std, classes and seed that it has parameters for", metavar="NAME")
-    add("--epochs", "passes over the training pictures", type=whole(1), metavar="N")
-    add("--batch-size", "pictures per step", type=whole(1), metavar="N")
+    add("--epochs", "passes over the training images", type=whole(1), metavar="N")
+    add("--batch-size", "images per step", type=whole(1), metavar="N")
     add("--lr", "learning rate; the largest one where the schedule changes it", type=number(), metavar="RATE")
     add("--schedule", "how the learning rate changes; step: it is divided by ten after each third of the run",
         choices=list(SCHEDULES))
@@ -243,7 +243,7 @@ def _parser():
     add("--weight-decay", "weight decay", type=number(), metavar="D")
     add("--loss", "mse and l1 compare outputs with one-hot rows; bce does so after a sigmoid", choices=list(LOSSES))
     add("--label-smoothing", "for cross_entropy", type=number(1), metavar="E")
-    add("--augment", "mirror pictures and shift batches at random", action=argparse.BooleanOptionalAction)
+    add("--augment", "mirror images and shift batches at random", action=argparse.BooleanOptionalAction)
     add("--normalize", "subtract a mean and divide by a standard deviation; else pixels are in [0, 1]",
         action=argparse.BooleanOptionalAction)
     add("--shuffle", "a new order every epoch", action=argparse.BooleanOptionalAction)

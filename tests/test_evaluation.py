@@ -137,7 +137,7 @@ def run(*argv):
 def test_it_prints_what_evaluate_finds(small, capsys):
     assert run() == 0
     out, err = capsys.readouterr()
-    assert out == f"net.safetensors on the test pictures of shapes, built in\n\n{network().evaluate(dataset(PAIRS))}\n"
+    assert out == f"net.safetensors on the test images of shapes, built in\n\n{network().evaluate(dataset(PAIRS))}\n"
     assert err == ""
     assert run("--json", "--split", "train", "--batch-size", "1", "--threads", "1") == 0
     out = json.loads(capsys.readouterr().out)
@@ -163,7 +163,7 @@ def test_where_the_pictures_are_from(small, monkeypatch, capsys):
     monkeypatch.setattr(choice, "folder", folder)
     checkpoint.save("net.safetensors", network(), options={"dataset": "folder", "data_dir": "pets"})
     assert run() == 0 and run("--data-dir", "other", "--max-pixels", "9") == 0
-    assert "net.safetensors on the pictures from other\n" in capsys.readouterr().out
+    assert "net.safetensors on the images from other\n" in capsys.readouterr().out
     assert places == [("pets", (1, 1, 3), CLASSES, None), ("other", (1, 1, 3), CLASSES, 9)]
     network().save("net.safetensors")       # of a library user: says nothing of pictures
     assert run() == 0

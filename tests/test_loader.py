@@ -115,7 +115,7 @@ def test_how_often_and_how_far():
     (dict(shuffle=np.zeros(2)), TypeError, "shuffle: expected True or False"),
     (dict(dataset=3), TypeError, "dataset: expected a Dataset, got int"),
     (dict(shift=-1), ValueError, "shift: expected an int >= 0"),
-    (dict(shift=7, augment=True), ValueError, "shift: expected at most the pictures' 6 pixels, got 7"),
+    (dict(shift=7, augment=True), ValueError, "shift: expected at most the images' 6 pixels, got 7"),
     (dict(mean=(0.5,)), ValueError, "mean: expected 3 finite numbers"),
     (dict(dtype=np.float16), TypeError, "dtype: expected float32 or float64"),
 ])

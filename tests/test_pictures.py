@@ -226,7 +226,7 @@ def bomb(path, size=20_000):
 @pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA", "PCX", "DDS", "JPEG2000", "SGI"])
 def test_formats_that_are_not_read_whatever_the_name_says(kind):
     plain((1, 2, 3)).save("x.png", kind)
-    with pytest.raises(ValueError, match=r"x.png: not a picture that can be read: none of JPEG, PNG, GIF, "):
+    with pytest.raises(ValueError, match=r"x.png: not an image that can be read: none of JPEG, PNG, GIF, "):
         read_picture("x.png", (3, 32, 32))
 
 
@@ -288,21 +288,21 @@ def test_a_jpeg_of_many_scans(monkeypatch, progressive):
     at = content.rindex(pictures.SCAN)
     with open("x.jpg", "wb") as file:
         file.write(content[:at] + content[at:-2] * (pictures.SCANS + 1) + content[-2:])
-    with pytest.raises(ValueError, match=r"x.jpg: not a picture that can be read: more scans than a JPEG"):
+    with pytest.raises(ValueError, match=r"x.jpg: not an image that can be read: more scans than a JPEG"):
         read_picture("x.jpg", (3, 32, 32))
 
 
 def test_a_file_that_is_too_large_is_not_read(monkeypatch):
     monkeypatch.setattr(pictures, "LARGEST", 100)
     plain(7, (100, 100), "L").save("x.png")
-    with pytest.raises(ValueError, match=r"x.png: not a picture that can be read: it has more than 100 bytes"):
+    with pytest.raises(ValueError, match=r"x.png: not an image that can be read: it has more than 100 bytes"):
         read_picture("x.png", (3, 32, 32))
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: open("x", "w").close(), "x: not a picture that can be read: none of JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP, AVIF$"),
-    (lambda: open("x", "w").write("hello"), "x: not a picture that can be read: none of JPEG"),
-    (lambda: bomb("x"), "x: not a picture that can be read: Image size .* exceeds limit .*; max_pixels .--max-pixels. allows more"),
+    (lambda: open("x", "w").close(), "x: not an image that can be read: none of JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP, AVIF$"),
+    (lambda: open("x", "w").write("hello"), "x: not an image that can be read: none of JPEG"),
+    (lambda: bomb("x"), "x: not an image that can be read: Image size .* exceeds limit .*; max_pixels .--max-pixels. allows more"),
 ])
 def test_what_is_no_picture(make, message):
     make()
@@ -321,7 +321,7 @@ def test_a_truncated_picture_at_any_length(kind):
         try:        # what is missing at the end may be a comment
             assert (read_picture("cut", (3, 32, 32)) == whole).all()
         except ValueError as error:
-            bad += str(error).startswith("cut: not a picture that can be read: ")
+            bad += str(error).startswith("cut: not an image that can be read: ")
     assert bad >= 5
 
 
@@ -360,7 +360,7 @@ def test_files_that_cannot_be_read():
 
 
 @pytest.mark.parametrize("shape, error, message", [
-    *[(shape, error, r"shape: expected \(C, H, W\) of a picture with 1 or 3 channels, got")
+    *[(shape, error, r"shape: expected \(C, H, W\) of an image with 1 or 3 channels, got")
       for error, shapes in ((TypeError, (None, 32, "chw")), (ValueError, ((3, 32), (2, 32, 32), (4, 32, 32), (3072,))))
       for shape in shapes],
     (([], 32, 32), TypeError, r"shape: expected an int >= 1, got \[\]"),
@@ -458,10 +458,10 @@ def test_a_folder_of_folders(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("make, error, message", [
-    (lambda folder: folder.mkdir(), ValueError, "pets: expected a folder for each class, with its pictures, got none"),
-    (lambda folder: (folder / "cat").mkdir(parents=True), ValueError, "cat: expected pictures, got no file whose name ends"),
+    (lambda folder: folder.mkdir(), ValueError, "pets: expected a folder for each class, with its images, got none"),
+    (lambda folder: (folder / "cat").mkdir(parents=True), ValueError, "cat: expected images, got no file whose name ends"),
     (lambda folder: classes_of(folder, "cat", "dgo"), ValueError, "expected folders named after the classes cat, dog, got dgo"),
-    (lambda folder: [classes_of(folder, "cat"), (folder / "cat" / "1.png").write_bytes(b"?")], ValueError, "1.png: not a picture"),
+    (lambda folder: [classes_of(folder, "cat"), (folder / "cat" / "1.png").write_bytes(b"?")], ValueError, "1.png: not an image"),
     (lambda folder: None, FileNotFoundError, "pets"), (lambda folder: folder.touch(), NotADirectoryError, "pets"),
 ])
 def test_folders_that_are_no_data_set(folder, make, error, message):

@@ -15,7 +15,7 @@ from nbcnn import checkpoint, memory, predict
 from nbcnn.pictures import read_pictures
 
 CLASSES = ["red", "green", "blue"]
-NO_PICTURE = "not a picture that can be read: none of JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP, AVIF"
+NO_PICTURE = "not an image that can be read: none of JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP, AVIF"
 
 
 def network(classes=CLASSES, **options):
@@ -139,7 +139,7 @@ def test_a_progress_bar_on_a_terminal_for_many(monkeypatch, capsys):
 def test_many_pixels_where_that_is_asked_for(capsys):
     picture("a.png", 255, 0, 0)
     assert run("a.png", "--max-pixels", "127") == 2
-    assert "a.png: not a picture that can be read: it has 16 x 8 pixels, more than 127; max_pixels" in capsys.readouterr().err
+    assert "a.png: not an image that can be read: it has 16 x 8 pixels, more than 127; max_pixels" in capsys.readouterr().err
     assert run("a.png", "--max-pixels", "128") == 0
 
 
@@ -154,7 +154,7 @@ def test_one_bad_picture_is_reported_and_the_rest_go_on(folder, capsys):
     assert [line.split("\t")[0] for line in out.splitlines()] == ["a.png", "a.png"]
     assert sorted(err.splitlines()) == [
         f"nbcnn predict: bad.png: {NO_PICTURE}",
-        "nbcnn predict: empty: no pictures in this folder, by the ends of their names",
+        "nbcnn predict: empty: no images in this folder, by the ends of their names",
         "nbcnn predict: nowhere.png: No such file or directory"]
 
 
@@ -244,13 +244,13 @@ def test_warnings_of_pillow_are_not_shown(capsys, recwarn):
 # ---- bad arguments ----
 
 @pytest.mark.parametrize("argv, message", [
-    ([], "PICTURE: expected pictures, folders, or - for standard input, got none"),
+    ([], "IMAGE: expected images, folders, or - for standard input, got none"),
     (["a.png", "--top", "0"], "--top: expected a whole number of at least 1, got '0'"),
     (["a.png", "--topp", "1"], "did you mean --top?"), (["a.png", "--threads", "4096"], "--threads: expected at most"),
     (["a.png", "--checkpoint", "nowhere"], "nowhere: No such file or directory"),
     (["a.png", "--checkpoint", "a.png"], "a.png: not a safetensors file"),
     (["a.png", "--checkpoint", "vectors.safetensors"],
-     "--checkpoint vectors.safetensors: shape: expected (C, H, W) of a picture with 1 or 3 channels, got (4,) as the network's"),
+     "--checkpoint vectors.safetensors: shape: expected (C, H, W) of an image with 1 or 3 channels, got (4,) as the network's"),
     (["a.png", "--checkpoint", "maps.safetensors"],
      "expected a network with a number for each class, got outputs of shape (4, 6, 6)"),
     (["a.png", "--checkpoint", "huber.safetensors"], "written with an option that does not exist, loss ['huber']"),

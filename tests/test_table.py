@@ -82,7 +82,7 @@ for argv in {commands!r}:
         assert not set(part.decode("utf-8", "surrogateescape")) & (FORBIDDEN - {"\t", "\n"})
     assert br"\x1b]0;owned\x07" in parts[0] and br"x\x9b31m" in parts[1]
     assert parts[2].count(b"\n") == 4 and parts[2].count(b"\t") == 3
-    assert b"\xff\\udc9b.png\t" in parts[2] and rb"bad\x9b31mred.png: not a picture" in done.stderr
+    assert b"\xff\\udc9b.png\t" in parts[2] and rb"bad\x9b31mred.png: not an image" in done.stderr
     for part in (parts[3], parts[5]):
         found = [json.loads(line) for line in part.splitlines()[:-1]]
         assert {entry["class"] for entry in found[0]["classes"]} <= set(HOSTILE)

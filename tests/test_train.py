@@ -76,8 +76,8 @@ def fails(capsys, *arguments, status=2):
 def test_a_run_tells_what_it_does_and_writes_its_files(small, capsys):
     assert run("--epochs", 3, "--out", "run", "--save-every", 2) == 0
     out, err = capsys.readouterr()
-    assert "shapes: 40 pictures to train, 20 to test; built in, as there is no CIFAR-10 in data" in out
-    assert "recipe   default: epochs 3, batches per epoch 3, pictures per batch 16\nfolder   run\n" in out
+    assert "shapes: 40 images to train, 20 to test; built in, as there is no CIFAR-10 in data" in out
+    assert "recipe   default: epochs 3, batches per epoch 3, images per batch 16\nfolder   run\n" in out
     assert "conv3" in out and "145,578" in out and out.count("compiling kernels") == 1 and err == ""
     lines = [line for line in out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 3 and "test loss" in lines[0] and "images/s" in lines[0]
@@ -162,7 +162,7 @@ def test_without_out_every_run_gets_a_new_folder(small, monkeypatch):
 
 def test_split_test_says_what_it_means(small, capsys):
     run("--split", "test", "--epochs", 1, "--out", "run", "--quiet")
-    assert "WARNING: --split test trains on the TEST pictures" in capsys.readouterr().err
+    assert "WARNING: --split test trains on the TEST images" in capsys.readouterr().err
     assert checkpoint.load("run/last.safetensors").progress.epoch == 1
     assert json.loads((small / "run" / "config.json").read_text())["train_pictures"] == 20
 
@@ -172,7 +172,7 @@ def test_cifar10_is_taken_where_it_is_found(capsys, monkeypatch):
     monkeypatch.setattr(choice, "cifar10", lambda folder: (train_set, test_set))
     monkeypatch.setattr(choice, "find_cifar10", lambda folder: ("mine/cifar-10-batches-bin", "binary"))
     assert run("--epochs", 1, "--out", "run") == 0
-    assert "cifar10: 40 pictures to train, 20 to test; found in mine/cifar-10-batches-bin" in capsys.readouterr().out
+    assert "cifar10: 40 images to train, 20 to test; found in mine/cifar-10-batches-bin" in capsys.readouterr().out
     found = checkpoint.load("run/last.safetensors")
     assert found.options["dataset"] == "cifar10" and found.model.mean == [0.4914, 0.4822, 0.4465]
     assert recipes.EPOCHS["cifar10"] == 16
@@ -725,11 +725,11 @@ def test_what_a_network_of_ones_own_says_itself_stays(small):
 
 
 @pytest.mark.parametrize("function, message", [
-    ("seven_outputs", "expected 10 outputs, one for each class of the pictures, got outputs of shape (7,)"),
+    ("seven_outputs", "expected 10 outputs, one for each class of the images, got outputs of shape (7,)"),
     ("no_deviation", "std: expected positive numbers, got [0.0, 0.0, 0.0]"),
-    ("other_size", "expected a network for the pictures' (3, 32, 32), got one for (3, 8, 8)"),
+    ("other_size", "expected a network for the images' (3, 32, 32), got one for (3, 8, 8)"),
     ("does_not_fit", "b: expected vectors (N, 99), got (N, 3072)"),
-    ("other_classes", "expected the classes of the pictures, class0, "),
+    ("other_classes", "expected the classes of the images, class0, "),
     ("own_layer", "expected layers that a checkpoint can name, got own_layer.<locals>.Mine; define the class at the top of its f"),
     ("fails", "RuntimeError: boom ("),
     ("nothing", "expected a function that returns a nbcnn.Sequential, got NoneType"),
@@ -750,7 +750,7 @@ def test_pictures_of_ones_own(small, capsys):
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.transpose(1, 2, 0)).resize((64, 48), Image.Resampling.NEAREST).save(folder / f"{k}.png")
     assert run("--dataset", "folder", "--data-dir", "pets", "--epochs", 8, "--out", "run") == 0
-    assert "data     folder: 40 pictures to train, 20 to test; from pets" in capsys.readouterr().out
+    assert "data     folder: 40 images to train, 20 to test; from pets" in capsys.readouterr().out
     found = checkpoint.load("run/last.safetensors")
     assert found.model.classes == ["cat", "dog"] and found.options["dataset"] == "folder"
     images = choice.folder("pets/train").images / 255
@@ -764,11 +764,11 @@ def test_pictures_of_ones_own(small, capsys):
     (small / "pets" / "train" / "ant").rename(small / "pets" / "train" / "cat")
     assert train.main(["--resume", "run/last.safetensors", "--quiet"]) == 0
     shutil.copy("pets/train/cat/1.png", "pets/train/cat/more.png")
-    assert "the training pictures in pets are not those of run/last.safetensors any more" in fails(
+    assert "the training images in pets are not those of run/last.safetensors any more" in fails(
         capsys, "--resume", "run/last.safetensors")
     (small / "pets" / "train" / "cat" / "more.png").unlink()
     assert "(see --size)" in fails(capsys, "--dataset", "folder", "--data-dir", "pets", "--size", 48)
-    assert "cifar10_quick: expected a network for the pictures' (3, 48, 48)" in fails(
+    assert "cifar10_quick: expected a network for the images' (3, 48, 48)" in fails(
         capsys, "--dataset", "folder", "--data-dir", "pets", "--size", 48)
 
 

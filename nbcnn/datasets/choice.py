@@ -7,9 +7,9 @@ from nbcnn.datasets.shapes import shapes
 from nbcnn.kernels.arguments import one_of
 
 DATASETS = {
-    "cifar10": "CIFAR-10: 50,000 + 10,000 pictures of 32x32 in ten classes, from its files in --data-dir",
-    "shapes": "10,000 + 2,000 drawn pictures of 32x32, ten kinds of figures; built in",
-    "folder": "your own: --data-dir holds train/CLASS/... and test/CLASS/..., pictures of any kind and size",
+    "cifar10": "CIFAR-10: 50,000 + 10,000 images of 32x32 in ten classes, from its files in --data-dir",
+    "shapes": "10,000 + 2,000 drawn images of 32x32, ten kinds of figures; built in",
+    "folder": "your own: --data-dir holds train/CLASS/... and test/CLASS/..., images of any kind and size",
 }
 
 

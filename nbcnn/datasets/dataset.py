@@ -41,7 +41,7 @@ class Dataset:
         if labels.dtype.kind not in "iu":
             raise TypeError(f"labels: expected an integer array, got dtype {one_line(str(labels.dtype))}")
         if labels.shape != images.shape[:1]:
-            raise ValueError(f"labels: expected shape {images.shape[:1]}, one per picture, got shape {shown(labels.shape)}")
+            raise ValueError(f"labels: expected shape {images.shape[:1]}, one per image, got shape {shown(labels.shape)}")
         bad = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
         if bad.size:
             raise ValueError(f"labels: expected numbers in [0, {len(self.classes)}), the classes, "

@@ -1,4 +1,4 @@
-"""Pictures of your own: a folder with a folder of pictures for each class."""
+"""Images of your own: a folder with a folder of images for each class."""
 import os
 from pathlib import Path
 
@@ -7,18 +7,18 @@ import numpy as np
 from nbcnn.datasets.dataset import Dataset
 from nbcnn.pictures import find_pictures, picture_shape, read_pictures
 
-AT_ONCE = 1000      # pictures that are read together
+AT_ONCE = 1000      # images that are read together
 
 
 def folder(path, shape=(3, 32, 32), classes=None, max_pixels=None):
-    """Read the pictures of a folder that holds a folder for each class, as torchvision's ImageFolder.
+    """Read the images of a folder that holds a folder for each class, as torchvision's ImageFolder.
 
     Parameters
     ----------
     path : path
-        It holds `cat/...`, `dog/...`; these may hold further folders with pictures.
+        It holds `cat/...`, `dog/...`; these may hold further folders with images.
     shape : tuple (C, H, W)
-        Every picture is brought to this shape; see `nbcnn.pictures.read_picture`.
+        Every image is brought to this shape; see `nbcnn.pictures.read_picture`.
     classes : sequence of str, optional
         The names of all classes in the order of their labels; by default those of the folders, sorted.
     max_pixels : int, optional
@@ -27,20 +27,20 @@ def folder(path, shape=(3, 32, 32), classes=None, max_pixels=None):
     Returns
     -------
     dataset : Dataset
-        The pictures sorted by class and then by path.
+        The images sorted by class and then by path.
 
     Raises
     ------
     OSError
         When a folder or a file cannot be read.
     ValueError
-        When there are no classes, a class without pictures, a folder that is none of `classes`, or a picture that cannot be read;
+        When there are no classes, a class without images, a folder that is none of `classes`, or an image that cannot be read;
         the message names the file or folder.
     """
     shape = picture_shape(shape)
     names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != ".")
     if not names:
-        raise ValueError(f"{path}: expected a folder for each class, with its pictures, got none")
+        raise ValueError(f"{path}: expected a folder for each class, with its images, got none")
     classes = names if classes is None else list(classes)
     strangers = [name for name in names if name not in classes]
     if strangers:
@@ -49,13 +49,13 @@ def folder(path, shape=(3, 32, 32), classes=None, max_pixels=None):
     for name in names:
         found = find_pictures(Path(path) / name)
         if not found:
-            raise ValueError(f"{Path(path) / name}: expected pictures, got no file whose name ends as a picture's")
+            raise ValueError(f"{Path(path) / name}: expected images, got no file whose name ends as an image's")
         files += [(file, classes.index(name)) for file in found]
     images = np.empty((len(files), *shape), np.uint8)
     for start in range(0, len(files), AT_ONCE):
         some = [file for file, _ in files[start:start + AT_ONCE]]
-        for k, picture in enumerate(read_pictures(some, shape, max_pixels=max_pixels), start):
-            if isinstance(picture, Exception):
-                raise picture
-            images[k] = picture
+        for k, image in enumerate(read_pictures(some, shape, max_pixels=max_pixels), start):
+            if isinstance(image, Exception):
+                raise image
+            images[k] = image
     return Dataset(images, np.array([label for _, label in files]), classes, "folder")

@@ -55,7 +55,7 @@ class Loader:
         self.batch_size, self.seed = integer(batch_size, "batch_size", 1), integer(seed, "seed", 0, SEEDS)
         self.flip, self.shift = fraction(flip, "flip"), integer(shift, "shift", 0)
         if self.augment and self.shift > min(height, width):
-            raise ValueError(f"shift: expected at most the pictures' {min(height, width)} pixels, got {shift}")
+            raise ValueError(f"shift: expected at most the images' {min(height, width)} pixels, got {shift}")
         self.dtype = float_dtype(dtype, "dtype")
         self.table = normalization_table(mean, std, channels, self.dtype)
 

@@ -25,17 +25,17 @@ def _main(argv):
         raise ValueError(f"--data-dir {place}: the shapes are built in; give --dataset cifar10 or --dataset folder as well")
     scheduler = BackpropScheduler(model, cli.make_loss(saved.options))
     if model.input_shape is not None:
-        scheduler.fitting(model.input_shape, 1)       # before pictures of that size are read
+        scheduler.fitting(model.input_shape, 1)       # before images of that size are read
     (dataset,), why = datasets.choose(name, place, [options["split"]], shape=model.input_shape, classes=model.classes,
                                       max_pixels=options.get("max_pixels"))
-    with tqdm(total=len(dataset), unit=" pictures", leave=False, disable=None) as bar:
+    with tqdm(total=len(dataset), unit=" images", leave=False, disable=None) as bar:
         found = measure(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n))
     if options["json"]:
         cli.say(json.dumps({"checkpoint": options["checkpoint"], "dataset": dataset.name, "split": options["split"],
                             **found.as_dict()}))
     else:
-        pictures = "the pictures" if name == "folder" else f"the {options['split']} pictures of {dataset.name},"
-        cli.say(f"{options['checkpoint']} on {pictures} {why}", "", *str(found).split("\n"))
+        images = "the images" if name == "folder" else f"the {options['split']} images of {dataset.name},"
+        cli.say(f"{options['checkpoint']} on {images} {why}", "", *str(found).split("\n"))
     return 0
 
 
@@ -48,13 +48,13 @@ def _parser():
   nbcnn evaluate --checkpoint best.safetensors --dataset folder --data-dir pets/test""",
         "0 done, 2 cannot be done, 130 Ctrl-C")
     parser.add_checkpoint()
-    parser.add("--dataset", "the labelled pictures (default: what the network was trained with, else auto)",
+    parser.add("--dataset", "the labelled images (default: what the network was trained with, else auto)",
                choices=["auto", *datasets.DATASETS])
     parser.add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and "
                              "test, or the classes themselves (default: where training found them, else data)", metavar="DIR")
     parser.add("--split", "which part of the data set (default: test)", choices=["train", "test"])
     parser.add_max_pixels()
-    parser.add("--batch-size", "pictures at a time (default: 256)", type=cli.whole(1), metavar="N")
+    parser.add("--batch-size", "images at a time (default: 256)", type=cli.whole(1), metavar="N")
     parser.add("--json", "one JSON object instead of tables", action="store_true")
     parser.add_device("where to compute")
     parser.add_config()

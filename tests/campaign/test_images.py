@@ -147,7 +147,7 @@ def test_a_mutated_picture_is_a_picture_or_one_line(full, seed):
         assert record["outcome"] in ("ok", "ValueError"), record
         assert record["seconds"] < 2 and record["bytes"] < GIB, record
         if record["outcome"] != "ok":
-            assert "picture.png: not a picture that can be read: " in record["message"], record
+            assert "picture.png: not an image that can be read: " in record["message"], record
     kinds = {record["what"] for record in records if record["outcome"] == "ok"}
     assert set(FORMATS) <= kinds       # mutations leave some whole
 
@@ -174,11 +174,11 @@ def test_an_eps_that_is_called_a_png_runs_no_program(tmp_path, network):
                           env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
     assert not (tmp_path / "called").exists()
     assert done.returncode == 2 and done.stdout == "" and [line.split(": ", 2)[2] for line in done.stderr.splitlines()] == [
-        f"not a picture that can be read: none of {', '.join(FORMATS)}"] * 3
+        f"not an image that can be read: none of {', '.join(FORMATS)}"] * 3
 
 
 def test_a_small_file_of_many_pixels_is_refused_by_its_header(network, capsys, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
     assert predict.main([str(EXAMPLES / "bomb.png"), *network]) == 2
-    assert capsys.readouterr().err == (f"nbcnn predict: {EXAMPLES / 'bomb.png'}: not a picture that can be read: it has "
+    assert capsys.readouterr().err == (f"nbcnn predict: {EXAMPLES / 'bomb.png'}: not an image that can be read: it has "
                                        "13,370 x 13,370 pixels, more than 110,000,000; max_pixels (--max-pixels) allows more\n")
