@@ -157,11 +157,10 @@ def read_pictures(files, shape, threads=None, max_pixels=None):
     Parameters
     ----------
     files : sequence of paths or binary streams
-    shape : tuple (C, H, W)
+    shape, max_pixels
+        As of `read_picture`.
     threads : int, optional
         By default as many as there are cores.
-    max_pixels : int, optional
-        As of `read_picture`.
 
     Returns
     -------

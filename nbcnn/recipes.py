@@ -18,7 +18,7 @@ RECIPES = {
 EPOCHS = {"cifar10": 16, "shapes": 6, "folder": 16}     # of the default recipe
 OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", size=32, model="cifar10_quick",
               loss="cross_entropy", label_smoothing=0.0, seed=0, threads=None, save_every=None, fingerprint=None)
-FREE = {"resume", "out", "max_pixels", "data_dir", "threads", "save_every"}      # these change no bit of the result
+FREE = {"data_dir", "threads", "save_every"}      # these change no bit of the result
 MEAN_STD = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "shapes": ((0.5,) * 3, (0.29,) * 3)}
 SCHEDULES = {
     "constant": lambda lr, total: optim.constant(lr),
@@ -43,8 +43,7 @@ def default_text(name):
 
 def new_options(given):
     """All options of a new run: those given, and the recipe's values for the others."""
-    options = {**OTHERS, **RECIPES[given.get("recipe", OTHERS["recipe"])],
-               **{name: value for name, value in given.items() if name not in ("out", "max_pixels")}}
+    options = {**OTHERS, **RECIPES[given.get("recipe", OTHERS["recipe"])], **given}
     if options["momentum"] == 0 and "nesterov" not in given:
         options["nesterov"] = False
     if options["dataset"] == "auto" and "data_dir" in given:
@@ -69,15 +68,15 @@ def resumed_options(given, saved, source, parse):
         options.update(parse([_argument(name, value) for name, value in options.items()
                               if name != "fingerprint" and not (name in optional and value is None)]))
     for name, value in given.items():
-        if name == "model" and saved.model.own_layers() and (value.endswith(".py") or ":" not in value):
-            continue        # it says where the layers are, and names no function
+        # For a network with layers of its own, --model may say where these are, and names no function then.
+        layers = name == "model" and saved.model.own_layers() and (value.endswith(".py") or ":" not in value)
+        if layers or (name, value) == ("dataset", "auto"):
+            continue
         longer = name == "epochs" and options["schedule"] == "constant" and value >= saved.progress.epoch
-        same = (name, value) == ("dataset", "auto") or (name in options and value == options[name])
-        if not (same or longer or name in FREE):
+        if not (value == options[name] or longer or name in FREE):
             reason = f", which its {options['schedule']} schedule is laid out for" if name == "epochs" else ""
             raise ValueError(f"{flag(name)} {value} contradicts {source}, trained with {options[name]}{reason}")
-        if name in options and value != "auto":
-            options[name] = value
+        options[name] = value
     if "threads" not in given and (options["threads"] or 0) > numba.config.NUMBA_NUM_THREADS:
         options["threads"] = None       # it was trained on a larger machine
     return options

@@ -56,13 +56,14 @@ class Run:
 
     def __init__(self, given):
         self.quiet, self.profile = given.pop("quiet", False), given.pop("profile", False)
+        out, source, max_pixels = given.pop("out", None), given.pop("resume", None), given.pop("max_pixels", None)
         set_max_memory(given.pop("max_memory", None))
         self.device, self.device_why = cli.choose_device(given.pop("device", "cpu"))
         if self.profile and self.device != "cpu":
             raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
         self.source = saved = None
-        if "resume" in given:
-            self.source = Path(given["resume"])
+        if source is not None:
+            self.source = Path(source)
             saved = cli.load_checkpoint(self.source, given.get("model"))
             o = recipes.resumed_options(given, saved, self.source, _parser().options)
             self.checkpoint = replace(saved, options=o)      # of this run, as it stands
@@ -74,7 +75,7 @@ class Run:
         if o["label_smoothing"] and o["loss"] != "cross_entropy":
             raise ValueError(f"--label-smoothing: expected 0 with --loss {o['loss']}, got {o['label_smoothing']}")
         cli.set_threads(o["threads"])
-        self.train_set, self.test_set, self.why = recipes.load_datasets(o, self.source, saved, given.get("max_pixels"))
+        self.train_set, self.test_set, self.why = recipes.load_datasets(o, self.source, saved, max_pixels)
         self.loss = cli.make_loss(o)
         self.batches = -(-len(self.train_set) // o["batch_size"])
         if (step := self.checkpoint.progress.step) > self.batches:
@@ -87,7 +88,7 @@ class Run:
         self.checkpoint.model.to(self.device)
         self.bar = self.trial = None
         self.signals = StopSignals(self.leave)
-        self.folder = RunFolder(given.get("out"), o, self.source, saved)
+        self.folder = RunFolder(out, o, self.source, saved)
 
     def leave(self):
         """Unlock the folder, and handle signals as before."""
@@ -163,7 +164,7 @@ class Run:
     def _on_step(self, state):
         if self.bar is None:
             self.bar = tqdm(desc=f"epoch {state.progress.epoch + 1}/{state.epochs}", total=len(self.train_set), unit=" images",
-                            leave=False, disable=self.quiet or None)     # and where nobody sees it
+                            leave=False, disable=self.quiet or None)     # None: unless it is a terminal
         if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {state.progress.loss_sum / state.progress.samples:.4f}", refresh=False)
             self.bar.update(state.progress.samples - self.bar.n)

@@ -125,9 +125,6 @@ class _Machine:
 
     # ---- what an operation does ----
 
-    def mark(self):
-        self.marks.append(len(self.stack))
-
     def marked(self):
         """Take all values after the last mark off the stack."""
         start = self.marks.pop()
@@ -201,14 +198,13 @@ class _Machine:
         self.top(Pickled).state = state
 
 
-def _require_shallow(items):
+def _require_shallow(items, deeper=DEPTH):
     """Raise ValueError when values are nested too deeply. All values on the stack were checked by this."""
-    if _depth(items) > DEPTH:
+    if not deeper:
         raise ValueError(f"expected values nested at most {DEPTH} deep")
-
-
-def _depth(items):
-    return 1 + max((_depth(INSIDE[type(item)](item)) for item in items if type(item) in INSIDE), default=0)
+    for item in items:
+        if type(item) in INSIDE:
+            _require_shallow(INSIDE[type(item)](item), deeper - 1)
 
 
 INSIDE = {list: list, tuple: tuple, dict: dict.values, Pickled: lambda pickled: (pickled.arguments, pickled.state)}
@@ -226,7 +222,7 @@ OPERATIONS = {      # as the module pickletools documents them: those that these
     b"V": lambda m: m.push(str(m.line(), "raw-unicode-escape")),
     b"\x8c": lambda m: m.push(m.text(1)), b"X": lambda m: m.push(m.text(4)), b"\x8d": lambda m: m.push(m.text(8)),
     # tuples, lists, dicts
-    b"(": lambda m: m.mark(),
+    b"(": lambda m: m.marks.append(len(m.stack)),
     b")": lambda m: m.push(()), b"]": lambda m: m.push([]), b"}": lambda m: m.push({}),
     b"\x85": lambda m: m.new_tuple(m.pop(1)), b"\x86": lambda m: m.new_tuple(m.pop(2)), b"\x87": lambda m: m.new_tuple(m.pop(3)),
     b"t": lambda m: m.new_tuple(m.marked()),
