@@ -191,7 +191,7 @@ def make_conv2d_backward_weight(P, V, LANES):
                 adjacent = tile.rows_strided(P, 0, 1)           # made here, as a constant; made outside the loop it would be none
                 columns = tile.rows_counted(P, k, g.C, size, 1, 0)
                 at_dw = ((block * g.KH + p) * g.KW + piece) * g.C + k
-                dw_rows = tile.rows_strided(P, at_dw * WIDTH, WIDTH)
+                dw_rows = tile.rows_inside(P, at_dw * WIDTH, WIDTH, 0, size - k)
                 acc = tile.load(P, V, dw, dw_rows, 0) if chunk else tile.zero(P, V, dw)
                 for m in range(first, end):
                     for i in range(i_first, i_end):

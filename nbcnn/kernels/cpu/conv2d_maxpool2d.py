@@ -73,10 +73,12 @@ def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES):
         """
         blocks = (g.C + V * LANES - 1) // (V * LANES)
         tap_rows, one, w_step = tile.rows_strided(KW, 0, g.C), np.uint64(1), g.KH * KW * g.C
+        zeros, one_row = tile.zero(1, V, dx), tile.rows_strided(1, 0, 0)
         for task in prange(g.n * strips * blocks):
             m, strip, c = task // (strips * blocks), task // blocks % strips, task % blocks * V * LANES
             r_first, r_end, at_m = strip * g.H // strips, (strip + 1) * g.H // strips, m * g.x_step + c
-            fill_zeros(dx, at_m, min(V * LANES, g.C - c), r_first * g.W, r_end * g.W, g.C)
+            for pixel in range(r_first * g.W, r_end * g.W):
+                tile.store(zeros, dx, one_row, at_m + pixel * g.C, 0, 1, g.C - c)
             for o_first in range(0, g.O, BLOCK):
                 count = min(BLOCK, g.O - o_first)
                 for p in range(g.KH):
@@ -110,30 +112,29 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, LANES):
     """The kernel of the weight gradient, for a tile of P x Q taps, each a vector of channels."""
 
     @njit(parallel=PARALLEL, error_model="numpy")
-    def conv2d_maxpool2d_backward_weight(dw_parts, db_parts, dy, argmax, x, one, work, values, places, counts, place_of_cell, g, s):
+    def conv2d_maxpool2d_backward_weight(dw_parts, db_parts, dy, argmax, x, work, values, places, counts, place_of_cell, g, s):
         """dw_parts[part, block, o, p, q] = sum over m, i, j of dy[m, i, j, o] * x[m, r + p, s + q, block], vectors of LANES.
 
-        (r, s) is the pixel that won window (i, j) of sample m and output o. db_parts[part, o] = sum of these dy, in LANES sums.
+        (r, s) is the pixel that won window (i, j) of sample m and output o. db_parts[part, o] = sum of these dy.
 
         Of each strip, `values` lists for each output the dy of the windows with a winner, and `places` where in `work`, the copy of
-        x, the winner's first tap reads. Then each tap of each output goes through the output's list.
+        x, the winner's first tap reads. Then each tap of each output goes through the output's list. The sums lie in dw_parts from
+        one strip to the next.
         """
         capacity, size = s.samples * s.rows * g.OW, work.size // (s.parts * s.groups)
         for task in prange(s.parts * s.groups):
             part, o_first, o_end = task // s.groups, task % s.groups * g.O // s.groups, (task % s.groups + 1) * g.O // s.groups
-            lists, stop = task * (values.size // (s.parts * s.groups)), (part + 1) * g.n // s.parts
-            fill_zeros(dw_parts, (part * s.blocks * g.O + o_first) * g.KH * s.taps * LANES,
-                       (o_end - o_first) * g.KH * s.taps * LANES, 0, s.blocks, g.O * g.KH * s.taps * LANES)
-            fill_zeros(db_parts, (part * g.O + o_first) * LANES, (o_end - o_first) * LANES, 0, 1, 0)
-            for m in range(part * g.n // s.parts, stop, s.samples):
+            lists, first, stop = task * (values.size // (s.parts * s.groups)), part * g.n // s.parts, (part + 1) * g.n // s.parts
+            for m in range(first, max(stop, first + 1), s.samples):         # of no samples too, whose sums are 0
                 m_end = min(m + s.samples, stop)
                 for i in range(0, g.OH, s.rows):
-                    i_end = min(i + s.rows, g.OH)
+                    i_end, begins = min(i + s.rows, g.OH), m == first and i == 0
                     for o in range(o_first, o_end):
-                        begin = lists + (o - o_first) * capacity
-                        end = list_winners(values, places, begin, dy, argmax, place_of_cell, g, s, m, m_end, i, i_end, o, LANES)
+                        begin, at_db = lists + (o - o_first) * capacity, part * g.O + o
+                        end, total = list_winners(values, places, begin, dy, argmax, place_of_cell, g, s, m, m_end, i, i_end, o,
+                                                  LANES)
                         tile.put(counts, task * g.O + o, end - begin)
-                        add_list(db_parts, (part * g.O + o) * LANES, values, begin, end, one, LANES)
+                        tile.put(db_parts, at_db, total if begins else total + tile.get(db_parts, at_db))
                     for block in range(s.blocks):
                         unfold(work, task * size, (task + 1) * size, x, g, s, m, m_end, i, i_end, block * LANES, LANES)
                         for o in range(o_first, o_end):
@@ -145,7 +146,7 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, LANES):
                                 for q in range(0, s.taps, Q):
                                     at = (((part * s.blocks + block) * g.O + o) * g.KH + p) * s.taps + q
                                     at_tap = task * size + (p * s.columns + q) * LANES
-                                    acc = tile.load(P, Q, dw_parts, dw_rows, at * LANES)
+                                    acc = tile.zero(P, Q, x) if begins else tile.load(P, Q, dw_parts, dw_rows, at * LANES)
                                     for k in range(begin, end):
                                         acc = tile.axpy(acc, tile.get(values, k), work, tap_rows, at_tap + tile.get(places, k), 0)
                                     tile.store(acc, dw_parts, dw_rows, at * LANES, 0, g.KH - p, Q * LANES)
@@ -158,41 +159,23 @@ helper = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @helper
-def fill_zeros(x, at, count, first, end, step):
-    """Zeros in x[at + k*step : ... + count] for first <= k < end."""
-    zero = x.dtype.type(0)
-    for k in range(first, end):
-        for c in range(at + k * step, at + k * step + count):
-            tile.put(x, c, zero)
-
-
-@helper
 def list_winners(values, places, count, dy, argmax, place_of_cell, g, s, m, m_end, i, i_end, o, LANES):
-    """List output o's dy of a strip from place `count` on, but for windows without a winner; returns where the list ends."""
+    """List output o's dy of a strip from place `count` on, but for windows without a winner; where the list ends, and its sum."""
+    total = dy.dtype.type(0)
     for sample in range(m, m_end):
         for row in range(i, i_end):
             at = sample * g.y_step + row * g.OW * g.O + o
             place = ((sample - m) * (s.rows * g.stride_h + g.KH - 1) + (row - i) * g.stride_h) * s.columns * LANES
             for _ in range(g.OW):
-                cell = tile.get(argmax, at)
-                tile.put(values, count, tile.get(dy, at))
+                cell, value = tile.get(argmax, at), tile.get(dy, at)
+                wins = cell != np.uint8(NO_WINNER)
+                tile.put(values, count, value)
                 tile.put(places, count, np.int32(place + tile.get(place_of_cell, cell)))
-                count += cell != np.uint8(NO_WINNER)
+                total += value if wins else dy.dtype.type(0)
+                count += wins
                 at += g.O
                 place += g.stride_w * LANES
-    return count
-
-
-@helper
-def add_list(sums, at, values, begin, end, one, LANES):
-    """sums[at : at + LANES] += a list, LANES numbers at a time."""
-    for k in range(end, end + LANES):
-        tile.put(values, k, values.dtype.type(0))
-    row = tile.rows_strided(1, 0, 0)
-    acc = tile.load(1, 1, sums, row, at)
-    for k in range(begin, end, LANES):
-        acc = tile.outer(acc, one, row, 0, values, k)
-    tile.store(acc, sums, row, at, 0, 1, LANES)
+    return count, total
 
 
 @helper
@@ -232,9 +215,9 @@ def make_add_parts(LANES):
         """dw[o, tap, block*LANES + lane] (+)= dw_parts[0, block, o, tap, lane] + dw_parts[1, ...] + ..., in this order; db too."""
         one, unit = tile.rows_strided(1, 0, 0), dw.dtype.type(1)
         for o in prange(O):
-            total = db_parts[o * LANES]
-            for k in range(1, parts * LANES):
-                total += db_parts[(k // LANES * O + o) * LANES + k % LANES]
+            total = db_parts[o]
+            for part in range(1, parts):
+                total += db_parts[part * O + o]
             if len(db):
                 db[o] = total + db[o] if add_db else total
             for block in range(blocks):
@@ -285,9 +268,8 @@ class Conv2dMaxPool2d(Conv2d):
         self.strips = Strips(1, 1, samples, rows, columns, taps, -(-self.channels // width))
         self.work = (samples * read * columns + -(-(columns + KW) * self.C // width) + 1) * width
         self.capacity = self.O * samples * rows * self.size[1] + width
-        self.place_of_cell = np.zeros(256, np.int32)
-        for cell in range(math.prod(pool_size)):
-            self.place_of_cell[cell] = (cell // pool_w * columns + cell % pool_w) * width
+        u, v = np.divmod(np.arange(256), pool_w)
+        self.place_of_cell = ((u * columns + v) * width).astype(np.int32)
 
         P = KW + pool_w - 1
         vectors = -(-self.C // width)
@@ -311,7 +293,7 @@ class Conv2dMaxPool2d(Conv2d):
         """Allocate what is kept for backward, the partial sums and the work space, for up to `batch` samples."""
         super().reserve(batch)
         self.argmax = Buffer(batch, (self.O, *self.size), np.uint8)
-        tasks = max([1, *(self.parts(n) * self.groups(n) for n in range(1, batch + 1))])
+        tasks = max(self.parts(n) * self.groups(n) for n in range(batch + 1))
         self.workspace, self.values = allocate((tasks, self.work), self.dtype), allocate((tasks, self.capacity), self.dtype)
         self.places, self.counts = allocate((tasks, self.capacity), np.int32), allocate((tasks, self.O), np.int32)
 
@@ -330,8 +312,8 @@ class Conv2dMaxPool2d(Conv2d):
 
     def sums(self, batch):
         """Elements of the partial sums of dw and of db."""
-        outputs = self.parts(batch) * self.O * tile.lanes(self.dtype)
-        return outputs * self.strips.blocks * self.kernel_size[0] * self.strips.taps, outputs
+        s, outputs = self.strips, self.parts(batch) * self.O
+        return outputs * s.blocks * self.kernel_size[0] * s.taps * tile.lanes(self.dtype), outputs
 
     def forward(self, n, y, x, params):
         """y = the largest of each window of conv(x, w) + b, and of 0 with a ReLU."""
@@ -347,7 +329,7 @@ class Conv2dMaxPool2d(Conv2d):
         tasks = s.parts * s.groups
         return [
             Call(make_conv2d_maxpool2d_backward_weight(*self.dw_tile), (
-                self.dw_parts, self.db_parts, dy.array, self.argmax.array, x.array, self.one, self.workspace[:tasks],
+                self.dw_parts, self.db_parts, dy.array, self.argmax.array, x.array, self.workspace[:tasks],
                 self.values[:tasks], self.places[:tasks], self.counts, self.place_of_cell, self.geometry(n, x, dy), s),
                 self.flop(n)),
             Call(make_add_parts(tile.lanes(self.dtype)), (
