@@ -201,7 +201,7 @@ def test_memory_has_a_limit_that_is_checked_before_pictures_are_read(small, monk
     nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3 * 32 * 32, 3)], input_shape=(3, 32, 32)).save("net.safetensors")
     assert run("--max-memory", "20000") == 2
     err = capsys.readouterr().err
-    assert "nbcnn evaluate: 1: expected buffers of at most 20,000 bytes" in err and err.count("\n") == 1
+    assert "nbcnn evaluate: 0: expected buffers of at most 20,000 bytes" in err and err.count("\n") == 1
 
 
 def test_without_a_checkpoint(capsys):

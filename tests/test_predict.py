@@ -289,7 +289,7 @@ def test_memory_for_fewer_pictures_at_a_time(folder, monkeypatch, capsys):
     assert run(*files, "--max-memory", "9K") == 0
     assert capsys.readouterr() == expected and len(sizes) > 3 and sum(sizes) == 20
     assert run(*files, "--max-memory", "900") == 2
-    assert "linear: expected buffers of at most 900 bytes for all layers and a batch of 1, got" in capsys.readouterr().err
+    assert "flatten: expected buffers of at most 900 bytes for all layers and a batch of 1, got" in capsys.readouterr().err
     assert memory.max_memory() == memory.machine_memory() // 2      # the command's limit ends with it
 
 
