@@ -67,8 +67,9 @@ def task_place(task, P, blocks, rows, columns):
 
 @numba.njit(inline="always")
 def output_places(task, P, blocks, g):
-    """Of a task of forward: its first sample, its block, its row i, the columns of its first and last place; and for the rows of
-    its tile where they read x, their j*stride_w, and where they write y."""
+    """Of a task: its first sample, its block, its row i, and its places: the first and the last one's column j; where the tile's
+    rows read x, their j*stride_w, and where they write y.
+    """
     first, block, i, k = task_place(task, P, blocks, g.OH, g.OW)
     samples = min(P, g.n - first)
     end = g.OW * samples
@@ -105,7 +106,7 @@ def make_conv2d_backward_input(P, V, LANES):
     WIDTH = V * LANES
 
     @njit(parallel=PARALLEL, error_model="numpy")
-    def conv2d_backward_input(dx, dy, w, zeros, g):
+    def conv2d_backward_input(dx, dy, w, g):
         """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c].
 
         i = (r + padding_h - p*dilation_h) / stride_h, j likewise. Only taps that give whole numbers count. They are period_h
@@ -135,7 +136,7 @@ def make_conv2d_backward_input(P, V, LANES):
                 _, v_end = tile.range_inside(j + pixel, step_w, q_last // period_w + 1, g.OW)
                 dy_rows = tile.rows_counted(P, k, samples, pixels * samples, g.O, g.y_step)
                 columns = tile.rows_counted(P, k, samples, pixels * samples, 1, 0)
-                acc = tile.repeat(P, V, zeros, block * WIDTH)
+                acc = tile.zero(P, V, dx)
                 for u in range(u_first, u_end):
                     for v in range(v_first, v_end):
                         p, q, column = p_last - u * period_h, q_last - v * period_w, j + v * step_w
@@ -182,7 +183,7 @@ def make_conv2d_backward_weight(P, V, LANES):
                 first = part * g.n // parts + chunk * at_once
                 end = min(first + at_once, (part + 1) * g.n // parts)
                 if p == piece == k == 0:
-                    conv2d_backward_bias(db, block * WIDTH, dy, one, g, first, end, o, chunk > 0, V)
+                    conv2d_backward_bias(db, block * WIDTH, dy, one, g, first, end, o, chunk > 0, V, WIDTH)
                 q, q_last = piece + k // g.C, piece + (min(k + P, size) - 1) // g.C
                 i_first, i_end = tile.range_inside(p * g.dilation_h - g.padding_h, g.stride_h, g.OH, g.H)
                 j_first, all_end = tile.range_inside(q_last * g.dilation_w - g.padding_w, g.stride_w, g.OW, g.W)
@@ -210,14 +211,14 @@ def make_conv2d_backward_weight(P, V, LANES):
 
 
 @numba.njit(inline="always")
-def conv2d_backward_bias(db, at, dy, one, g, first, end, o, add, V):
+def conv2d_backward_bias(db, at, dy, one, g, first, end, o, add, V, WIDTH):
     """db[at] = (or, with `add`, +=) the sum over first <= m < end and all i, j of dy[m, i, j, o], for V vectors of outputs."""
     row = tile.rows_strided(1, 0, 0)
     acc = tile.load(1, V, db, row, at) if add else tile.zero(1, V, db)
     for m in range(first, end):
         for pixel in range(g.OH * g.OW):
             acc = tile.outer(acc, one, row, 0, dy, m * g.y_step + pixel * g.O + o)
-    tile.store(acc, db, row, at, 0, 1, 2**31)
+    tile.store(acc, db, row, at, 0, 1, WIDTH)
 
 
 @functools.cache
@@ -284,11 +285,10 @@ class Conv2d(Operation):
         width = tile.lanes(dtype)
         self.tile = *self.tile_shape(self.O, dtype), width
         self.dx_tile = *self.tile_shape(self.C, dtype), width
-        widest, dx_width = 2 * self.tile[1] * width, self.dx_tile[1] * width
+        widest = 2 * self.tile[1] * width
         outputs = -(-self.O // widest) * widest
         self.packed_w, self.packed_b = allocate((outputs * self.run,), dtype), allocate((outputs,), dtype)
-        self.zeros = allocate((max(self.O, -(-self.C // dx_width) * dx_width),), dtype)
-        self.one = np.ones(1, dtype)
+        self.zeros, self.one = allocate((self.O,), dtype), np.ones(1, dtype)
 
     def geometry(self, n, x, y):
         """The sizes of a pass of n samples through these buffers."""
@@ -310,7 +310,8 @@ class Conv2d(Operation):
 
     def sums(self, batch):
         """Elements of the partial sums of dw and of db."""
-        outputs = self.parts(batch) * -(-self.O // math.prod(self.tile[1:])) * math.prod(self.tile[1:])
+        width = math.prod(self.tile[1:])
+        outputs = self.parts(batch) * -(-self.O // width) * width
         return outputs * self.run, outputs
 
     def bytes(self, batch):
@@ -352,7 +353,7 @@ class Conv2d(Operation):
     def backward_input(self, n, dx, dy, w):
         """The call that computes dx."""
         return [Call(make_conv2d_backward_input(*self.dx_tile), (
-            dx.array, dy.array, w, self.zeros, self.geometry(n, dx, dy)), self.flop(n))]
+            dx.array, dy.array, w, self.geometry(n, dx, dy)), self.flop(n))]
 
     def flop(self, n):
         """Multiplications and additions of the formula, those with padding included."""
