@@ -109,15 +109,24 @@ def _store(builder, tile, vector, pointer):
     builder.store(vector, builder.bitcast(pointer, tile.vector.as_pointer())).align = tile.dtype.bitwidth // 8
 
 
-def _splat(builder, tile, scalar):
-    undefined = ir.Constant(tile.vector, ir.Undefined)
-    first = builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, tile.lanes), [0] * tile.lanes))
+def _load_row(context, builder, tile, array_type, array, offset):
+    """The vectors of array[offset : offset + V*lanes]."""
+    start = _pointer(context, builder, array_type, array, offset, _constant(tile.v * tile.lanes), SLACK)
+    return [_load(builder, tile, builder.gep(start, [_constant(k * tile.lanes)])) for k in range(tile.v)]
 
 
-def _splat_bytes(builder, vector, byte):
+def _array_of(builder, values):
+    """What LLVM has for a tile of these vectors, row by row, or for rows at these offsets."""
+    array = ir.Constant(ir.ArrayType(values[0].type, len(values)), ir.Undefined)
+    for j, value in enumerate(values):
+        array = builder.insert_value(array, value, j)
+    return array
+
+
+def _splat(builder, vector, scalar):
+    """A number in all lanes of a vector of this type."""
     undefined = ir.Constant(vector, ir.Undefined)
-    first = builder.insert_element(undefined, byte, ir.Constant(INT32, 0))
+    first = builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, vector.count), [0] * vector.count))
 
 
@@ -143,14 +152,7 @@ def repeat(typingctx, p, v, b, b_offset):
     tile = TileType(b.dtype, p.literal_value, v.literal_value)
 
     def codegen(context, builder, signature, args):
-        width = tile.v * tile.lanes
-        start = _pointer(context, builder, signature.args[2], args[2], args[3], _constant(width), SLACK)
-        acc = ir.Constant(ir.ArrayType(tile.vector, tile.p * tile.v), ir.Undefined)
-        for k in range(tile.v):
-            vector = _load(builder, tile, builder.gep(start, [_constant(k * tile.lanes)]))
-            for i in range(tile.p):
-                acc = builder.insert_value(acc, vector, i * tile.v + k)
-        return acc
+        return _array_of(builder, _load_row(context, builder, tile, signature.args[2], args[2], args[3]) * tile.p)
     return tile(p, v, b, types.intp), codegen
 
 
@@ -161,14 +163,11 @@ def load(typingctx, p, v, y, rows, y_offset):
 
     def codegen(context, builder, signature, args):
         _, _, y, rows, y_offset = args
-        acc = ir.Constant(ir.ArrayType(tile.vector, tile.p * tile.v), ir.Undefined)
+        vectors = []
         for i in range(tile.p):
             offset = builder.add(builder.extract_value(rows, i), y_offset)
-            start = _pointer(context, builder, signature.args[2], y, offset, _constant(tile.v * tile.lanes), SLACK)
-            for k in range(tile.v):
-                vector = _load(builder, tile, builder.gep(start, [_constant(k * tile.lanes)]))
-                acc = builder.insert_value(acc, vector, i * tile.v + k)
-        return acc
+            vectors += _load_row(context, builder, tile, signature.args[2], y, offset)
+        return _array_of(builder, vectors)
     return tile(p, v, y, rows, types.intp), codegen
 
 
@@ -179,16 +178,12 @@ def shift(typingctx, acc, y, rows, y_offset):
 
     def codegen(context, builder, signature, args):
         acc, y, rows, y_offset = args
-        count, out = signature.args[2].p, acc
-        for j in range((tile.p - count) * tile.v):
-            out = builder.insert_value(out, builder.extract_value(acc, j + count * tile.v), j)
+        count = signature.args[2].p
+        vectors = [builder.extract_value(acc, j) for j in range(count * tile.v, tile.p * tile.v)]
         for i in range(count):
             offset = builder.add(builder.extract_value(rows, i), y_offset)
-            start = _pointer(context, builder, signature.args[1], y, offset, _constant(tile.v * tile.lanes), SLACK)
-            for k in range(tile.v):
-                vector = _load(builder, tile, builder.gep(start, [_constant(k * tile.lanes)]))
-                out = builder.insert_value(out, vector, (tile.p - count + i) * tile.v + k)
-        return out
+            vectors += _load_row(context, builder, tile, signature.args[1], y, offset)
+        return _array_of(builder, vectors)
     return tile(tile, y, rows, types.intp), codegen
 
 
@@ -199,13 +194,11 @@ def outer(typingctx, acc, x, rows, x_offset, w, w_offset):
 
     def codegen(context, builder, signature, args):
         acc, x, rows, x_offset, w, w_offset = args
-        width = _constant(tile.v * tile.lanes)
-        start = _pointer(context, builder, signature.args[4], w, w_offset, width, SLACK)
-        vectors = [_load(builder, tile, builder.gep(start, [_constant(k * tile.lanes)])) for k in range(tile.v)]
+        vectors = _load_row(context, builder, tile, signature.args[4], w, w_offset)
         for i in range(tile.p):
             offset = builder.add(builder.extract_value(rows, i), x_offset)
             scalar = builder.load(_pointer(context, builder, signature.args[1], x, offset, _constant(1), SLACK))
-            splat = _splat(builder, tile, scalar)
+            splat = _splat(builder, tile.vector, scalar)
             for k in range(tile.v):
                 j = i * tile.v + k
                 acc = builder.insert_value(
@@ -221,7 +214,7 @@ def axpy(typingctx, acc, g, x, rows, x_offset, first):
 
     def codegen(context, builder, signature, args):
         acc, g, x, rows, x_offset, first = args
-        splat, count = _splat(builder, tile, g), signature.args[3].p
+        splat, count = _splat(builder, tile.vector, g), signature.args[3].p
         before, end, ways = builder.block, builder.append_basic_block("axpy.end"), []
         # Which registers are added to must be known when compiling: a piece of code for each possible `first`.
         for shift in range(tile.p - count + 1):
@@ -229,10 +222,8 @@ def axpy(typingctx, acc, g, x, rows, x_offset, first):
             builder.position_at_end(block)
             for i in range(count):
                 offset = builder.add(builder.extract_value(rows, i), x_offset)
-                start = _pointer(context, builder, signature.args[2], x, offset, _constant(tile.v * tile.lanes), SLACK)
-                for k in range(tile.v):
+                for k, vector in enumerate(_load_row(context, builder, tile, signature.args[2], x, offset)):
                     j = (i + shift) * tile.v + k
-                    vector = _load(builder, tile, builder.gep(start, [_constant(k * tile.lanes)]))
                     out = builder.insert_value(out, _multiply_add(builder, tile, splat, vector, builder.extract_value(out, j)), j)
             ways.append((block, out, builder.block))
             builder.branch(end)
@@ -264,10 +255,7 @@ def transpose(typingctx, acc):
                 rows[i], rows[i + step] = (builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT32, tile.lanes), mask))
                                            for mask in (lower, upper))
             step *= 2
-        out = args[0]
-        for i, row in enumerate(rows):
-            out = builder.insert_value(out, row, i)
-        return out
+        return _array_of(builder, rows)
     return tile(tile), codegen
 
 
@@ -285,8 +273,7 @@ def pool(typingctx, acc, y, argmax, rows, offset, n_lanes, cell, low, none):
         acc, y, argmax, rows, offset, n_lanes, cell, low, none = args
         width = tile.v * tile.lanes
         begins = builder.icmp_unsigned("==", cell, ir.Constant(ir.IntType(8), 0))
-        low = _splat(builder, tile, low)
-        none, cell = _splat_bytes(builder, bytes_type, none), _splat_bytes(builder, bytes_type, cell)
+        low, none, cell = (_splat(builder, vector, n) for vector, n in ((tile.vector, low), (bytes_type, none), (bytes_type, cell)))
 
         def row(i, count):
             """Pointers to y and argmax of row i."""
@@ -367,26 +354,23 @@ def rows_strided(typingctx, p, start, stride):
     rows = RowsType(p.literal_value)
 
     def codegen(context, builder, signature, args):
-        out = ir.Constant(ir.ArrayType(INDEX, rows.p), ir.Undefined)
-        for i in range(rows.p):
-            out = builder.insert_value(out, builder.add(args[1], builder.mul(args[2], _constant(i))), i)
-        return out
+        return _array_of(builder, [builder.add(args[1], builder.mul(args[2], _constant(i))) for i in range(rows.p)])
     return rows(p, types.intp, types.intp), codegen
 
 
 @intrinsic(prefer_literal=True)
 def rows_inside(typingctx, p, start, stride, first, last):
-    """Rows at start + i*stride for first <= i < last; the others, which lie outside the picture, repeat the nearest of these."""
+    """Rows at start + i*stride for first <= i < last; the others, which lie outside the image, repeat the nearest of these."""
     rows = RowsType(p.literal_value)
 
     def codegen(context, builder, signature, args):
         _, start, stride, first, last = args
-        out, end = ir.Constant(ir.ArrayType(INDEX, rows.p), ir.Undefined), builder.sub(last, _constant(1))
+        offsets, end = [], builder.sub(last, _constant(1))
         for i in range(rows.p):
             k = builder.select(builder.icmp_signed("<", end, _constant(i)), end, _constant(i))
             k = builder.select(builder.icmp_signed("<", k, first), first, k)
-            out = builder.insert_value(out, builder.add(start, builder.mul(stride, k)), i)
-        return out
+            offsets.append(builder.add(start, builder.mul(stride, k)))
+        return _array_of(builder, offsets)
     return rows(p, *[types.intp] * 4), codegen
 
 
@@ -401,19 +385,19 @@ def rows_counted(typingctx, p, k, size, count, outer, inner):
 
     def codegen(context, builder, signature, args):
         _, k, size, count, outer, inner = args
-        out, one = ir.Constant(ir.ArrayType(INDEX, rows.p), ir.Undefined), _constant(1)
+        offsets, one = [], _constant(1)
         m = builder.srem(k, size)
         offset = builder.add(builder.mul(builder.sdiv(k, size), outer), builder.mul(m, inner))
         wrap = builder.sub(outer, builder.mul(builder.sub(size, one), inner))       # from the last place of an inner loop
         for i in range(rows.p):
-            out = builder.insert_value(out, offset, i)
+            offsets.append(offset)
             m = builder.add(m, one)
             ends = builder.icmp_signed("==", m, size)
             m = builder.select(ends, _constant(0), m)
             last = builder.icmp_signed(">=", builder.add(k, _constant(i + 1)), count)
             step = builder.select(ends, wrap, inner)
             offset = builder.add(offset, builder.select(last, _constant(0), step))
-        return out
+        return _array_of(builder, offsets)
     return rows(p, *[types.intp] * 5), codegen
 
 
@@ -456,7 +440,7 @@ def bytes_equal(typingctx, x, offset, count, value):
         start = _pointer(context, builder, signature.args[0], x, offset, count, 0)
         loaded = builder.load(builder.bitcast(start, vector.as_pointer()))
         loaded.align = 1
-        equal = builder.bitcast(builder.icmp_unsigned("==", loaded, _splat_bytes(builder, vector, value)), INDEX)
+        equal = builder.bitcast(builder.icmp_unsigned("==", loaded, _splat(builder, vector, value)), INDEX)
         # A shift by 64 is undefined, so the upper bits go by a shift to the right, by at most 63.
         keep = builder.lshr(ir.Constant(INDEX, -1), builder.sub(_constant(64), count))
         return builder.and_(equal, keep)
