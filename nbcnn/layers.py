@@ -37,6 +37,11 @@ class Layer:
         """The parameters by name."""
         return {name: p for name, p in (("weight", self.weight), ("bias", self.bias)) if p is not None}
 
+    def _keep(self, **arguments):
+        """Keep the constructor's arguments, also as attributes."""
+        self.arguments = arguments
+        self.__dict__.update(arguments)
+
     def output_shape(self, shape):
         """The output shape for an input shape, of one sample; ValueError where the input does not fit."""
         raise TypeError(f"{type(self).__name__}: a layer defines output_shape(shape)")
@@ -95,20 +100,16 @@ class Conv2d(Layer):
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, bias=True):
-        self.arguments = dict(
-            in_channels=integer(in_channels, "in_channels", 1), out_channels=integer(out_channels, "out_channels", 1),
-            kernel_size=pair(kernel_size, "kernel_size", 1), stride=pair(stride, "stride", 1),
-            padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), bias=flag(bias, "bias"))
-        self.__dict__.update({k: v for k, v in self.arguments.items() if k != "bias"})
+        self._keep(in_channels=integer(in_channels, "in_channels", 1), out_channels=integer(out_channels, "out_channels", 1),
+                   kernel_size=pair(kernel_size, "kernel_size", 1), stride=pair(stride, "stride", 1),
+                   padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), bias=flag(bias, "bias"))
         fan_in = self.in_channels * math.prod(self.kernel_size)
         self.weight = Parameter((self.out_channels, self.in_channels, *self.kernel_size), fan_in)
-        self.bias = Parameter((self.out_channels,), fan_in) if self.arguments["bias"] else None
+        self.bias = Parameter((self.out_channels,), fan_in) if self.bias else None
 
     def output_shape(self, shape):
-        if len(shape) != 3 or shape[0] != self.in_channels:
-            raise ValueError(f"expected pictures (N, {self.in_channels}, H, W), got {_batch(shape)}")
-        return (self.out_channels,
-                *conv_size(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, "input"))
+        _require_pictures(shape, self.in_channels)
+        return self.out_channels, *conv_size(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, "input")
 
     def operation(self, backend, shape, dtype):
         return backend.Conv2d(shape, self.output_shape(shape), self.kernel_size, self.stride, self.padding, self.dilation, dtype)
@@ -136,6 +137,17 @@ class Conv2d(Layer):
 
 class _Pool(Layer):
     """Pooling in windows of kernel_size."""
+    dilation = 1, 1
+
+    def _keep(self, kernel_size, stride, padding, **arguments):
+        super()._keep(kernel_size=pair(kernel_size, "kernel_size", 1), stride=None if stride is None else pair(stride, "stride", 1),
+                      padding=pair(padding, "padding", 0), **arguments)
+        self.stride = self.stride or self.kernel_size
+
+    def output_shape(self, shape):
+        _require_pictures(shape)
+        return (shape[0],
+                *pooled_size(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, "input"))
 
     def window_cells(self, shape):
         return math.prod(o * min(k, i) for o, k, i in zip(self.output_shape(shape)[1:], self.kernel_size, shape[1:], strict=True))
@@ -154,18 +166,7 @@ class MaxPool2d(_Pool):
     """
 
     def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
-        self.arguments = dict(
-            kernel_size=pair(kernel_size, "kernel_size", 1),
-            stride=None if stride is None else pair(stride, "stride", 1),
-            padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), ceil_mode=flag(ceil_mode, "ceil_mode"))
-        self.__dict__.update(self.arguments)
-        self.stride = self.stride or self.kernel_size
-
-    def output_shape(self, shape):
-        if len(shape) != 3:
-            raise ValueError(f"expected pictures (N, C, H, W), got {_batch(shape)}")
-        return (shape[0],
-                *pooled_size(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, "input"))
+        self._keep(kernel_size, stride, padding, dilation=pair(dilation, "dilation", 1), ceil_mode=flag(ceil_mode, "ceil_mode"))
 
     def operation(self, backend, shape, dtype):
         return backend.MaxPool2d(shape, self.kernel_size, self.stride, self.padding, self.dilation, self.output_shape(shape), dtype)
@@ -188,19 +189,9 @@ class AvgPool2d(_Pool):
     """
 
     def __init__(self, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
-        self.arguments = dict(
-            kernel_size=pair(kernel_size, "kernel_size", 1),
-            stride=None if stride is None else pair(stride, "stride", 1),
-            padding=pair(padding, "padding", 0), ceil_mode=flag(ceil_mode, "ceil_mode"),
-            count_include_pad=flag(count_include_pad, "count_include_pad"),
-            divisor_override=None if divisor_override is None else integer(divisor_override, "divisor_override", 1))
-        self.__dict__.update(self.arguments)
-        self.stride = self.stride or self.kernel_size
-
-    def output_shape(self, shape):
-        if len(shape) != 3:
-            raise ValueError(f"expected pictures (N, C, H, W), got {_batch(shape)}")
-        return shape[0], *pooled_size(shape[1:], self.kernel_size, self.stride, self.padding, (1, 1), self.ceil_mode, "input")
+        self._keep(kernel_size, stride, padding, ceil_mode=flag(ceil_mode, "ceil_mode"),
+                   count_include_pad=flag(count_include_pad, "count_include_pad"),
+                   divisor_override=None if divisor_override is None else integer(divisor_override, "divisor_override", 1))
 
     def operation(self, backend, shape, dtype):
         return backend.AvgPool2d(shape, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor_override,
@@ -252,8 +243,8 @@ class LeakyReLU(Activation):
     function = "leaky_relu"
 
     def __init__(self, negative_slope=0.01):
-        self.arguments = dict(negative_slope=finite(negative_slope, "negative_slope"))
-        self.negative_slope, = self.options = tuple(self.arguments.values())
+        self._keep(negative_slope=finite(negative_slope, "negative_slope"))
+        self.options = (self.negative_slope,)
 
 
 class Tanh(Activation):
@@ -276,8 +267,8 @@ class GELU(Activation):
     """
 
     def __init__(self, approximate="none"):
-        self.arguments = dict(approximate=one_of(approximate, "approximate", GELUS))
-        self.approximate, self.function = approximate, GELUS[approximate]
+        self._keep(approximate=one_of(approximate, "approximate", GELUS))
+        self.function = GELUS[approximate]
 
 
 class ConvPool(Layer):
@@ -322,11 +313,10 @@ class Linear(Layer):
     """
 
     def __init__(self, in_features, out_features, bias=True):
-        self.arguments = dict(in_features=integer(in_features, "in_features", 1),
-                              out_features=integer(out_features, "out_features", 1), bias=flag(bias, "bias"))
-        self.__dict__.update({k: v for k, v in self.arguments.items() if k != "bias"})
+        self._keep(in_features=integer(in_features, "in_features", 1), out_features=integer(out_features, "out_features", 1),
+                   bias=flag(bias, "bias"))
         self.weight = Parameter((self.out_features, self.in_features), self.in_features)
-        self.bias = Parameter((self.out_features,), self.in_features) if self.arguments["bias"] else None
+        self.bias = Parameter((self.out_features,), self.in_features) if self.bias else None
 
     def output_shape(self, shape):
         if tuple(shape) != (self.in_features,):
@@ -339,6 +329,12 @@ class Linear(Layer):
 
     def flop(self, shape):
         return 2 * self.weight.size
+
+
+def _require_pictures(shape, channels="C"):
+    """Raise ValueError unless samples of this shape are pictures, of so many channels."""
+    if len(shape) != 3 or channels not in ("C", shape[0]):
+        raise ValueError(f"expected pictures (N, {channels}, H, W), got {_batch(shape)}")
 
 
 def _batch(shape):

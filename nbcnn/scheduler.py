@@ -52,29 +52,26 @@ class Step:
     def name(self):
         return "+".join(self.names)
 
-    def params(self):
-        """The parameters as the operation takes them: a tuple of flat arrays, None for a bias left out."""
-        if not self.layer.parameters:
-            return ()
-        return tuple(p and p.flat for p in (self.layer.weight, self.layer.bias))
+    @property
+    def pair(self):
+        """The weight and the bias, None for one that is left out; () for a layer without parameters."""
+        return (self.layer.weight, self.layer.bias) if self.layer.parameters else ()
 
-    def gradients(self):
-        """Where their gradients go, and which of them are to be added to."""
-        if not self.layer.parameters:
-            return (), ()
-        pair = self.layer.weight, self.layer.bias
-        return tuple(p and self.partials.target(p) for p in pair), tuple(p is not None and p.has_grad for p in pair)
+    @property
+    def params(self):
+        """Their values as the operation takes them, flat."""
+        return tuple(p and p.flat for p in self.pair)
 
     def forward(self, n, loss=None):
         """The calls of the forward pass of n samples, and of a loss of what it gives."""
-        if loss is None:
-            return self.operation.forward(n, self.y, self.x, self.params())
-        return self.operation.forward_with_loss(n, self.y, self.x, self.params(), loss)
+        arguments = n, self.y, self.x, self.params
+        return self.operation.forward(*arguments) if loss is None else self.operation.forward_with_loss(*arguments, loss)
 
     def backward(self, n):
-        """The calls of the backward pass."""
-        gradients, add = self.gradients()
-        return self.operation.backward(n, self.dx, gradients, self.dy, self.x, self.y, self.params(), add)
+        """The calls of the backward pass, which adds to the gradients that there are."""
+        dparams = tuple(p and self.partials.target(p) for p in self.pair)
+        add = tuple(p is not None and p.has_grad for p in self.pair)
+        return self.operation.backward(n, self.dx, dparams, self.dy, self.x, self.y, self.params, add)
 
 
 def _alone(method):
@@ -129,17 +126,13 @@ class BackpropScheduler:
         self.model, self.loss, self.fuse = model, loss, flag(fuse, "fuse")
         self.shape = self.backend = None        # of a sample and of the parameters, which the plan is made for
         self.steps = []
-        self.capacity = 0           # samples the forward buffers hold
-        self.backward_capacity = 0
-        self._calls = {}            # what to run, by number of samples and, for backward, which gradients are added to
         self._users = []            # calls of methods that are `_alone`: the first one runs, the others are refused
         self._thread = None         # which called forward
         self._profile = None        # inside a block that records
-        self._dlogits = None        # the loss's gradient, after a forward pass that backward may follow
         self._partials = None
         self._parameters = []
-        self._images = None         # the view that `images` gave last
         self._n = 0
+        self._forget_buffers()
 
     @_alone
     def forward(self, images, targets, *, training=True):
@@ -174,8 +167,9 @@ class BackpropScheduler:
         profile = self._profile if training else None
         logits = self._run(images, profile)
         key = "loss", "both", type(self.loss).__name__
-        loss, dlogits = _call(profile, key, self.backend.run_loss, self._required_loss(), logits, targets, training)
-        self._dlogits = dlogits
+        if self.loss is None:
+            raise RuntimeError("forward: expected a scheduler with a loss; predict(images) needs none")
+        loss, self._dlogits = _call(profile, key, self.backend.run_loss, self.loss, logits, targets, training)
         if profile:
             profile.steps += 1
         return loss
@@ -332,11 +326,6 @@ class BackpropScheduler:
             return "input"
         return next((step.name for step in self.steps if not finite(step.y)), None)
 
-    def _required_loss(self):
-        if self.loss is None:
-            raise RuntimeError("forward: expected a scheduler with a loss; predict(images) needs none")
-        return self.loss
-
     def _run(self, images, profile=None):
         """Forward through all layers; the last one's output, a view."""
         images = as_array(images, "images")
@@ -419,9 +408,14 @@ class BackpropScheduler:
         MemoryError
             On the CPU, before anything is allocated: when they would take more than `nbcnn.set_max_memory` says.
         """
-        if n > (self.backward_capacity if backward else self.capacity) and self.backend.device == "cpu":
-            self._require_memory(max(n, self.capacity), backward)       # a GPU has nothing but its own memory, and says so
-        self._reserve(n)
+        more = n > self.capacity
+        if not more and (self._has_backward or not backward):
+            return
+        n = max(n, self.capacity)
+        if self.backend.device == "cpu":        # a GPU has nothing but its own memory, and says so
+            self._require_memory(n, backward)
+        if more:
+            self._reserve_forward(n)
         if backward:
             self._reserve_backward(n)
 
@@ -470,12 +464,14 @@ class BackpropScheduler:
 
     def _forget_buffers(self):
         """Nothing that was reserved, or bound to it, is good any more: the first thing to do before any of it is replaced."""
-        self.capacity, self.backward_capacity, self._calls, self._images, self._dlogits = 0, 0, {}, None, None
+        self.capacity = -1          # samples that the buffers hold
+        self._has_backward = False  # whether there are those of a backward pass, too
+        self._calls = {}            # what to run, by number of samples and, for backward, which gradients are added to
+        self._images = None         # the view that `images` gave last
+        self._dlogits = None        # the loss's gradient, after a forward pass that backward may follow
 
-    def _reserve(self, n):
+    def _reserve_forward(self, n):
         """Forward buffers for n samples."""
-        if n <= self.capacity and self.steps[0].x is not None:
-            return
         self._forget_buffers()
         dtype, Buffer = self.model.dtype, self.backend.Buffer
         x = Buffer(n, self.shape, dtype)
@@ -487,20 +483,17 @@ class BackpropScheduler:
 
     def _reserve_backward(self, n):
         """Gradient buffers, back to the first layer that learns."""
-        if n <= self.backward_capacity and self.steps[-1].dy is not None:
-            return
-        self.backward_capacity, self._calls = 0, {}
         first = next((k for k, step in enumerate(self.steps) if step.layer.parameters), len(self.steps))
         learning, after = self.steps[first:], None
         parts = {p: step.operation.parts for step in learning for p in step.layer.parameters.values()}
-        self._partials = self.backend.Partials(self.model.vector, parts, self.capacity)
+        self._partials = self.backend.Partials(self.model.vector, parts, n)
         for step in reversed(learning):
             shared = after.dy.array if after is not None and after.operation.shares else None
-            step.dy = self.backend.Buffer(self.capacity, step.y_shape, self.model.dtype, shared)
+            step.dy = self.backend.Buffer(n, step.y_shape, self.model.dtype, shared)
             if after is not None:
                 after.dx = step.dy
             step.partials, after = self._partials, step
-        self.backward_capacity = self.capacity
+        self._has_backward = True
 
     def __str__(self):
         shape = self.shape or self.model.input_shape

@@ -105,8 +105,8 @@ class DeviceSteps(HostSteps):
         while self.step < stop:
             n, steps, update = self.size(self.step), 1, self.optimizer.update_of_all()
             # Calls and graphs are good for the memory that they were made with.
-            memory = (self.scheduler.steps[0].x, *update) if update else ()
-            if len(memory) != len(self._memory) or any(a is not b for a, b in zip(memory, self._memory, strict=True)):
+            memory = self.scheduler.steps[0].x, *(update or ())
+            if [*map(id, memory)] != [*map(id, self._memory)]:
                 self._memory, self._calls, self._graphs = memory, {}, {}
             calls = self._calls.get(n)
             if calls is None or not self.graph or n < self.loader.batch_size:
