@@ -85,8 +85,7 @@ class Sequential:
         if not self.layers:
             raise ValueError("layers: expected at least one layer, got none")
         if state is not None:       # a file's shapes are checked before memory is allocated
-            state = _arrays(state)
-            _require_same_shapes(dict(self.named_parameters()), state)
+            state = self._fitting(state)
         self.vector = ParameterVector(self.parameters(), self.dtype)
         if state is not None:
             self.load_state_dict(state)
@@ -222,12 +221,23 @@ class Sequential:
         ValueError
             When names are missing or unexpected or a shape differs. The message lists all of them, and nothing is changed.
         """
-        own = dict(self.named_parameters())
-        arrays = _arrays(state)
-        _require_same_shapes(own, arrays)
+        arrays = self._fitting(state)
         with turns.lock:
-            for name, parameter in own.items():
+            for name, parameter in self.named_parameters():
                 parameter.set(arrays[name])
+
+    def _fitting(self, state):
+        """The arrays of a state, on the host or on a device, once all have the names and the shapes of the parameters."""
+        instance(state, "state", Mapping, "arrays by name, as state_dict() gives them")
+        own, arrays = dict(self.named_parameters()), {
+            instance(name, "state", str, "names"): numeric(value, f"state[{shown(name)}]") for name, value in state.items()}
+        faults = [f"missing {name} {own[name].shape}" for name in own if name not in arrays]
+        faults += [f"unexpected {one_line(name)} {shown(arrays[name].shape)}" for name in arrays if name not in own]
+        faults += [f"{name} expected shape {own[name].shape}, got {shown(arrays[name].shape)}"
+                   for name in own if name in arrays and arrays[name].shape != own[name].shape]
+        if faults:
+            raise ValueError(f"state: {one_line('; '.join(faults), 1000)}")
+        return arrays
 
     def save(self, path):
         """`nbcnn.save(model, path)`."""
@@ -372,22 +382,6 @@ def _layer(own, name, kind, arguments, place=None):
     name, kind, place = (one_line(str(value), 50) for value in (name, kind, place))
     raise MissingLayer(f"layer {name} is a {kind} from {place}, none of nbcnn's, and loading imports nothing; give the file that "
                        "defines it with --model FILE.py, or in Python the class, nbcnn.load(path, layers=[...])")
-
-
-def _arrays(state):
-    """The arrays of a state by name, on the host or on a device."""
-    instance(state, "state", Mapping, "arrays by name, as state_dict() gives them")
-    return {instance(name, "state", str, "names"): numeric(value, f"state[{shown(name)}]") for name, value in state.items()}
-
-
-def _require_same_shapes(own, arrays):
-    """Raise ValueError unless the arrays have the names and the shapes of the parameters."""
-    faults = [f"missing {name} {own[name].shape}" for name in own if name not in arrays]
-    faults += [f"unexpected {one_line(name)} {shown(arrays[name].shape)}" for name in arrays if name not in own]
-    faults += [f"{name} expected shape {own[name].shape}, got {shown(arrays[name].shape)}"
-               for name in own if name in arrays and arrays[name].shape != own[name].shape]
-    if faults:
-        raise ValueError(f"state: {one_line('; '.join(faults), 1000)}")
 
 
 def _rebuilt(structure, state, layers, options):

@@ -67,8 +67,8 @@ class SGD:
         # The momentum lies on the device of the parameters, in the same order; without momentum it is empty.
         self._backend = self.vector.backend
         self._buffer = self._backend.allocate(self.vector.data.shape if self.momentum > 0 else (0,), cast)
-        self._has_momentum = [False] * len(self.params)
-        self._spans, self._spans_for = [], None
+        self._has_momentum = set()
+        self._updates, self._updates_for = [], None
 
     @property
     def lr(self):
@@ -86,55 +86,47 @@ class SGD:
     def step(self):
         """Update the parameters that have a gradient."""
         self.follow()
-        have_grad = [parameter.has_grad for parameter in self.params]
-        if have_grad != self._spans_for:
-            self._spans, self._spans_for = self._plan(have_grad), have_grad
-        first_step = False
-        for data, buffer, grad, first in self._spans:
-            self._backend.update(data, buffer, grad, self._lr, self._options, first)
-            first_step |= first
-        if first_step:
-            self._has_momentum = [had or has for had, has in zip(self._has_momentum, have_grad, strict=True)]
-            self._spans_for = None
+        have_grad = [parameter for parameter in self.params if parameter.has_grad]
+        if have_grad != self._updates_for:
+            self._updates, self._updates_for = self.updates(have_grad), have_grad
+        for data, buffer, grad, options, first in self._updates:
+            self._backend.update(data, buffer, grad, self._lr, options, first)
+        self.updated(have_grad)
 
     def follow(self):
         """Move the momentum to the device of the parameters: `Sequential.to` moves only these."""
         if self._backend is not self.vector.backend:
             self._buffer = self.vector.backend.to_device(self._backend.to_host(self._buffer))
-            self._backend, self._spans_for = self.vector.backend, None
+            self._backend, self._updates_for = self.vector.backend, None
 
     def update_of_all(self):
         """(momentum, options) for an update of the whole vector; None while a parameter is left out or has no momentum yet."""
         self.follow()
-        whole = len(self.params) == self.vector.count and (self.momentum == 0 or all(self._has_momentum))
+        whole = len(self.params) == self.vector.count and (self.momentum == 0 or len(self._has_momentum) == self.vector.count)
         return (self._buffer, self._options) if whole else None
 
-    def updates(self):
-        """(data, momentum, gradient, first, options) for each piece of memory, where all parameters have a gradient."""
-        return [(*span, self._options) for span in self._plan([True] * len(self.params))]
-
-    def updated(self):
-        """Note that the `updates` were made."""
-        self._has_momentum, self._spans_for = [self.momentum > 0] * len(self.params), None
-
-    def _plan(self, have_grad):
-        """(data, momentum, grad, first) for each run of neighbours that all have momentum, or all get their first one."""
+    def updates(self, have_grad):
+        """(data, momentum, gradient, options, first) for each run of these parameters in memory that all have momentum or all not."""
         step = self._backend.ALIGNMENT // self.vector.data.dtype.itemsize
         runs = []       # [start, stop, first]
-        for parameter, first in sorted(((parameter, self.momentum > 0 and not had) for parameter, has, had
-                                        in zip(self.params, have_grad, self._has_momentum, strict=True) if has),
-                                       key=lambda item: item[0].start):
+        for parameter in sorted(have_grad, key=lambda parameter: parameter.start):
+            first = self.momentum > 0 and parameter not in self._has_momentum
             if runs and runs[-1][2] == first and parameter.start == -(-runs[-1][1] // step) * step:
                 runs[-1][1] = parameter.stop
             else:
                 runs.append([parameter.start, parameter.stop, first])
         return [(self.vector.data[start:stop], self._buffer[start:stop] if self.momentum > 0 else self._buffer,
-                 self.vector.grad[start:stop], first) for start, stop, first in runs]
+                 self.vector.grad[start:stop], self._options, first) for start, stop, first in runs]
+
+    def updated(self, have_grad):
+        """Note that the `updates` of these parameters were made."""
+        if self.momentum > 0 and not self._has_momentum.issuperset(have_grad):
+            self._has_momentum.update(have_grad)
+            self._updates_for = None
 
     def momentum_buffer(self, parameter):
         """The momentum of a parameter, a writable view in PyTorch's shape; None while there is none."""
-        position = next((k for k, own in enumerate(self.params) if own is parameter), None)
-        if position is None or not self._has_momentum[position]:
+        if not any(own is parameter for own in self._has_momentum):
             return None
         self.follow()
         return parameter.shaped(self._buffer[parameter.start:parameter.stop])
@@ -142,8 +134,7 @@ class SGD:
     def state_dict(self):
         """The options, and a list with a copy of each parameter's momentum, None where there is none yet."""
         buffers = [self.momentum_buffer(parameter) for parameter in self.params]
-        return {"lr": self.lr, "momentum": self.momentum, "dampening": self.dampening, "weight_decay": self.weight_decay,
-                "nesterov": self.nesterov, "maximize": self.maximize,
+        return {**self._named_options(),
                 "momentum_buffers": [None if buffer is None else self._backend.to_host(buffer) for buffer in buffers]}
 
     def load_state_dict(self, state):
@@ -156,7 +147,7 @@ class SGD:
         """
         state = dict(instance(state, "state", Mapping, "what SGD.state_dict() gives"))
         buffers = state.pop("momentum_buffers", None)
-        if buffers is None or set(state) != {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"}:
+        if buffers is None or state.keys() != self._named_options().keys():
             raise ValueError(f"state: expected what SGD.state_dict() gives, got entries {shown(list(state))}")
         buffers = [None if buffer is None else numeric(buffer, "state")
                    for buffer in sequence(buffers, "state", "a list of momentum buffers")]
@@ -167,15 +158,18 @@ class SGD:
             raise ValueError(f"state: expected momentum of shapes {shown(expected)}, got {shown(shapes)}")
         fresh = SGD(self.params, **state)
         if fresh.momentum > 0:
-            fresh._has_momentum = [buffer is not None for buffer in buffers]
             for parameter, buffer in zip(self.params, buffers, strict=True):
                 if buffer is not None:
                     parameter.write(fresh._buffer[parameter.start:parameter.stop], buffer)
+                    fresh._has_momentum.add(parameter)
         self.__dict__.update(fresh.__dict__)
 
     def __repr__(self):
-        return (f"SGD({len(self.params)} parameters, lr={self.lr}, momentum={self.momentum}, dampening={self.dampening}, "
-                f"weight_decay={self.weight_decay}, nesterov={self.nesterov}, maximize={self.maximize})")
+        options = (f"{name}={value}" for name, value in self._named_options().items())
+        return f"SGD({len(self.params)} parameters, {', '.join(options)})"
+
+    def _named_options(self):
+        return {name: getattr(self, name) for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")}
 
 
 def constant(lr):

@@ -10,12 +10,8 @@ from nbcnn.kernels.backend import load_backend, on_device
 class ParameterVector:
     """The memory of a model's parameters: one vector of data and one of gradients. Each parameter is aligned to 64 bytes.
 
-    The gaps between parameters are zero and stay zero, so one update may run over the whole vector.
-
-    Attributes
-    ----------
-    backend : module
-        The backend whose memory holds the vectors.
+    The gaps between parameters are zero and stay zero, so one update may run over the whole vector. `backend` is the one whose
+    memory holds the vectors.
     """
 
     def __init__(self, parameters, dtype):

@@ -18,17 +18,8 @@ def training_steps(scheduler, optimizer, loader, targets, schedule):
 class HostSteps:
     """Training steps whose batches the loader makes, one at a time.
 
-    Parameters
-    ----------
-    scheduler : BackpropScheduler
-        With a plan for the images.
-    optimizer : SGD or None
-        None for what only computes outputs.
-    loader : Loader
-    targets : callable
-        What makes the loss's targets of labels.
-    schedule : callable or None
-        From the number of a step, over all epochs, to its learning rate.
+    The scheduler has a plan for the images. The optimizer is None for what only computes outputs. `targets` makes the loss's
+    targets of labels; `schedule`, or None, the learning rate of a step from its number, over all epochs.
     """
 
     def __init__(self, scheduler, optimizer, loader, targets, schedule):
@@ -122,7 +113,7 @@ class DeviceSteps(HostSteps):
                 self._graphs[steps].launch()
             for parameter in self.scheduler.model.parameters():
                 parameter.has_grad = True
-            self.optimizer.updated()
+            self.optimizer.updated(self.optimizer.params)
             self.step += steps
 
     def calls(self, n):
@@ -140,7 +131,7 @@ class DeviceSteps(HostSteps):
                 n, buffer, self.rates, options, self.shape, gather))
         return calls + scheduler.backward_calls(n) + [
             ("update", self.backend.update_call(data, buffer, grad, self.rates, options, first, self.state))
-            for data, buffer, grad, first, options in optimizer.updates()] + [("images", gather)]
+            for data, buffer, grad, options, first in optimizer.updates(optimizer.params)] + [("images", gather)]
 
     def _gather(self, n):
         return self.backend.images.gather_call(
