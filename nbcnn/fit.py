@@ -16,7 +16,7 @@ from nbcnn.optim import SGD
 from nbcnn.profile import Profile
 from nbcnn.progress import Progress
 from nbcnn.scheduler import BackpropScheduler
-from nbcnn.steps import training_steps
+from nbcnn.steps import DeviceSteps, HostSteps
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -144,8 +144,11 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     loader = Loader(train, batch_size, shuffle, seed, augment, mean=model.mean, std=model.std, dtype=model.dtype)
     scheduler = BackpropScheduler(model, loss)
     scheduler.plan(train.images.shape[1:])
-    steps = training_steps(scheduler, optimizer, loader, make_targets(loss, len(train.classes), model.dtype),
-                           schedule and (lambda k: rate(schedule(k), "schedule")))
+    rates = schedule and (lambda k: rate(schedule(k), "schedule"))
+    if model.device == "cpu":
+        steps = HostSteps(scheduler, optimizer, loader, make_targets(loss, len(train.classes), model.dtype), rates)
+    else:
+        steps = DeviceSteps(scheduler, optimizer, loader, rates)
     state = State(model, optimizer, scheduler, progress, integer(epochs, "epochs", 0), len(loader),
                   profile=Profile(model.dtype) if profile else None)
     while progress.epoch < epochs and not state.stop:

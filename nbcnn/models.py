@@ -23,29 +23,25 @@ def cifar10_quick(*, mean=None, std=None, classes=None, seed=0, dtype=np.float32
 
     Source: the CIFAR-10 quick model of Caffe, in the form that the PyTorch tutorials use.
     """
-    classes = None if classes is None else strings(classes, "classes")
-    return Sequential(_layers(classes), input_shape=(3, 32, 32), mean=mean, std=std, classes=classes, seed=seed, dtype=dtype)
+    return _quick(False, classes, mean=mean, std=std, seed=seed, dtype=dtype)
 
 
 def cifar10_quick_relu(*, mean=None, std=None, classes=None, seed=0, dtype=np.float32):
     """`cifar10_quick` with a ReLU after each pool and after linear1."""
-    classes, layers = None if classes is None else strings(classes, "classes"), []
-    for name, layer in _layers(classes):
-        layers.append((name, layer))
-        if isinstance(layer, MaxPool2d):
-            layers.append((f"relu{name[-1]}", ReLU()))
-        elif name == "linear1":
-            layers.append(("relu4", ReLU()))
-    return Sequential(layers, input_shape=(3, 32, 32), mean=mean, std=std, classes=classes, seed=seed, dtype=dtype)
+    return _quick(True, classes, mean=mean, std=std, seed=seed, dtype=dtype)
 
 
-def _layers(classes):
-    return [
-        ("conv1", Conv2d(3, 32, 5, padding=2)), ("maxpool1", MaxPool2d(2)),
-        ("conv2", Conv2d(32, 32, 5, padding=2)), ("maxpool2", MaxPool2d(2)),
-        ("conv3", Conv2d(32, 64, 5, padding=2)), ("maxpool3", MaxPool2d(2)),
-        ("flatten", Flatten()), ("linear1", Linear(1024, 64)), ("linear2", Linear(64, 10 if classes is None else len(classes))),
+def _quick(relu, classes, **options):
+    classes = None if classes is None else strings(classes, "classes")
+    layers = [
+        ("conv1", Conv2d(3, 32, 5, padding=2)), ("maxpool1", MaxPool2d(2)), ("relu1", ReLU()),
+        ("conv2", Conv2d(32, 32, 5, padding=2)), ("maxpool2", MaxPool2d(2)), ("relu2", ReLU()),
+        ("conv3", Conv2d(32, 64, 5, padding=2)), ("maxpool3", MaxPool2d(2)), ("relu3", ReLU()),
+        ("flatten", Flatten()), ("linear1", Linear(1024, 64)), ("relu4", ReLU()),
+        ("linear2", Linear(64, 10 if classes is None else len(classes))),
     ]
+    return Sequential([(name, layer) for name, layer in layers if relu or not isinstance(layer, ReLU)],
+                      input_shape=(3, 32, 32), classes=classes, **options)
 
 
 MODELS = {"cifar10_quick": cifar10_quick, "cifar10_quick_relu": cifar10_quick_relu}

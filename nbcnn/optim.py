@@ -106,7 +106,7 @@ class SGD:
         return (self._buffer, self._options) if whole else None
 
     def updates(self, have_grad):
-        """(data, momentum, gradient, options, first) for each run of these parameters in memory that all have momentum or all not."""
+        """(data, momentum, gradient, options, first) for each run of these in memory: all of it has momentum, or none yet."""
         step = self._backend.ALIGNMENT // self.vector.data.dtype.itemsize
         runs = []       # [start, stop, first]
         for parameter in sorted(have_grad, key=lambda parameter: parameter.start):
@@ -152,9 +152,8 @@ class SGD:
         buffers = [None if buffer is None else numeric(buffer, "state")
                    for buffer in sequence(buffers, "state", "a list of momentum buffers")]
         shapes = [None if buffer is None else tuple(buffer.shape) for buffer in buffers]
-        if len(shapes) != len(self.params) or any(shape not in (None, parameter.shape)
-                                                  for shape, parameter in zip(shapes, self.params, strict=True)):
-            expected = [parameter.shape for parameter in self.params]
+        expected = [parameter.shape for parameter in self.params]
+        if len(shapes) != len(expected) or any(found not in (None, own) for found, own in zip(shapes, expected, strict=True)):
             raise ValueError(f"state: expected momentum of shapes {shown(expected)}, got {shown(shapes)}")
         fresh = SGD(self.params, **state)
         if fresh.momentum > 0:

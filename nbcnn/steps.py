@@ -8,13 +8,6 @@ GRAPH_STEPS = 8     # in one graph, where so many are to be done
 AT_ONCE = 64        # steps started before their losses are looked at, which waits for them
 
 
-def training_steps(scheduler, optimizer, loader, targets, schedule):
-    """The steps of the kind that the model's device needs."""
-    if scheduler.backend.device == "cpu":
-        return HostSteps(scheduler, optimizer, loader, targets, schedule)
-    return DeviceSteps(scheduler, optimizer, loader, schedule)
-
-
 class HostSteps:
     """Training steps whose batches the loader makes, one at a time.
 
