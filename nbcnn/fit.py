@@ -166,7 +166,9 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
                 if on_step:
                     on_step(state)
         trained = time.perf_counter()
-        _require_finite(state)
+        for name, parameter in model.named_parameters():        # after the last update, whose result no loss has shown yet
+            if not np.isfinite(parameter.numpy()).all():
+                raise NonFiniteLoss(progress.epoch + 1, progress.step, state.loss, name.split(".")[0])
         if state.stop:
             break
         test_loss, accuracy = None, None
@@ -185,10 +187,3 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         if on_epoch:
             on_epoch(state)
     return state
-
-
-def _require_finite(state):
-    """Raise NonFiniteLoss when the last update made a parameter infinite or NaN: no loss has shown it yet."""
-    for name, parameter in state.model.named_parameters():
-        if not np.isfinite(parameter.numpy()).all():
-            raise NonFiniteLoss(state.progress.epoch + 1, state.progress.step, state.loss, name.split(".")[0])
