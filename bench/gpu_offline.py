@@ -124,7 +124,7 @@ def training_calls(model, n, loss=None, *, fuse=True):
     scheduler.plan(model.input_shape)
     steps = DeviceSteps(scheduler, optimizer, Loader(pictures, n, dtype=model.dtype))
     scheduler.reserve(n, backward=True)
-    optimizer.updated(optimizer.params)
+    optimizer.updated()
     return steps.calls(n)
 
 

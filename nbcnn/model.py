@@ -85,7 +85,7 @@ class Sequential:
         if not self.layers:
             raise ValueError("layers: expected at least one layer, got none")
         if state is not None:       # a file's shapes are checked before memory is allocated
-            state = self._fitting(state)
+            state = self._arrays(state)
         self.vector = ParameterVector(self.parameters(), self.dtype)
         if state is not None:
             self.load_state_dict(state)
@@ -221,16 +221,16 @@ class Sequential:
         ValueError
             When names are missing or unexpected or a shape differs. The message lists all of them, and nothing is changed.
         """
-        arrays = self._fitting(state)
+        arrays = self._arrays(state)
         with turns.lock:
             for name, parameter in self.named_parameters():
                 parameter.set(arrays[name])
 
-    def _fitting(self, state):
-        """The arrays of a state, on the host or on a device, once all have the names and the shapes of the parameters."""
+    def _arrays(self, state):
+        """The arrays of a state by name, on the host or on a device; raises as `load_state_dict`."""
         instance(state, "state", Mapping, "arrays by name, as state_dict() gives them")
-        own, arrays = dict(self.named_parameters()), {
-            instance(name, "state", str, "names"): numeric(value, f"state[{shown(name)}]") for name, value in state.items()}
+        arrays = {instance(name, "state", str, "names"): numeric(value, f"state[{shown(name)}]") for name, value in state.items()}
+        own = dict(self.named_parameters())
         faults = [f"missing {name} {own[name].shape}" for name in own if name not in arrays]
         faults += [f"unexpected {one_line(name)} {shown(arrays[name].shape)}" for name in arrays if name not in own]
         faults += [f"{name} expected shape {own[name].shape}, got {shown(arrays[name].shape)}"

@@ -89,7 +89,7 @@ class SGD:
         have_grad = [parameter for parameter in self.params if parameter.has_grad]
         if have_grad != self._updates_for:
             self._updates, self._updates_for = self.updates(have_grad), have_grad
-        for data, buffer, grad, options, first in self._updates:
+        for data, buffer, grad, first, options in self._updates:
             self._backend.update(data, buffer, grad, self._lr, options, first)
         self.updated(have_grad)
 
@@ -105,23 +105,24 @@ class SGD:
         whole = len(self.params) == self.vector.count and (self.momentum == 0 or len(self._has_momentum) == self.vector.count)
         return (self._buffer, self._options) if whole else None
 
-    def updates(self, have_grad):
-        """(data, momentum, gradient, options, first) for each run of these in memory: all of it has momentum, or none yet."""
+    def updates(self, params=None):
+        """(data, momentum, gradient, first, options) for each run of parameters in memory that all have momentum or do not."""
         step = self._backend.ALIGNMENT // self.vector.data.dtype.itemsize
         runs = []       # [start, stop, first]
-        for parameter in sorted(have_grad, key=lambda parameter: parameter.start):
+        for parameter in sorted(self.params if params is None else params, key=lambda parameter: parameter.start):
             first = self.momentum > 0 and parameter not in self._has_momentum
             if runs and runs[-1][2] == first and parameter.start == -(-runs[-1][1] // step) * step:
                 runs[-1][1] = parameter.stop
             else:
                 runs.append([parameter.start, parameter.stop, first])
         return [(self.vector.data[start:stop], self._buffer[start:stop] if self.momentum > 0 else self._buffer,
-                 self.vector.grad[start:stop], self._options, first) for start, stop, first in runs]
+                 self.vector.grad[start:stop], first, self._options) for start, stop, first in runs]
 
-    def updated(self, have_grad):
-        """Note that the `updates` of these parameters were made."""
-        if self.momentum > 0 and not self._has_momentum.issuperset(have_grad):
-            self._has_momentum.update(have_grad)
+    def updated(self, params=None):
+        """Note that the `updates` of these parameters, or of all, were made."""
+        params = self.params if params is None else params
+        if self.momentum > 0 and not self._has_momentum.issuperset(params):
+            self._has_momentum.update(params)
             self._updates_for = None
 
     def momentum_buffer(self, parameter):

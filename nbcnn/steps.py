@@ -106,7 +106,7 @@ class DeviceSteps(HostSteps):
                 self._graphs[steps].launch()
             for parameter in self.scheduler.model.parameters():
                 parameter.has_grad = True
-            self.optimizer.updated(self.optimizer.params)
+            self.optimizer.updated()
             self.step += steps
 
     def calls(self, n):
@@ -124,7 +124,7 @@ class DeviceSteps(HostSteps):
                 n, buffer, self.rates, options, self.shape, gather))
         return calls + scheduler.backward_calls(n) + [
             ("update", self.backend.update_call(data, buffer, grad, self.rates, options, first, self.state))
-            for data, buffer, grad, options, first in optimizer.updates(optimizer.params)] + [("images", gather)]
+            for data, buffer, grad, first, options in optimizer.updates()] + [("images", gather)]
 
     def _gather(self, n):
         return self.backend.images.gather_call(
