@@ -1,7 +1,8 @@
 """Activations, functions of each element, and their gradients."""
 from nbcnn.kernels.arguments import finite, floats, one_of, same_dtype, same_shape
 from nbcnn.kernels.backend import backend_of, on_device
-from nbcnn.kernels.operation import reads
+from nbcnn.kernels.docs import docs_from
+from nbcnn.kernels.operation import reads, run_backward, run_forward
 
 __all__ = ["relu_forward", "relu_backward", "leaky_relu_forward", "leaky_relu_backward", "tanh_forward", "tanh_backward",
            "sigmoid_forward", "sigmoid_backward", "gelu_forward", "gelu_backward"]
@@ -12,6 +13,8 @@ GELUS = {"none": "gelu", "tanh": "gelu_tanh"}       # the function for each valu
 def relu_forward(x):
     """Set negative values to zero: y = max(x, 0).
 
+    NaN stays NaN. Source: PyTorch's torch.nn.functional.relu.
+
     Parameters
     ----------
     x : float array (any shape)
@@ -26,21 +29,10 @@ def relu_forward(x):
     TypeError
         x is not float32 or float64.
 
-    Notes
-    -----
-    NaN stays NaN.
-
-    Source: PyTorch's torch.nn.functional.relu.
-
     Examples
     --------
-    >>> import numpy as np
-    >>> x = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
-    >>> y = np.zeros_like(x)
-    >>> for k in np.ndindex(x.shape):
-    ...     y[k] = x[k] if x[k] > 0 else 0
-    >>> bool((relu_forward(x) == y).all())
-    True
+    >>> x = [-2.5, -0.5, 0.0, 0.25, 3.0]
+    >>> assert (relu_forward(x) == [x_k if x_k > 0 else 0 for x_k in x]).all()
     """
     return activation_forward("relu", x)
 
@@ -48,10 +40,12 @@ def relu_forward(x):
 def relu_backward(dy, y):
     """Let the gradient through where the output is positive: dx = dy where y > 0, else 0.
 
+    Zero where y is 0, so relu'(0) = 0; dy where y is NaN. Source: PyTorch's aten threshold_backward.
+
     Parameters
     ----------
     dy : float array (any shape)
-        The upstream gradient dLoss/dy. It and y are both NumPy or both device arrays; the result lives where they do.
+        The upstream gradient dLoss/dy. Both arrays are NumPy's or both are a device's; the result lives where they do.
     y : float array (shape of dy)
         What forward returned.
 
@@ -62,42 +56,29 @@ def relu_backward(dy, y):
     Raises
     ------
     TypeError
-        An array is not float32 or float64, or dy's dtype is not that of y.
+        An array is not float32 or float64, or they differ in dtype.
     ValueError
         Shapes that differ.
 
-    Notes
-    -----
-    Zero where y is 0, so relu'(0) = 0; dy where y is NaN.
-
-    Source: PyTorch's aten threshold_backward.
-
     Examples
     --------
-    >>> import numpy as np
-    >>> x, dy = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
-    >>> y, dx = relu_forward(x), np.zeros_like(x)
-    >>> for k in np.ndindex(x.shape):
-    ...     dx[k] = dy[k] if y[k] > 0 else 0
-    >>> bool((relu_backward(dy, y) == dx).all())
-    True
+    >>> x, dy = [-2.5, -0.5, 0.0, 0.25, 3.0], [1.0, -2.0, 0.5, 3.0, -1.0]
+    >>> y = relu_forward(x)
+    >>> assert (relu_backward(dy, y) == [dy_k if y_k > 0 else 0 for dy_k, y_k in zip(dy, y)]).all()
     """
     return activation_backward("relu", dy, y)
 
 
+@docs_from(relu_forward)
 def leaky_relu_forward(x, negative_slope=0.01):
     """Make negative values small: y = x where x > 0, else negative_slope*x.
 
+    NaN stays NaN; 0 keeps its sign, but for a negative slope. Source: PyTorch's torch.nn.functional.leaky_relu.
+
     Parameters
     ----------
-    x : float array (any shape)
-        A NumPy or a device array; the result lives where it does.
     negative_slope : float
         Any finite number, rounded to the dtype of x.
-
-    Returns
-    -------
-    y : float array (shape of x)
 
     Raises
     ------
@@ -106,308 +87,164 @@ def leaky_relu_forward(x, negative_slope=0.01):
     ValueError
         negative_slope is not finite.
 
-    Notes
-    -----
-    NaN stays NaN; 0 keeps its sign, but for a negative slope.
-
-    Source: PyTorch's torch.nn.functional.leaky_relu.
-
     Examples
     --------
-    >>> import numpy as np
-    >>> x = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
-    >>> y = np.zeros_like(x)
-    >>> for k in np.ndindex(x.shape):
-    ...     y[k] = x[k] if x[k] > 0 else 0.25 * x[k]
-    >>> bool((leaky_relu_forward(x, 0.25) == y).all())
-    True
+    >>> x = [-2.5, -0.5, 0.0, 0.25, 3.0]
+    >>> assert (leaky_relu_forward(x, 0.25) == [x_k if x_k > 0 else 0.25 * x_k for x_k in x]).all()
     """
     return activation_forward("leaky_relu", x, finite(negative_slope, "negative_slope"))
 
 
+@docs_from(relu_backward, leaky_relu_forward)
 def leaky_relu_backward(dy, x, negative_slope=0.01):
     """Make the gradient small where the input is not positive: dx = dy where x > 0, else negative_slope*dy.
 
+    negative_slope*dy where x is 0 or NaN. Source: PyTorch's aten leaky_relu_backward.
+
     Parameters
     ----------
-    dy : float array (any shape)
-        The upstream gradient dLoss/dy. It and x are both NumPy or both device arrays; the result lives where they do.
     x : float array (shape of dy)
         What forward was given.
-    negative_slope : float
-        As in forward.
-
-    Returns
-    -------
-    dx : float array (shape of dy)
 
     Raises
     ------
     TypeError
-        An array is not float32 or float64, dy's dtype is not that of x, or negative_slope is no number.
+        An array is not float32 or float64, they differ in dtype, or negative_slope is no number.
     ValueError
         Shapes that differ, or a negative_slope that is not finite.
 
-    Notes
-    -----
-    negative_slope*dy where x is 0 or NaN.
-
-    Source: PyTorch's aten leaky_relu_backward.
-
     Examples
     --------
-    >>> import numpy as np
-    >>> x, dy = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
-    >>> dx = np.zeros_like(x)
-    >>> for k in np.ndindex(x.shape):
-    ...     dx[k] = dy[k] if x[k] > 0 else 0.25 * dy[k]
-    >>> bool((leaky_relu_backward(dy, x, 0.25) == dx).all())
-    True
+    >>> x, dy = [-2.5, -0.5, 0.0, 0.25, 3.0], [1.0, -2.0, 0.5, 3.0, -1.0]
+    >>> dx = [dy_k if x_k > 0 else 0.25 * dy_k for dy_k, x_k in zip(dy, x)]
+    >>> assert (leaky_relu_backward(dy, x, 0.25) == dx).all()
     """
     return activation_backward("leaky_relu", dy, x, finite(negative_slope, "negative_slope"))
 
 
+@docs_from(relu_forward)
 def tanh_forward(x):
     """The hyperbolic tangent: y = (e^x - e^-x) / (e^x + e^-x).
 
-    Parameters
-    ----------
-    x : float array (any shape)
-        A NumPy or a device array; the result lives where it does.
-
-    Returns
-    -------
-    y : float array (shape of x)
-
-    Raises
-    ------
-    TypeError
-        x is not float32 or float64.
-
-    Notes
-    -----
-    Within 2 units in the last place. 0 keeps its sign, NaN stays NaN.
-
-    Source: PyTorch's torch.tanh.
+    Within 2 units in the last place. 0 keeps its sign, NaN stays NaN. Source: PyTorch's torch.tanh.
 
     Examples
     --------
-    >>> import math
-    >>> import numpy as np
-    >>> x = np.random.default_rng(0).standard_normal((2, 3, 4))
-    >>> y = np.zeros_like(x)
-    >>> for k in np.ndindex(x.shape):
-    ...     y[k] = (math.exp(x[k]) - math.exp(-x[k])) / (math.exp(x[k]) + math.exp(-x[k]))
-    >>> bool(np.allclose(tanh_forward(x), y, rtol=1e-12, atol=0))
-    True
+    >>> from math import exp, isclose
+    >>> x = [-2.5, -0.5, 0.0, 0.25, 3.0]
+    >>> for x_k, y_k in zip(x, tanh_forward(x)):
+    ...     assert isclose(y_k, (exp(x_k) - exp(-x_k)) / (exp(x_k) + exp(-x_k)), rel_tol=1e-12)
     """
     return activation_forward("tanh", x)
 
 
+@docs_from(relu_backward)
 def tanh_backward(dy, y):
     """The gradient of tanh, by its result: dx = dy (1 - y^2).
 
-    Parameters
-    ----------
-    dy : float array (any shape)
-        The upstream gradient dLoss/dy. It and y are both NumPy or both device arrays; the result lives where they do.
-    y : float array (shape of dy)
-        What forward returned.
-
-    Returns
-    -------
-    dx : float array (shape of dy)
-
-    Raises
-    ------
-    TypeError
-        An array is not float32 or float64, or dy's dtype is not that of y.
-    ValueError
-        Shapes that differ.
-
-    Notes
-    -----
     Source: PyTorch's aten tanh_backward.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> x, dy = np.random.default_rng(0).standard_normal((2, 3, 4))
-    >>> y, dx = tanh_forward(x), np.zeros_like(x)
-    >>> for k in np.ndindex(x.shape):
-    ...     dx[k] = dy[k] * (1 - y[k] ** 2)
-    >>> bool(np.allclose(tanh_backward(dy, y), dx, rtol=1e-12, atol=0))
-    True
+    >>> from math import isclose
+    >>> x, dy = [-2.5, -0.5, 0.0, 0.25, 3.0], [1.0, -2.0, 0.5, 3.0, -1.0]
+    >>> y = tanh_forward(x)
+    >>> for dy_k, y_k, dx_k in zip(dy, y, tanh_backward(dy, y)):
+    ...     assert isclose(dx_k, dy_k * (1 - y_k ** 2), rel_tol=1e-12)
     """
     return activation_backward("tanh", dy, y)
 
 
+@docs_from(relu_forward)
 def sigmoid_forward(x):
     """The logistic function: y = 1 / (1 + e^-x).
 
-    Parameters
-    ----------
-    x : float array (any shape)
-        A NumPy or a device array; the result lives where it does.
-
-    Returns
-    -------
-    y : float array (shape of x)
-
-    Raises
-    ------
-    TypeError
-        x is not float32 or float64.
-
-    Notes
-    -----
     Within 3 units in the last place, also where y is next to nothing: PyTorch gives 0 for -89 in float32, here it is 2.2e-39.
-    Nothing overflows; NaN stays NaN.
-
-    Source: PyTorch's torch.sigmoid.
+    Nothing overflows; NaN stays NaN. Source: PyTorch's torch.sigmoid.
 
     Examples
     --------
-    >>> import math
-    >>> import numpy as np
-    >>> x = np.random.default_rng(0).standard_normal((2, 3, 4))
-    >>> y = np.zeros_like(x)
-    >>> for k in np.ndindex(x.shape):
-    ...     y[k] = 1 / (1 + math.exp(-x[k]))
-    >>> bool(np.allclose(sigmoid_forward(x), y, rtol=1e-12, atol=0))
-    True
+    >>> from math import exp, isclose
+    >>> x = [-2.5, -0.5, 0.0, 0.25, 3.0]
+    >>> for x_k, y_k in zip(x, sigmoid_forward(x)):
+    ...     assert isclose(y_k, 1 / (1 + exp(-x_k)), rel_tol=1e-12)
     """
     return activation_forward("sigmoid", x)
 
 
+@docs_from(relu_backward)
 def sigmoid_backward(dy, y):
     """The gradient of the logistic function, by its result: dx = dy y (1 - y).
 
-    Parameters
-    ----------
-    dy : float array (any shape)
-        The upstream gradient dLoss/dy. It and y are both NumPy or both device arrays; the result lives where they do.
-    y : float array (shape of dy)
-        What forward returned.
-
-    Returns
-    -------
-    dx : float array (shape of dy)
-
-    Raises
-    ------
-    TypeError
-        An array is not float32 or float64, or dy's dtype is not that of y.
-    ValueError
-        Shapes that differ.
-
-    Notes
-    -----
     Source: PyTorch's aten sigmoid_backward.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> x, dy = np.random.default_rng(0).standard_normal((2, 3, 4))
-    >>> y, dx = sigmoid_forward(x), np.zeros_like(x)
-    >>> for k in np.ndindex(x.shape):
-    ...     dx[k] = dy[k] * y[k] * (1 - y[k])
-    >>> bool(np.allclose(sigmoid_backward(dy, y), dx, rtol=1e-12, atol=0))
-    True
+    >>> from math import isclose
+    >>> x, dy = [-2.5, -0.5, 0.0, 0.25, 3.0], [1.0, -2.0, 0.5, 3.0, -1.0]
+    >>> y = sigmoid_forward(x)
+    >>> for dy_k, y_k, dx_k in zip(dy, y, sigmoid_backward(dy, y)):
+    ...     assert isclose(dx_k, dy_k * y_k * (1 - y_k), rel_tol=1e-12)
     """
     return activation_backward("sigmoid", dy, y)
 
 
+@docs_from(relu_forward)
 def gelu_forward(x, approximate="none"):
     """The Gaussian error linear unit: y = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2 the normal distribution's cdf.
 
+    Computed without the cancellation of 1 + erf and 1 + tanh for x < 0, so that small results keep their digits: gelu(-6) is
+    -5.9e-9, and not the 0 of PyTorch in float32. inf stays inf; -inf gives NaN, which is -inf*0, as in PyTorch; NaN stays NaN.
+    Source: PyTorch's torch.nn.functional.gelu.
+
     Parameters
     ----------
-    x : float array (any shape)
-        A NumPy or a device array; the result lives where it does.
     approximate : {"none", "tanh"}
         With "tanh" y = x (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3).
 
-    Returns
-    -------
-    y : float array (shape of x)
-
     Raises
     ------
-    TypeError
-        x is not float32 or float64.
     ValueError
         An unknown `approximate`.
 
-    Notes
-    -----
-    Computed without the cancellation of 1 + erf and 1 + tanh for x < 0, so that small results keep their digits: gelu(-6) is
-    -5.9e-9, and not the 0 of PyTorch in float32. inf stays inf; -inf gives NaN, which is -inf*0, as in PyTorch; NaN stays NaN.
-
-    Source: PyTorch's torch.nn.functional.gelu.
-
     Examples
     --------
-    >>> import math
-    >>> import numpy as np
-    >>> x = np.random.default_rng(0).standard_normal((2, 3, 4))
-    >>> y, approximate = np.zeros_like(x), np.zeros_like(x)
-    >>> for k in np.ndindex(x.shape):
-    ...     y[k] = x[k] * (1 + math.erf(x[k] / math.sqrt(2))) / 2
-    ...     approximate[k] = x[k] * (1 + math.tanh(math.sqrt(2 / math.pi) * (x[k] + 0.044715 * x[k] ** 3))) / 2
-    >>> bool(np.allclose(gelu_forward(x), y, rtol=1e-12, atol=0))
-    True
-    >>> bool(np.allclose(gelu_forward(x, "tanh"), approximate, rtol=1e-12, atol=0))
-    True
+    >>> from math import erf, isclose, pi, sqrt, tanh
+    >>> x = [-2.5, -0.5, 0.0, 0.25, 3.0]
+    >>> for x_k, y_k, approximate_k in zip(x, gelu_forward(x), gelu_forward(x, "tanh")):
+    ...     assert isclose(y_k, x_k * (1 + erf(x_k / sqrt(2))) / 2, rel_tol=1e-12)
+    ...     u = sqrt(2 / pi) * (x_k + 0.044715 * x_k ** 3)
+    ...     assert isclose(approximate_k, x_k * (1 + tanh(u)) / 2, rel_tol=1e-12)
     """
     return activation_forward(GELUS[one_of(approximate, "approximate", GELUS)], x)
 
 
+@docs_from(relu_backward, leaky_relu_backward)
 def gelu_backward(dy, x, approximate="none"):
     """The gradient of gelu: dx = dy (Phi(x) + x phi(x)), phi(x) = e^(-x^2 / 2) / sqrt(2 pi) the normal distribution's density.
 
+    NaN where x is inf or -inf, as in PyTorch; finite for every finite x, which PyTorch's "tanh" is not once x^2 overflows.
+    Source: PyTorch's aten gelu_backward.
+
     Parameters
     ----------
-    dy : float array (any shape)
-        The upstream gradient dLoss/dy. It and x are both NumPy or both device arrays; the result lives where they do.
-    x : float array (shape of dy)
-        What forward was given.
     approximate : {"none", "tanh"}
         As in forward. With "tanh" dx = dy (1 + tanh u + x (1 - tanh^2 u) u') / 2, u' = sqrt(2 / pi) (1 + 3*0.044715 x^2).
 
-    Returns
-    -------
-    dx : float array (shape of dy)
-
     Raises
     ------
-    TypeError
-        An array is not float32 or float64, or dy's dtype is not that of x.
     ValueError
         Shapes that differ, or an unknown `approximate`.
 
-    Notes
-    -----
-    NaN where x is inf or -inf, as in PyTorch; finite for every finite x, which PyTorch's "tanh" is not once x^2 overflows.
-
-    Source: PyTorch's aten gelu_backward.
-
     Examples
     --------
-    >>> import math
-    >>> import numpy as np
-    >>> x, dy = np.random.default_rng(0).standard_normal((2, 3, 4))
-    >>> dx, approximate = np.zeros_like(x), np.zeros_like(x)
-    >>> for k in np.ndindex(x.shape):
-    ...     density = math.exp(-x[k] ** 2 / 2) / math.sqrt(2 * math.pi)
-    ...     dx[k] = dy[k] * ((1 + math.erf(x[k] / math.sqrt(2))) / 2 + x[k] * density)
-    ...     t = math.tanh(math.sqrt(2 / math.pi) * (x[k] + 0.044715 * x[k] ** 3))
-    ...     slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x[k] ** 2)
-    ...     approximate[k] = dy[k] * (1 + t + x[k] * (1 - t ** 2) * slope) / 2
-    >>> bool(np.allclose(gelu_backward(dy, x), dx, rtol=1e-12, atol=0))
-    True
-    >>> bool(np.allclose(gelu_backward(dy, x, "tanh"), approximate, rtol=1e-12, atol=0))
-    True
+    >>> from math import erf, exp, isclose, pi, sqrt, tanh
+    >>> x, dy = [-2.5, -0.5, 0.0, 0.25, 3.0], [1.0, -2.0, 0.5, 3.0, -1.0]
+    >>> for dy_k, x_k, dx_k, approximate_k in zip(dy, x, gelu_backward(dy, x), gelu_backward(dy, x, "tanh")):
+    ...     density = exp(-x_k ** 2 / 2) / sqrt(2 * pi)
+    ...     assert isclose(dx_k, dy_k * ((1 + erf(x_k / sqrt(2))) / 2 + x_k * density), rel_tol=1e-12)
+    ...     t, slope = tanh(sqrt(2 / pi) * (x_k + 0.044715 * x_k ** 3)), sqrt(2 / pi) * (1 + 3 * 0.044715 * x_k ** 2)
+    ...     assert isclose(approximate_k, dy_k * (1 + t + x_k * (1 - t ** 2) * slope) / 2, rel_tol=1e-12)
     """
     return activation_backward(GELUS[one_of(approximate, "approximate", GELUS)], dy, x)
 
@@ -425,10 +262,8 @@ def activation_forward(function, x, *options):
     """
     backend, x = backend_of(x=x), floats(x, "x")
     rows = _rows(backend, x)
-    y = backend.Buffer(len(rows), rows.shape[1:], x.dtype)
-    operation = backend.Activation(kernels_of(function, backend), y.shape, options, x.dtype)
-    backend.run(operation.forward(len(rows), y, backend.Buffer.holding(rows), ()))
-    return y.view(len(rows)).reshape(x.shape)
+    operation = backend.Activation(kernels_of(function, backend), rows.shape[1:], options, x.dtype)
+    return run_forward(backend, operation, rows, rows.shape[1:]).reshape(x.shape)
 
 
 def activation_backward(function, dy, read, *options):
@@ -437,11 +272,9 @@ def activation_backward(function, dy, read, *options):
     backend, dy, read = backend_of(**{"dy": dy, name: read}), floats(dy, "dy"), floats(read, name)
     same_dtype(dy, "dy", read, name)
     same_shape(dy, "dy", read.shape, f"that of {name}")
-    rows, read = _rows(backend, dy), backend.Buffer.holding(_rows(backend, read))
-    dx = backend.Buffer(len(rows), rows.shape[1:], dy.dtype)
-    operation = backend.Activation(kernels_of(function, backend), dx.shape, options, dy.dtype)
-    backend.run(operation.backward(len(rows), dx, (), backend.Buffer.holding(rows), read, read, (), ()))
-    return dx.view(len(rows)).reshape(dy.shape)
+    rows = _rows(backend, dy)
+    operation = backend.Activation(kernels_of(function, backend), rows.shape[1:], options, dy.dtype)
+    return run_backward(backend, operation, rows, rows.shape[1:], _rows(backend, read)).reshape(dy.shape)
 
 
 def kernels_of(function, backend):

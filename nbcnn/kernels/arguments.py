@@ -1,5 +1,6 @@
 """Checks of what a caller hands over, and output sizes. Every message names the argument, what it got and what is expected.
 
+`name` is what the caller calls a value: it begins the message. A wrong type raises a TypeError, else it is a ValueError.
 Nothing here touches the data: a public function checks first, and only then allocates and writes.
 """
 import itertools
@@ -24,23 +25,7 @@ MOST_ITEMS = 1_000_000  # of a sequence: one may have no end
 
 
 def floats(value, name, *layouts):
-    """`value` as a float32 or float64 array, of NumPy or of a GPU, whose number of axes is that of one of `layouts`.
-
-    Parameters
-    ----------
-    value : array_like
-    name : str
-        What the caller calls it: begins the message.
-    *layouts : str
-        Accepted layouts, for instance "(N, C, H, W)"; none accepts any number of axes.
-
-    Raises
-    ------
-    TypeError
-        When it is no float32 or float64 array.
-    ValueError
-        When its number of axes is not one of `layouts`.
-    """
+    """`value` as a float32 or float64 array, of NumPy or of a GPU, with as many axes as a layout, for instance "(N, C, H, W)"."""
     array = as_array(value, name)
     if array.dtype not in FLOATS:
         raise TypeError(f"{name}: expected a float32 or float64 array, got {describe(value, array)}")
@@ -242,16 +227,28 @@ def one_of(value, name, choices):
     return value
 
 
+def winners(argmax, dy, size, of, nobody=None):
+    """argmax as an array of NumPy; each must be a cell of a plane or a window, or `nobody`, as kernels follow it without a look."""
+    array = as_array(argmax, "argmax")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"argmax: expected an array of ints, got {describe(argmax, array)}")
+    same_shape(array, "argmax", dy.shape, "that of dy")
+    cells, count = on_host(array), math.prod(size)
+    outside = (cells < 0) | (cells >= count)
+    if nobody is not None:
+        outside &= cells != nobody
+    if outside.any():
+        position = tuple(map(int, np.argwhere(outside)[0]))
+        raise IndexError(f"argmax: expected cells from 0 to {count - 1}{'' if nobody is None else f', or {nobody},'} of a {of} of "
+                         f"{size[0]}x{size[1]}, got {cells[position]} at position {position}")
+    return cells
+
+
 def conv_size(size, kernel, stride, padding, dilation, name):
     """Output size (OH, OW) of a convolution: floor((in + 2p - d(k-1) - 1) / s) + 1 along each axis."""
     for i, k, p, d in zip(size, kernel, padding, dilation, strict=True):
         _require_padding(p, i, d * (k - 1))
-    out = tuple((i + 2 * p - d * (k - 1) - 1) // s + 1
-                for i, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True))
-    if min(out) < 1:
-        raise ValueError(f"{name}: expected an output of at least 1x1, got {out[0]}x{out[1]} from an input of "
-                         f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
-    return out
+    return _output_size(size, kernel, stride, padding, dilation, False, name)
 
 
 def pooled_size(size, kernel, stride, padding, dilation, ceil_mode, name):
@@ -262,20 +259,31 @@ def pooled_size(size, kernel, stride, padding, dilation, ceil_mode, name):
                              f"got padding {padding} for kernel {kernel} with dilation {dilation}")
     for i, p, d in zip(size, padding, dilation, strict=True):
         _require_padding(p, i, d)
+    out = _output_size(size, kernel, stride, padding, dilation, ceil_mode, name)
+    for o, i, s, p, d in zip(out, size, stride, padding, dilation, strict=True):
+        # start % d is the first cell that a window beginning at start < 0 has inside. It grows with start from -d on, and where it
+        # can be outside, a padding of more than FEW is at most d: the last windows tell of all.
+        if any(start % d >= i for start in range(-p, min(0, o * s - p), s)[-FEW:]):
+            raise ValueError(f"{name}: expected every window to cover a cell, got one with padding only "
+                             f"{_from(size, kernel, stride, padding, dilation)}")
+    return out
+
+
+def _output_size(size, kernel, stride, padding, dilation, ceil_mode, name):
+    """(OH, OW), which must be at least 1x1."""
     out = []
     for i, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
         o = (i + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
         out.append(o - 1 if ceil_mode and (o - 1) * s >= i + p else o)
     if min(out) < 1:
-        raise ValueError(f"{name}: expected an output of at least 1x1, got {out[0]}x{out[1]} from an input of "
-                         f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
-    for o, i, s, p, d in zip(out, size, stride, padding, dilation, strict=True):
-        # start % d is the first cell that a window beginning at start < 0 has inside. It grows with start from -d on, and where it
-        # can be outside, a padding of more than FEW is at most d: the last windows tell of all.
-        if any(start % d >= i for start in range(-p, min(0, o * s - p), s)[-FEW:]):
-            raise ValueError(f"{name}: expected every window to cover a cell, got one with padding only from an input of "
-                             f"{size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
+        raise ValueError(f"{name}: expected an output of at least 1x1, got {out[0]}x{out[1]} "
+                         f"{_from(size, kernel, stride, padding, dilation)}")
     return tuple(out)
+
+
+def _from(size, kernel, stride, padding, dilation):
+    """How messages end that are about an output."""
+    return f"from an input of {size[0]}x{size[1]} with kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}"
 
 
 def _require_padding(padding, size, window):

@@ -1,6 +1,8 @@
 """Average pooling: the mean of each window, or of each whole plane, and the gradient's way back to all cells of it."""
 from nbcnn.kernels.arguments import flag, floats, four_sizes, integer, pair, pooled_size, same_shape
 from nbcnn.kernels.backend import backend_of
+from nbcnn.kernels.docs import docs_from
+from nbcnn.kernels.operation import run_backward, run_forward
 
 __all__ = ["avgpool2d_forward", "avgpool2d_backward", "global_avgpool2d_forward", "global_avgpool2d_backward"]
 
@@ -9,7 +11,11 @@ def avgpool2d_forward(x, kernel_size, *, stride=None, padding=0, ceil_mode=False
     """Compute the mean of each window.
 
     y[n, c, i, j] = sum over p, q of x[n, c, i*stride + p - padding, j*stride + q - padding] / divisor[i, j],
-    cells outside the image left out of the sum.
+    cells outside the image left out of the sum. A window is added up row by row, then divided. A NaN makes every window NaN that it
+    lies in.
+
+    Cells that `ceil_mode` adds beyond the padding are in no divisor but `divisor_override`. PyTorch takes that below 0, too.
+    Source: PyTorch's aten/src/ATen/native/cpu/AvgPoolKernel.cpp.
 
     Parameters
     ----------
@@ -39,14 +45,6 @@ def avgpool2d_forward(x, kernel_size, *, stride=None, padding=0, ceil_mode=False
     ValueError
         x has not four axes, the padding is too large, the divisor is less than 1, or the output would have no pixel.
 
-    Notes
-    -----
-    A window is added up row by row, then divided. A NaN makes every window NaN that it lies in.
-
-    Cells that `ceil_mode` adds beyond the padding are in no divisor but `divisor_override`. PyTorch takes that below 0, too.
-
-    Source: PyTorch's aten/src/ATen/native/cpu/AvgPoolKernel.cpp.
-
     Examples
     --------
     The definition, as a loop nest, against the kernel:
@@ -67,23 +65,22 @@ def avgpool2d_forward(x, kernel_size, *, stride=None, padding=0, ceil_mode=False
     """
     backend, x = backend_of(x=x), floats(x, "x", "(N, C, H, W)")
     y_shape, windows = _geometry(x.shape, "x", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    y = backend.Buffer(len(x), y_shape, x.dtype)
-    operation = backend.AvgPool2d(x.shape[1:], *windows, y_shape, x.dtype)
-    backend.run(operation.forward(len(x), y, backend.Buffer.holding(x), ()))
-    return y.view(len(x))
+    return run_forward(backend, backend.AvgPool2d(x.shape[1:], *windows, y_shape, x.dtype), x, y_shape)
 
 
+@docs_from(avgpool2d_forward)
 def avgpool2d_backward(dy, x_shape, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
                        divisor_override=None):
     """Hand each window's gradient to all of its cells: dx[n, c, r, s] += dy[n, c, i, j] / divisor[i, j].
+
+    Windows that overlap share cells: these get the sum of the quotients, added row by row of the output.
+    Source: PyTorch's aten/src/ATen/native/cpu/AvgPoolKernel.cpp.
 
     Parameters
     ----------
     dy : float array (N, C, OH, OW)
         The upstream gradient dLoss/dy: a NumPy or a device array; the result lives where it does.
     x_shape : tuple (N, C, H, W)
-    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-        As forward took them.
 
     Returns
     -------
@@ -96,12 +93,6 @@ def avgpool2d_backward(dy, x_shape, kernel_size, *, stride=None, padding=0, ceil
         dy is not float32 or float64; x_shape is not made of ints, or an option is of the wrong type.
     ValueError
         Shapes that do not fit, or options that forward refuses.
-
-    Notes
-    -----
-    Windows that overlap share cells: these get the sum of the quotients, added row by row of the output.
-
-    Source: PyTorch's aten/src/ATen/native/cpu/AvgPoolKernel.cpp.
 
     Examples
     --------
@@ -117,19 +108,14 @@ def avgpool2d_backward(dy, x_shape, kernel_size, *, stride=None, padding=0, ceil
     backend, dy, x_shape = backend_of(dy=dy), floats(dy, "dy", "(N, C, OH, OW)"), four_sizes(x_shape, "x_shape")
     y_shape, windows = _geometry(x_shape, "x_shape", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     same_shape(dy, "dy", (x_shape[0], *y_shape), "that of the output for x_shape")
-    dx = backend.Buffer(len(dy), x_shape[1:], dy.dtype)
-    operation = backend.AvgPool2d(x_shape[1:], *windows, y_shape, dy.dtype)
-    backend.run(operation.backward(len(dy), dx, (), backend.Buffer.holding(dy), None, None, (), ()))
-    return dx.view(len(dy))
+    return run_backward(backend, backend.AvgPool2d(x_shape[1:], *windows, y_shape, dy.dtype), dy, x_shape[1:])
 
 
+@docs_from(avgpool2d_forward)
 def global_avgpool2d_forward(x):
     """Compute the mean of each plane: `avgpool2d_forward` with a window that is the whole image.
 
-    Parameters
-    ----------
-    x : float array (N, C, H, W)
-        A NumPy or a device array; the result lives where it does.
+    Source: PyTorch's torch.nn.AdaptiveAvgPool2d(1), which adds up in another order.
 
     Returns
     -------
@@ -141,10 +127,6 @@ def global_avgpool2d_forward(x):
         x is not float32 or float64.
     ValueError
         x has not four axes, or its planes have no cell.
-
-    Notes
-    -----
-    Source: PyTorch's torch.nn.AdaptiveAvgPool2d(1), which adds up in another order.
 
     Examples
     --------
@@ -160,18 +142,11 @@ def global_avgpool2d_forward(x):
     return avgpool2d_forward(x, _plane(x.shape, "x"))
 
 
+@docs_from(avgpool2d_backward)
 def global_avgpool2d_backward(dy, x_shape):
-    """Hand each plane's gradient to all of its cells: dx[n, c, r, s] = dy[n, c, 0, 0] / (H*W).
+    """Hand each plane's gradient to all of its cells: dx[n, c, r, s] = dy[n, c, 0, 0] / (H*W), so OH = OW = 1.
 
-    Parameters
-    ----------
-    dy : float array (N, C, 1, 1)
-        The upstream gradient dLoss/dy: a NumPy or a device array; the result lives where it does.
-    x_shape : tuple (N, C, H, W)
-
-    Returns
-    -------
-    dx : float array (N, C, H, W)
+    Source: the derivative of PyTorch's torch.mean over (H, W).
 
     Raises
     ------
@@ -179,10 +154,6 @@ def global_avgpool2d_backward(dy, x_shape):
         dy is not float32 or float64, or x_shape not made of ints.
     ValueError
         Shapes that do not fit.
-
-    Notes
-    -----
-    Source: the derivative of PyTorch's torch.mean over (H, W).
 
     Examples
     --------

@@ -1,6 +1,8 @@
 """2-D convolution (cross-correlation, as in every deep-learning library) and its gradients."""
 from nbcnn.kernels.arguments import conv_size, flag, floats, pair, same_dtype, same_shape
 from nbcnn.kernels.backend import backend_of
+from nbcnn.kernels.docs import docs_from
+from nbcnn.kernels.operation import run_forward
 
 __all__ = ["conv2d_forward", "conv2d_backward"]
 
@@ -10,6 +12,9 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
 
     y[n, o, i, j] = b[o] + sum over c, p, q of x[n, c, i*stride + p*dilation - padding, j*stride + q*dilation - padding]
     * w[o, c, p, q], where x is zero outside the image.
+
+    The order of the additions depends on the kernel's shape alone: with finite weights an image's result has the same bits in any
+    batch. Source: PyTorch's torch.nn.functional.conv2d.
 
     Parameters
     ----------
@@ -30,14 +35,7 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     TypeError
         An array is not float32 or float64, or its dtype is not that of x; a stride, padding or dilation is no int.
     ValueError
-        Numbers of axes or of channels that do not fit, or an output without a pixel.
-
-    Notes
-    -----
-    The order of the additions depends on the kernel's shape alone: with finite weights an image's result has the same bits in any
-    batch.
-
-    Source: PyTorch's torch.nn.functional.conv2d.
+        Shapes that do not fit, as by their number of axes or of channels, or an output without a pixel.
 
     Examples
     --------
@@ -53,36 +51,27 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     ...         r, s = 2 * i + p - 1, 3 * j + q - 0                  # stride (2, 3), padding (1, 0)
     ...         if 0 <= r < 6 and 0 <= s < 5:
     ...             y[n, o, i, j] += x[n, c, r, s] * w[o, c, p, q]
-    >>> bool((conv2d_forward(x, w, b, stride=(2, 3), padding=(1, 0)) == y).all())
-    True
+    >>> assert (conv2d_forward(x, w, b, stride=(2, 3), padding=(1, 0)) == y).all()
     """
     backend = backend_of(x=x, w=w, b=b)
     x, w, operation = _check(backend, x, w, stride, padding, dilation)
-    if b is not None:
-        b = floats(b, "b", "(O,)")
-        same_dtype(b, "b", x, "x")
-        same_shape(b, "b", w.shape[:1], "one bias for each kernel in w")
-    N = len(x)
-    y = backend.Buffer(N, (operation.O, *operation.y_size), x.dtype)
-    params = backend.flat_weight(w), None if b is None else backend.flat_weight(b)
-    backend.run(operation.forward(N, y, backend.Buffer.holding(x), params))
-    return y.view(N)
+    params = flat_parameters(backend, x, w, b)
+    return run_forward(backend, operation, x, (len(w), *operation.y_size), params)
 
 
+@docs_from(conv2d_forward)
 def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     """Gradients of a convolution with respect to its input, its kernels and its bias.
 
     Each product x * w that forward added into y passes dy on to both of its factors:
     dx[.., r, s] += dy[.., i, j] * w[.., p, q] and dw[.., p, q] += dy[.., i, j] * x[.., r, s]; db = sum of dy over n, i, j.
+    dw and db are sums of at most 8 partial sums whose limits follow from the shapes alone: equal bits for any number of threads.
+    Source: PyTorch's torch.ops.aten.convolution_backward.
 
     Parameters
     ----------
     dy : float array (N, O, OH, OW)
         The upstream gradient dLoss/dy.
-    x : float array (N, C, H, W)
-    w : float array (O, C, KH, KW)
-    stride, padding, dilation : int or pair of ints
-        As in forward.
     need_dx : bool
         False leaves dx out: the first layer of a network needs none.
 
@@ -91,18 +80,6 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     dx : float array (N, C, H, W) or None
     dw : float array (O, C, KH, KW)
     db : float array (O,)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As in forward; and where dy has not the shape of forward's result.
-
-    Notes
-    -----
-    dw and db are sums of at most 8 partial sums whose limits follow from the shapes alone: equal bits for any number
-    of threads.
-
-    Source: PyTorch's torch.ops.aten.convolution_backward.
 
     Examples
     --------
@@ -124,16 +101,26 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     x, w, operation = _check(backend, x, w, stride, padding, dilation)
     dy = floats(dy, "dy", "(N, O, OH, OW)")
     same_dtype(dy, "dy", x, "x")
-    N = len(x)
-    same_shape(dy, "dy", (N, len(w), *operation.y_size), "that of the convolution's result")
-    need_dx = flag(need_dx, "need_dx")
+    same_shape(dy, "dy", (len(x), len(w), *operation.y_size), "that of the convolution's result")
+    return run_gradients(backend, operation, dy, x, w, need_dx)
+
+
+def flat_parameters(backend, x, w, b, layout="(O,)", each="kernel in w"):
+    """w and b, which is checked here, in the kernels' order."""
+    if b is not None:
+        b = floats(b, "b", layout)
+        same_dtype(b, "b", x, "x")
+        same_shape(b, "b", w.shape[:1], f"one bias for each {each}")
+        b = backend.flat_weight(b)
+    return backend.flat_weight(w), b
+
+
+def run_gradients(backend, operation, dy, x, w, need_dx, argmax=None):
+    """dx or None, dw and db of an operation with weights; `argmax` is what one that pools has kept from forward."""
+    need_dx, N = flag(need_dx, "need_dx"), len(x)
     operation.reserve(N)
-    return run_backward(backend, operation, dy, x, w, need_dx)
-
-
-def run_backward(backend, operation, dy, x, w, need_dx):
-    """dx or None, dw and db of an operation with weights."""
-    N = len(x)
+    if argmax is not None:
+        operation.set_argmax(argmax)
     dx = backend.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
     gradients = backend.Gradients(operation, N, (w.size, len(w)), x.dtype)
     dy, x = backend.Buffer.holding(dy), backend.Buffer.holding(x)

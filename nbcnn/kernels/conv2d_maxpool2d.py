@@ -1,17 +1,17 @@
 """Convolution, max pooling and perhaps ReLU in one, with gradients that visit only the pixels that won their window."""
 import math
 
-import numpy as np
-
-from nbcnn.kernels.arguments import describe, flag, floats, pair, pooled_size, same_dtype, same_shape
-from nbcnn.kernels.backend import as_array, backend_of, on_host
+from nbcnn.kernels.arguments import flag, floats, pair, pooled_size, same_dtype, same_shape, winners
+from nbcnn.kernels.backend import backend_of
 from nbcnn.kernels.conv2d import _check as check_conv
-from nbcnn.kernels.conv2d import run_backward
-from nbcnn.kernels.operation import NO_WINNER
+from nbcnn.kernels.conv2d import conv2d_backward, conv2d_forward, flat_parameters, run_gradients
+from nbcnn.kernels.docs import docs_from
+from nbcnn.kernels.operation import NO_WINNER, run_forward
 
 __all__ = ["conv2d_maxpool2d_forward", "conv2d_maxpool2d_backward"]
 
 
+@docs_from(conv2d_forward)
 def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False):
     """Convolve images with a bank of kernels and find the largest value of each window, without a convolution's output in memory.
 
@@ -20,12 +20,14 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False
     It is what conv2d_forward, maxpool2d_forward and, if asked for, relu_forward give one after another; a ReLU before the pooling
     would give the same.
 
+    Windows are scanned row by row. The first of equal values wins. A NaN wins over every number and over an earlier NaN, and the
+    ReLU lets it through.
+
+    The order of the additions depends on the kernel's shape alone: with finite weights an image's result has the same bits in any
+    batch. Source: PyTorch's torch.nn.functional.conv2d, max_pool2d and relu.
+
     Parameters
     ----------
-    x : float array (N, C, H, W)
-        All NumPy or all device arrays; the result lives where the inputs do.
-    w : float array (O, C, KH, KW)
-    b : float array (O,), optional
     padding : int or pair of ints
         Of the convolution, along H and along W, in pixels.
     pool_size : int or pair of ints
@@ -45,17 +47,7 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False
     TypeError
         An array is not float32 or float64, or its dtype is not that of x; a padding or pool size is no int.
     ValueError
-        Numbers of axes or of channels that do not fit, an output without a pixel, or windows that are too large.
-
-    Notes
-    -----
-    Windows are scanned row by row. The first of equal values wins. A NaN wins over every number and over an earlier NaN, and the
-    ReLU lets it through.
-
-    The order of the additions depends on the kernel's shape alone: with finite weights an image's result has the same bits in any
-    batch.
-
-    Source: PyTorch's torch.nn.functional.conv2d, max_pool2d and relu.
+        Shapes that do not fit, as by their number of axes or of channels, an output without a pixel, or windows that are too large.
 
     Examples
     --------
@@ -82,23 +74,16 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False
 
     >>> from nbcnn.kernels import conv2d_forward, maxpool2d_forward, relu_forward
     >>> pooled, argmax = maxpool2d_forward(conv2d_forward(x, w, b, padding=(1, 0)), (2, 3))
-    >>> bool((got[0] == relu_forward(pooled)).all())
-    True
+    >>> assert (got[0] == relu_forward(pooled)).all()
     """
     backend = backend_of(x=x, w=w, b=b)
     x, w, operation = _check(backend, x, w, padding, pool_size, relu)
-    if b is not None:
-        b = floats(b, "b", "(O,)")
-        same_dtype(b, "b", x, "x")
-        same_shape(b, "b", w.shape[:1], "one bias for each kernel in w")
-    N = len(x)
-    operation.reserve(N)
-    y = backend.Buffer(N, (operation.O, *operation.size), x.dtype)
-    params = backend.flat_weight(w), None if b is None else backend.flat_weight(b)
-    backend.run(operation.forward(N, y, backend.Buffer.holding(x), params))
-    return y.view(N), operation.argmax_view(N)
+    params = flat_parameters(backend, x, w, b)
+    operation.reserve(len(x))
+    return run_forward(backend, operation, x, (len(w), *operation.size), params), operation.argmax_view(len(x))
 
 
+@docs_from(conv2d_backward, conv2d_maxpool2d_forward)
 def conv2d_maxpool2d_backward(dy, argmax, x, w, *, padding=0, pool_size=2, relu=False, need_dx=True):
     """Gradients of a convolution that is pooled, with respect to its input, its kernels and its bias.
 
@@ -107,39 +92,25 @@ def conv2d_maxpool2d_backward(dy, argmax, x, w, *, padding=0, pool_size=2, relu=
     dx[.., r, s] += dy[.., i, j] * w[.., p, q] and dw[.., p, q] += dy[.., i, j] * x[.., r, s]; db = sum of dy, without those
     where the cell is 255.
 
+    dw and db are sums of a few partial sums whose limits follow from the shapes alone: equal bits for any number of threads. Pixels
+    that did not win are left out instead of multiplied by 0: an infinity or a NaN of x that only they read is not in dw.
+    Source: PyTorch's torch.ops.aten.threshold_backward, max_pool2d_with_indices_backward and convolution_backward.
+
     Parameters
     ----------
     dy : float array (N, O, PH, PW)
         The upstream gradient dLoss/dy.
     argmax : int array (N, O, PH, PW)
         As forward returns them; any cells of the window are accepted, and 255 with `relu`.
-    x : float array (N, C, H, W)
-    w : float array (O, C, KH, KW)
-    padding, pool_size, relu
-        As in forward.
-    need_dx : bool
-        False leaves dx out: the first layer of a network needs none.
-
-    Returns
-    -------
-    dx : float array (N, C, H, W) or None
-    dw : float array (O, C, KH, KW)
-    db : float array (O,)
 
     Raises
     ------
-    TypeError, ValueError
-        As in forward; and where dy or argmax have not the shape of forward's result, or argmax are no ints.
+    TypeError
+        An array is not float32 or float64, or its dtype is not that of x; argmax, a padding or a pool size is no int.
+    ValueError
+        As in forward; and where dy or argmax have not the shape of forward's result.
     IndexError
         A cell outside the window.
-
-    Notes
-    -----
-    dw and db are sums of a few partial sums whose limits follow from the shapes alone: equal bits for any number of threads.
-
-    Pixels that did not win are left out instead of multiplied by 0: an infinity or a NaN of x that only they read is not in dw.
-
-    Source: PyTorch's torch.ops.aten.threshold_backward, max_pool2d_with_indices_backward and convolution_backward.
 
     Examples
     --------
@@ -176,10 +147,8 @@ def conv2d_maxpool2d_backward(dy, argmax, x, w, *, padding=0, pool_size=2, relu=
     dy = floats(dy, "dy", "(N, O, PH, PW)")
     same_dtype(dy, "dy", x, "x")
     same_shape(dy, "dy", (len(x), len(w), *operation.size), "that of the pooling's result")
-    need_dx, argmax = flag(need_dx, "need_dx"), _check_argmax(argmax, dy.shape, operation)
-    operation.reserve(len(x))
-    operation.set_argmax(argmax)
-    return run_backward(backend, operation, dy, x, w, need_dx)
+    cells = winners(argmax, dy, operation.pool_size, "window", NO_WINNER if operation.relu else None)
+    return run_gradients(backend, operation, dy, x, w, need_dx, cells)
 
 
 def _check(backend, x, w, padding, pool_size, relu):
@@ -192,19 +161,3 @@ def _check(backend, x, w, padding, pool_size, relu):
     pooled_size(conv.y_size, pool_size, pool_size, (0, 0), (1, 1), False, "pool_size")
     conv_shape = conv.O, *conv.y_size
     return x, w, backend.Conv2dMaxPool2d(x.shape[1:], conv_shape, conv.kernel_size, conv.padding, pool_size, relu, x.dtype)
-
-
-def _check_argmax(argmax, shape, operation):
-    """argmax as an array; each must be a cell of the window, since the kernels follow it without a look."""
-    array = as_array(argmax, "argmax")
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"argmax: expected an array of ints, got {describe(argmax, array)}")
-    same_shape(array, "argmax", shape, "that of dy")
-    array = on_host(array)
-    last = math.prod(operation.pool_size) - 1
-    outside = ((array < 0) | (array > last)) & ~((array == NO_WINNER) & operation.relu)
-    if outside.any():
-        position = tuple(map(int, np.argwhere(outside)[0]))
-        raise IndexError(f"argmax: expected cells from 0 to {last}{f', or {NO_WINNER},' if operation.relu else ''} of a window of "
-                         f"{operation.pool_size[0]}x{operation.pool_size[1]}, got {array[position]} at position {position}")
-    return array

@@ -1,13 +1,18 @@
 """The linear (fully connected) layer and its gradients."""
-from nbcnn.kernels.arguments import flag, floats, same_dtype, same_shape
+from nbcnn.kernels.arguments import floats, same_dtype, same_shape
 from nbcnn.kernels.backend import backend_of
-from nbcnn.kernels.conv2d import run_backward
+from nbcnn.kernels.conv2d import flat_parameters, run_gradients
+from nbcnn.kernels.docs import docs_from
+from nbcnn.kernels.operation import run_forward
 
 __all__ = ["linear_forward", "linear_backward"]
 
 
 def linear_forward(x, w, b=None):
     """Multiply vectors with a matrix: y = x W^T + b.
+
+    The order of the additions depends on `in` alone: a sample's result has the same bits in any batch.
+    Source: PyTorch's torch.nn.functional.linear.
 
     Parameters
     ----------
@@ -27,12 +32,6 @@ def linear_forward(x, w, b=None):
     ValueError
         Shapes that do not fit.
 
-    Notes
-    -----
-    The order of the additions depends on `in` alone: a sample's result has the same bits in any batch.
-
-    Source: PyTorch's torch.nn.functional.linear.
-
     Examples
     --------
     >>> import numpy as np
@@ -43,31 +42,24 @@ def linear_forward(x, w, b=None):
     ...     y[n, o] = b[o]
     ...     for c in range(5):
     ...         y[n, o] += x[n, c] * w[o, c]
-    >>> bool((linear_forward(x, w, b) == y).all())
-    True
+    >>> assert (linear_forward(x, w, b) == y).all()
     """
     backend = backend_of(x=x, w=w, b=b)
     x, w, operation = _check(backend, x, w)
-    if b is not None:
-        b = floats(b, "b", "(out,)")
-        same_dtype(b, "b", x, "x")
-        same_shape(b, "b", w.shape[:1], "one bias for each row of w")
-    N = len(x)
-    y = backend.Buffer(N, w.shape[:1], x.dtype)
-    params = backend.flat_weight(w), None if b is None else backend.flat_weight(b)
-    backend.run(operation.forward(N, y, backend.Buffer.holding(x), params))
-    return y.view(N)
+    params = flat_parameters(backend, x, w, b, "(out,)", "row of w")
+    return run_forward(backend, operation, x, w.shape[:1], params)
 
 
+@docs_from(linear_forward)
 def linear_backward(dy, x, w, *, need_dx=True):
     """Gradients of the linear layer: dx = dy W, dw = dy^T x, db = sum of dy over n.
+
+    Source: PyTorch's torch.nn.functional.linear, differentiated.
 
     Parameters
     ----------
     dy : float array (N, out)
         The upstream gradient dLoss/dy.
-    x : float array (N, in)
-    w : float array (out, in)
     need_dx : bool
         False leaves dx out.
 
@@ -76,15 +68,6 @@ def linear_backward(dy, x, w, *, need_dx=True):
     dx : float array (N, in) or None
     dw : float array (out, in)
     db : float array (out,)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As in forward; and where dy has not the shape of forward's result.
-
-    Notes
-    -----
-    Source: PyTorch's torch.nn.functional.linear, differentiated.
 
     Examples
     --------
@@ -105,9 +88,7 @@ def linear_backward(dy, x, w, *, need_dx=True):
     dy = floats(dy, "dy", "(N, out)")
     same_dtype(dy, "dy", x, "x")
     same_shape(dy, "dy", (len(x), len(w)), "that of the layer's result")
-    need_dx = flag(need_dx, "need_dx")
-    operation.reserve(len(x))
-    return run_backward(backend, operation, dy, x, w, need_dx)
+    return run_gradients(backend, operation, dy, x, w, need_dx)
 
 
 def _check(backend, x, w):

@@ -1,10 +1,11 @@
 """Max pooling: the largest value of each window, and the gradient's way back to where it stood."""
 import numpy as np
 
-from nbcnn.kernels.arguments import describe, flag, floats, four_sizes, pair, pooled_size, same_shape
-from nbcnn.kernels.backend import as_array, backend_of, on_device, on_host
+from nbcnn.kernels.arguments import flag, floats, four_sizes, pair, pooled_size, winners
+from nbcnn.kernels.backend import as_array, backend_of, on_device
 from nbcnn.kernels.cpu.launch import launch
 from nbcnn.kernels.cpu.maxpool2d import maxpool2d_scatter
+from nbcnn.kernels.operation import run_forward
 
 __all__ = ["maxpool2d_forward", "maxpool2d_backward"]
 
@@ -13,7 +14,11 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     """Find the largest value of each window and where it stands.
 
     y[n, c, i, j] = maximum over p, q of x[n, c, i*stride + p*dilation - padding, j*stride + q*dilation - padding],
-    cells outside the image left out.
+    cells outside the image left out. Windows are scanned row by row. The first of equal values wins. A NaN wins over every number,
+    and over an earlier NaN.
+
+    A dilated window can lie in the padding with every cell. PyTorch then gives -inf and an index outside the image;
+    here such a geometry is an error. Source: PyTorch's aten/src/ATen/native/cpu/MaxPoolKernel.cpp.
 
     Parameters
     ----------
@@ -42,15 +47,6 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     ValueError
         x has not four axes, the padding is too large, the output would have no pixel, or a window no cell.
 
-    Notes
-    -----
-    Windows are scanned row by row. The first of equal values wins. A NaN wins over every number, and over an earlier NaN.
-
-    A dilated window can lie in the padding with every cell. PyTorch then gives -inf and an index outside the image;
-    here such a geometry is an error.
-
-    Source: PyTorch's aten/src/ATen/native/cpu/MaxPoolKernel.cpp.
-
     Examples
     --------
     The definition, as a loop nest, against the kernel:
@@ -74,13 +70,14 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     y_shape = C, *pooled_size((H, W), kernel_size, stride, padding, dilation, flag(ceil_mode, "ceil_mode"), "x")
     operation = backend.MaxPool2d((C, H, W), kernel_size, stride, padding, dilation, y_shape, x.dtype)
     operation.reserve(N)
-    y = backend.Buffer(N, y_shape, x.dtype)
-    backend.run(operation.forward(N, y, backend.Buffer.holding(x), ()))
-    return y.view(N), operation.winners(N)
+    return run_forward(backend, operation, x, y_shape), operation.winners(N)
 
 
 def maxpool2d_backward(dy, argmax, x_shape):
     """Hand each window's gradient to the cell that won: dx[n, c, argmax[n, c, i, j]] += dy[n, c, i, j].
+
+    Windows that overlap can share a cell: it gets the sum, added row by row of the output.
+    Source: PyTorch's aten/src/ATen/native/cpu/MaxPoolKernel.cpp.
 
     Parameters
     ----------
@@ -104,12 +101,6 @@ def maxpool2d_backward(dy, argmax, x_shape):
     IndexError
         A cell outside the input plane.
 
-    Notes
-    -----
-    Windows that overlap can share a cell: it gets the sum, added row by row of the output.
-
-    Source: PyTorch's aten/src/ATen/native/cpu/MaxPoolKernel.cpp.
-
     Examples
     --------
     >>> import numpy as np
@@ -126,18 +117,9 @@ def maxpool2d_backward(dy, argmax, x_shape):
     N, C, H, W = four_sizes(x_shape, "x_shape")
     if dy.shape[:2] != (N, C):
         raise ValueError(f"dy: expected shape (N, C, OH, OW) with N, C = {N}, {C}, as x_shape says, got shape {dy.shape}")
-    cells = as_array(argmax, "argmax")
-    if cells.dtype.kind not in "iu":
-        raise TypeError(f"argmax: expected an array of ints, got {describe(argmax, cells)}")
-    same_shape(cells, "argmax", dy.shape, "that of dy")
-    host = on_host(cells)
-    outside = (host < 0) | (host >= H * W)
-    if outside.any():
-        position = tuple(map(int, np.argwhere(outside)[0]))
-        raise IndexError(f"argmax: expected cells from 0 to {H * W - 1} of a plane of {H}x{W}, "
-                         f"got {host[position]} at position {position}")
+    cells = winners(argmax, dy, (H, W), "plane")
     if on_device(dy):
-        return backend.maxpool2d.scatter(dy, cells, (N, C, H, W))
+        return backend.maxpool2d.scatter(dy, as_array(argmax, "argmax"), (N, C, H, W))
     dx, windows = np.zeros((N, C, H, W), dy.dtype), (N, C, dy.shape[2] * dy.shape[3])
     dy, cells = np.ascontiguousarray(dy).reshape(windows), cells.astype(np.int64).reshape(windows)
     launch(maxpool2d_scatter, dx.reshape(N, C, H * W), dy, cells)

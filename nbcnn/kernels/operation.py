@@ -106,6 +106,22 @@ def reads(backward):
     return name
 
 
+def run_forward(backend, operation, x, y_shape, params=()):
+    """y of an operation, an array (N, *y_shape) for x (N, ...)."""
+    n = len(x)
+    y = backend.Buffer(n, y_shape, x.dtype)
+    backend.run(operation.forward(n, y, backend.Buffer.holding(x), params))
+    return y.view(n)
+
+
+def run_backward(backend, operation, dy, x_shape, read=None):
+    """dx of an operation without parameters, an array (N, *x_shape); `read` is what backward reads besides dy: x or y."""
+    n = len(dy)
+    dx, read = backend.Buffer(n, x_shape, dy.dtype), None if read is None else backend.Buffer.holding(read)
+    backend.run(operation.backward(n, dx, (), backend.Buffer.holding(dy), read, read, (), ()))
+    return dx.view(n)
+
+
 class LossOperation:
     """A loss of given arrays, and its gradient. Here nothing is checked: the public functions have done that.
 
