@@ -1,7 +1,7 @@
 """Activations, functions of each element, and their gradients."""
 from nbcnn.kernels.arguments import finite, floats, one_of, same_dtype, same_shape
 from nbcnn.kernels.backend import backend_of, on_device
-from nbcnn.kernels.docs import docs_from
+from nbcnn.kernels.docs import documented
 from nbcnn.kernels.operation import reads, run_backward, run_forward
 
 __all__ = ["relu_forward", "relu_backward", "leaky_relu_forward", "leaky_relu_backward", "tanh_forward", "tanh_backward",
@@ -10,6 +10,7 @@ __all__ = ["relu_forward", "relu_backward", "leaky_relu_forward", "leaky_relu_ba
 GELUS = {"none": "gelu", "tanh": "gelu_tanh"}       # the function for each value of `approximate`
 
 
+@documented()
 def relu_forward(x):
     """Set negative values to zero: y = max(x, 0).
 
@@ -18,25 +19,18 @@ def relu_forward(x):
     Parameters
     ----------
     x : float array (any shape)
-        A NumPy or a device array; the result lives where it does.
 
     Returns
     -------
     y : float array (shape of x)
 
-    Raises
-    ------
-    TypeError
-        x is not float32 or float64.
-
-    Examples
-    --------
     >>> x = [-2.5, -0.5, 0.0, 0.25, 3.0]
     >>> assert (relu_forward(x) == [x_k if x_k > 0 else 0 for x_k in x]).all()
     """
     return activation_forward("relu", x)
 
 
+@documented()
 def relu_backward(dy, y):
     """Let the gradient through where the output is positive: dx = dy where y > 0, else 0.
 
@@ -45,7 +39,7 @@ def relu_backward(dy, y):
     Parameters
     ----------
     dy : float array (any shape)
-        The upstream gradient dLoss/dy. Both arrays are NumPy's or both are a device's; the result lives where they do.
+        The upstream gradient dLoss/dy.
     y : float array (shape of dy)
         What forward returned.
 
@@ -53,15 +47,6 @@ def relu_backward(dy, y):
     -------
     dx : float array (shape of dy)
 
-    Raises
-    ------
-    TypeError
-        An array is not float32 or float64, or they differ in dtype.
-    ValueError
-        Shapes that differ.
-
-    Examples
-    --------
     >>> x, dy = [-2.5, -0.5, 0.0, 0.25, 3.0], [1.0, -2.0, 0.5, 3.0, -1.0]
     >>> y = relu_forward(x)
     >>> assert (relu_backward(dy, y) == [dy_k if y_k > 0 else 0 for dy_k, y_k in zip(dy, y)]).all()
@@ -69,7 +54,7 @@ def relu_backward(dy, y):
     return activation_backward("relu", dy, y)
 
 
-@docs_from(relu_forward)
+@documented(relu_forward)
 def leaky_relu_forward(x, negative_slope=0.01):
     """Make negative values small: y = x where x > 0, else negative_slope*x.
 
@@ -80,22 +65,13 @@ def leaky_relu_forward(x, negative_slope=0.01):
     negative_slope : float
         Any finite number, rounded to the dtype of x.
 
-    Raises
-    ------
-    TypeError
-        x is not float32 or float64, or negative_slope is no number.
-    ValueError
-        negative_slope is not finite.
-
-    Examples
-    --------
     >>> x = [-2.5, -0.5, 0.0, 0.25, 3.0]
     >>> assert (leaky_relu_forward(x, 0.25) == [x_k if x_k > 0 else 0.25 * x_k for x_k in x]).all()
     """
     return activation_forward("leaky_relu", x, finite(negative_slope, "negative_slope"))
 
 
-@docs_from(relu_backward, leaky_relu_forward)
+@documented(relu_backward, leaky_relu_forward)
 def leaky_relu_backward(dy, x, negative_slope=0.01):
     """Make the gradient small where the input is not positive: dx = dy where x > 0, else negative_slope*dy.
 
@@ -106,15 +82,6 @@ def leaky_relu_backward(dy, x, negative_slope=0.01):
     x : float array (shape of dy)
         What forward was given.
 
-    Raises
-    ------
-    TypeError
-        An array is not float32 or float64, they differ in dtype, or negative_slope is no number.
-    ValueError
-        Shapes that differ, or a negative_slope that is not finite.
-
-    Examples
-    --------
     >>> x, dy = [-2.5, -0.5, 0.0, 0.25, 3.0], [1.0, -2.0, 0.5, 3.0, -1.0]
     >>> dx = [dy_k if x_k > 0 else 0.25 * dy_k for dy_k, x_k in zip(dy, x)]
     >>> assert (leaky_relu_backward(dy, x, 0.25) == dx).all()
@@ -122,14 +89,12 @@ def leaky_relu_backward(dy, x, negative_slope=0.01):
     return activation_backward("leaky_relu", dy, x, finite(negative_slope, "negative_slope"))
 
 
-@docs_from(relu_forward)
+@documented(relu_forward)
 def tanh_forward(x):
     """The hyperbolic tangent: y = (e^x - e^-x) / (e^x + e^-x).
 
     Within 2 units in the last place. 0 keeps its sign, NaN stays NaN. Source: PyTorch's torch.tanh.
 
-    Examples
-    --------
     >>> from math import exp, isclose
     >>> x = [-2.5, -0.5, 0.0, 0.25, 3.0]
     >>> for x_k, y_k in zip(x, tanh_forward(x)):
@@ -138,14 +103,12 @@ def tanh_forward(x):
     return activation_forward("tanh", x)
 
 
-@docs_from(relu_backward)
+@documented(relu_backward)
 def tanh_backward(dy, y):
     """The gradient of tanh, by its result: dx = dy (1 - y^2).
 
     Source: PyTorch's aten tanh_backward.
 
-    Examples
-    --------
     >>> from math import isclose
     >>> x, dy = [-2.5, -0.5, 0.0, 0.25, 3.0], [1.0, -2.0, 0.5, 3.0, -1.0]
     >>> y = tanh_forward(x)
@@ -155,15 +118,13 @@ def tanh_backward(dy, y):
     return activation_backward("tanh", dy, y)
 
 
-@docs_from(relu_forward)
+@documented(relu_forward)
 def sigmoid_forward(x):
     """The logistic function: y = 1 / (1 + e^-x).
 
     Within 3 units in the last place, also where y is next to nothing: PyTorch gives 0 for -89 in float32, here it is 2.2e-39.
     Nothing overflows; NaN stays NaN. Source: PyTorch's torch.sigmoid.
 
-    Examples
-    --------
     >>> from math import exp, isclose
     >>> x = [-2.5, -0.5, 0.0, 0.25, 3.0]
     >>> for x_k, y_k in zip(x, sigmoid_forward(x)):
@@ -172,14 +133,12 @@ def sigmoid_forward(x):
     return activation_forward("sigmoid", x)
 
 
-@docs_from(relu_backward)
+@documented(relu_backward)
 def sigmoid_backward(dy, y):
     """The gradient of the logistic function, by its result: dx = dy y (1 - y).
 
     Source: PyTorch's aten sigmoid_backward.
 
-    Examples
-    --------
     >>> from math import isclose
     >>> x, dy = [-2.5, -0.5, 0.0, 0.25, 3.0], [1.0, -2.0, 0.5, 3.0, -1.0]
     >>> y = sigmoid_forward(x)
@@ -189,7 +148,7 @@ def sigmoid_backward(dy, y):
     return activation_backward("sigmoid", dy, y)
 
 
-@docs_from(relu_forward)
+@documented(relu_forward)
 def gelu_forward(x, approximate="none"):
     """The Gaussian error linear unit: y = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2 the normal distribution's cdf.
 
@@ -202,13 +161,6 @@ def gelu_forward(x, approximate="none"):
     approximate : {"none", "tanh"}
         With "tanh" y = x (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3).
 
-    Raises
-    ------
-    ValueError
-        An unknown `approximate`.
-
-    Examples
-    --------
     >>> from math import erf, isclose, pi, sqrt, tanh
     >>> x = [-2.5, -0.5, 0.0, 0.25, 3.0]
     >>> for x_k, y_k, approximate_k in zip(x, gelu_forward(x), gelu_forward(x, "tanh")):
@@ -219,7 +171,7 @@ def gelu_forward(x, approximate="none"):
     return activation_forward(GELUS[one_of(approximate, "approximate", GELUS)], x)
 
 
-@docs_from(relu_backward, leaky_relu_backward)
+@documented(relu_backward, leaky_relu_backward)
 def gelu_backward(dy, x, approximate="none"):
     """The gradient of gelu: dx = dy (Phi(x) + x phi(x)), phi(x) = e^(-x^2 / 2) / sqrt(2 pi) the normal distribution's density.
 
@@ -231,13 +183,6 @@ def gelu_backward(dy, x, approximate="none"):
     approximate : {"none", "tanh"}
         As in forward. With "tanh" dx = dy (1 + tanh u + x (1 - tanh^2 u) u') / 2, u' = sqrt(2 / pi) (1 + 3*0.044715 x^2).
 
-    Raises
-    ------
-    ValueError
-        Shapes that differ, or an unknown `approximate`.
-
-    Examples
-    --------
     >>> from math import erf, exp, isclose, pi, sqrt, tanh
     >>> x, dy = [-2.5, -0.5, 0.0, 0.25, 3.0], [1.0, -2.0, 0.5, 3.0, -1.0]
     >>> for dy_k, x_k, dx_k, approximate_k in zip(dy, x, gelu_backward(dy, x), gelu_backward(dy, x, "tanh")):

@@ -1,12 +1,13 @@
 """Average pooling: the mean of each window, or of each whole plane, and the gradient's way back to all cells of it."""
 from nbcnn.kernels.arguments import flag, floats, four_sizes, integer, pair, pooled_size, same_shape
 from nbcnn.kernels.backend import backend_of
-from nbcnn.kernels.docs import docs_from
+from nbcnn.kernels.docs import documented
 from nbcnn.kernels.operation import run_backward, run_forward
 
 __all__ = ["avgpool2d_forward", "avgpool2d_backward", "global_avgpool2d_forward", "global_avgpool2d_backward"]
 
 
+@documented()
 def avgpool2d_forward(x, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
     """Compute the mean of each window.
 
@@ -20,7 +21,6 @@ def avgpool2d_forward(x, kernel_size, *, stride=None, padding=0, ceil_mode=False
     Parameters
     ----------
     x : float array (N, C, H, W)
-        A NumPy or a device array; the result lives where it does.
     kernel_size, padding : int or pair of ints
         Along H and along W. The padding is at most half the kernel.
     stride : int or pair of ints, optional
@@ -36,18 +36,7 @@ def avgpool2d_forward(x, kernel_size, *, stride=None, padding=0, ceil_mode=False
     -------
     y : float array (N, C, OH, OW)
         OH = floor((H + 2*padding - kernel_size) / stride) + 1, OW likewise; ceil instead of floor with `ceil_mode`, less a last
-        window that would begin beyond the image. A view of channels-last memory; on a GPU in C order.
-
-    Raises
-    ------
-    TypeError
-        x is not float32 or float64; a size, stride, padding or divisor is no int.
-    ValueError
-        x has not four axes, the padding is too large, the divisor is less than 1, or the output would have no pixel.
-
-    Examples
-    --------
-    The definition, as a loop nest, against the kernel:
+        window that would begin beyond the image; both at least 1. A view of channels-last memory; on a GPU in C order.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).integers(-9, 10, (2, 3, 6, 5)).astype(np.float32)
@@ -60,15 +49,14 @@ def avgpool2d_forward(x, kernel_size, *, stride=None, padding=0, ceil_mode=False
     ...         if 0 <= r < 6 and 0 <= s < 5:
     ...             y[n, c, i, j] += x[n, c, r, s]
     ...     y[n, c, i, j] /= divisor
-    >>> bool((avgpool2d_forward(x, (3, 2), stride=(2, 3), padding=(1, 0), ceil_mode=True) == y).all())
-    True
+    >>> assert (avgpool2d_forward(x, (3, 2), stride=(2, 3), padding=(1, 0), ceil_mode=True) == y).all()
     """
     backend, x = backend_of(x=x), floats(x, "x", "(N, C, H, W)")
     y_shape, windows = _geometry(x.shape, "x", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     return run_forward(backend, backend.AvgPool2d(x.shape[1:], *windows, y_shape, x.dtype), x, y_shape)
 
 
-@docs_from(avgpool2d_forward)
+@documented(avgpool2d_forward)
 def avgpool2d_backward(dy, x_shape, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
                        divisor_override=None):
     """Hand each window's gradient to all of its cells: dx[n, c, r, s] += dy[n, c, i, j] / divisor[i, j].
@@ -79,31 +67,21 @@ def avgpool2d_backward(dy, x_shape, kernel_size, *, stride=None, padding=0, ceil
     Parameters
     ----------
     dy : float array (N, C, OH, OW)
-        The upstream gradient dLoss/dy: a NumPy or a device array; the result lives where it does.
-    x_shape : tuple (N, C, H, W)
+        The upstream gradient dLoss/dy.
+    x_shape : tuple of ints (N, C, H, W)
 
     Returns
     -------
     dx : float array (N, C, H, W)
         Zero where no window lies. A view of channels-last memory; on a GPU in C order.
 
-    Raises
-    ------
-    TypeError
-        dy is not float32 or float64; x_shape is not made of ints, or an option is of the wrong type.
-    ValueError
-        Shapes that do not fit, or options that forward refuses.
-
-    Examples
-    --------
     >>> import numpy as np
     >>> dy = np.random.default_rng(0).integers(-9, 10, (2, 3, 5, 4)).astype(np.float32)
     >>> dx = np.zeros((2, 3, 6, 5), np.float32)
     >>> for n, c, i, j in np.ndindex(dy.shape):
     ...     for p, q in np.ndindex(2, 2):
     ...         dx[n, c, i + p, j + q] += dy[n, c, i, j] / 4
-    >>> bool((avgpool2d_backward(dy, dx.shape, 2, stride=1) == dx).all())
-    True
+    >>> assert (avgpool2d_backward(dy, dx.shape, 2, stride=1) == dx).all()
     """
     backend, dy, x_shape = backend_of(dy=dy), floats(dy, "dy", "(N, C, OH, OW)"), four_sizes(x_shape, "x_shape")
     y_shape, windows = _geometry(x_shape, "x_shape", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
@@ -111,9 +89,9 @@ def avgpool2d_backward(dy, x_shape, kernel_size, *, stride=None, padding=0, ceil
     return run_backward(backend, backend.AvgPool2d(x_shape[1:], *windows, y_shape, dy.dtype), dy, x_shape[1:])
 
 
-@docs_from(avgpool2d_forward)
+@documented(avgpool2d_forward)
 def global_avgpool2d_forward(x):
-    """Compute the mean of each plane: `avgpool2d_forward` with a window that is the whole image.
+    """Compute the mean of each plane: `avgpool2d_forward` with a window that is the whole image, of at least one pixel.
 
     Source: PyTorch's torch.nn.AdaptiveAvgPool2d(1), which adds up in another order.
 
@@ -121,49 +99,29 @@ def global_avgpool2d_forward(x):
     -------
     y : float array (N, C, 1, 1)
 
-    Raises
-    ------
-    TypeError
-        x is not float32 or float64.
-    ValueError
-        x has not four axes, or its planes have no cell.
-
-    Examples
-    --------
     >>> import numpy as np
     >>> x = np.random.default_rng(0).integers(-9, 10, (2, 3, 5, 4)).astype(np.float32)
     >>> y = np.zeros((2, 3, 1, 1), np.float32)
     >>> for n, c, r, s in np.ndindex(x.shape):
     ...     y[n, c, 0, 0] += x[n, c, r, s]
-    >>> bool((global_avgpool2d_forward(x) == y / np.float32(5 * 4)).all())
-    True
+    >>> assert (global_avgpool2d_forward(x) == y / np.float32(5 * 4)).all()
     """
     x = floats(x, "x", "(N, C, H, W)")
     return avgpool2d_forward(x, _plane(x.shape, "x"))
 
 
-@docs_from(avgpool2d_backward)
+@documented(avgpool2d_backward)
 def global_avgpool2d_backward(dy, x_shape):
     """Hand each plane's gradient to all of its cells: dx[n, c, r, s] = dy[n, c, 0, 0] / (H*W), so OH = OW = 1.
 
     Source: the derivative of PyTorch's torch.mean over (H, W).
 
-    Raises
-    ------
-    TypeError
-        dy is not float32 or float64, or x_shape not made of ints.
-    ValueError
-        Shapes that do not fit.
-
-    Examples
-    --------
     >>> import numpy as np
     >>> dy = np.random.default_rng(0).standard_normal((2, 3, 1, 1), np.float32)
     >>> dx = np.zeros((2, 3, 5, 4), np.float32)
     >>> for n, c, r, s in np.ndindex(dx.shape):
     ...     dx[n, c, r, s] = dy[n, c, 0, 0] / np.float32(5 * 4)
-    >>> bool((global_avgpool2d_backward(dy, dx.shape) == dx).all())
-    True
+    >>> assert (global_avgpool2d_backward(dy, dx.shape) == dx).all()
     """
     x_shape = four_sizes(x_shape, "x_shape")
     return avgpool2d_backward(dy, x_shape, _plane(x_shape, "x_shape"))

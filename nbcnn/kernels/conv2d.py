@@ -1,12 +1,13 @@
 """2-D convolution (cross-correlation, as in every deep-learning library) and its gradients."""
 from nbcnn.kernels.arguments import conv_size, flag, floats, pair, same_dtype, same_shape
 from nbcnn.kernels.backend import backend_of
-from nbcnn.kernels.docs import docs_from
+from nbcnn.kernels.docs import documented
 from nbcnn.kernels.operation import run_forward
 
 __all__ = ["conv2d_forward", "conv2d_backward"]
 
 
+@documented()
 def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     """Convolve images with a bank of kernels.
 
@@ -19,7 +20,6 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     Parameters
     ----------
     x : float array (N, C, H, W)
-        All NumPy or all device arrays; the result lives where the inputs do.
     w : float array (O, C, KH, KW)
     b : float array (O,), optional
     stride, padding, dilation : int or pair of ints
@@ -28,21 +28,11 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     Returns
     -------
     y : float array (N, O, OH, OW)
-        OH = floor((H + 2*padding - dilation*(KH-1) - 1) / stride) + 1, OW likewise. A view of channels-last memory.
-
-    Raises
-    ------
-    TypeError
-        An array is not float32 or float64, or its dtype is not that of x; a stride, padding or dilation is no int.
-    ValueError
-        Shapes that do not fit, as by their number of axes or of channels, or an output without a pixel.
-
-    Examples
-    --------
-    The definition, as a loop nest, against the kernel; integers, so that every sum is exact:
+        OH = floor((H + 2*padding - dilation*(KH-1) - 1) / stride) + 1, OW likewise, both at least 1.
+        A view of channels-last memory.
 
     >>> import numpy as np
-    >>> rng = np.random.default_rng(0)
+    >>> rng = np.random.default_rng(0)                               # of integers, so that every sum is exact
     >>> x, w, b = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 3, 6, 5), (4, 3, 3, 2), 4))
     >>> y = np.zeros((2, 4, 3, 2), np.float32)
     >>> for n, o, i, j in np.ndindex(y.shape):
@@ -59,7 +49,7 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     return run_forward(backend, operation, x, (len(w), *operation.y_size), params)
 
 
-@docs_from(conv2d_forward)
+@documented(conv2d_forward)
 def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     """Gradients of a convolution with respect to its input, its kernels and its bias.
 
@@ -81,8 +71,6 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     dw : float array (O, C, KH, KW)
     db : float array (O,)
 
-    Examples
-    --------
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> x, w, dy = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 3, 6, 5), (4, 3, 3, 2), (2, 4, 3, 2)))
@@ -94,8 +82,7 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     ...         if 0 <= r < 6 and 0 <= s < 5:
     ...             dx[n, c, r, s] += dy[n, o, i, j] * w[o, c, p, q]
     ...             dw[o, c, p, q] += dy[n, o, i, j] * x[n, c, r, s]
-    >>> [bool((a == b).all()) for a, b in zip(conv2d_backward(dy, x, w, stride=(2, 3), padding=(1, 0)), (dx, dw, db))]
-    [True, True, True]
+    >>> assert all((a == b).all() for a, b in zip(conv2d_backward(dy, x, w, stride=(2, 3), padding=(1, 0)), (dx, dw, db)))
     """
     backend = backend_of(dy=dy, x=x, w=w)
     x, w, operation = _check(backend, x, w, stride, padding, dilation)

@@ -5,13 +5,13 @@ from nbcnn.kernels.arguments import flag, floats, pair, pooled_size, same_dtype,
 from nbcnn.kernels.backend import backend_of
 from nbcnn.kernels.conv2d import _check as check_conv
 from nbcnn.kernels.conv2d import conv2d_backward, conv2d_forward, flat_parameters, run_gradients
-from nbcnn.kernels.docs import docs_from
+from nbcnn.kernels.docs import documented
 from nbcnn.kernels.operation import NO_WINNER, run_forward
 
 __all__ = ["conv2d_maxpool2d_forward", "conv2d_maxpool2d_backward"]
 
 
-@docs_from(conv2d_forward)
+@documented(conv2d_forward)
 def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False):
     """Convolve images with a bank of kernels and find the largest value of each window, without a convolution's output in memory.
 
@@ -38,23 +38,12 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False
     -------
     y : float array (N, O, PH, PW)
         PH = floor((H + 2*padding - KH + 1) / WH), PW likewise: the convolution's last rows and columns that fill no window are
-        left out. A view of channels-last memory, as argmax.
+        left out, and both are at least 1. A view of channels-last memory, as argmax.
     argmax : uint8 array (N, O, PH, PW)
         The cell u*WW + v of the window that won; 255 where the ReLU gave 0.
 
-    Raises
-    ------
-    TypeError
-        An array is not float32 or float64, or its dtype is not that of x; a padding or pool size is no int.
-    ValueError
-        Shapes that do not fit, as by their number of axes or of channels, an output without a pixel, or windows that are too large.
-
-    Examples
-    --------
-    The definition, as a loop nest, against the kernel; integers, so that every sum is exact:
-
     >>> import numpy as np
-    >>> rng = np.random.default_rng(0)
+    >>> rng = np.random.default_rng(0)                               # of integers, so that every sum is exact
     >>> x, w, b = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 3, 6, 7), (4, 3, 3, 2), 4))
     >>> y, argmax = np.zeros((2, 4, 3, 2), np.float32), np.full((2, 4, 3, 2), 255, np.uint8)
     >>> for n, o, i, j in np.ndindex(y.shape):
@@ -67,8 +56,7 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False
     ...         if z > y[n, o, i, j]:                                # begins at 0: the ReLU
     ...             y[n, o, i, j], argmax[n, o, i, j] = z, 3 * u + v
     >>> got = conv2d_maxpool2d_forward(x, w, b, padding=(1, 0), pool_size=(2, 3), relu=True)
-    >>> [bool((a == e).all()) for a, e in zip(got, (y, argmax))]
-    [True, True]
+    >>> assert all((a == e).all() for a, e in zip(got, (y, argmax)))
 
     Or as the kernels that it replaces:
 
@@ -83,7 +71,7 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False
     return run_forward(backend, operation, x, (len(w), *operation.size), params), operation.argmax_view(len(x))
 
 
-@docs_from(conv2d_backward, conv2d_maxpool2d_forward)
+@documented(conv2d_backward, conv2d_maxpool2d_forward)
 def conv2d_maxpool2d_backward(dy, argmax, x, w, *, padding=0, pool_size=2, relu=False, need_dx=True):
     """Gradients of a convolution that is pooled, with respect to its input, its kernels and its bias.
 
@@ -105,15 +93,9 @@ def conv2d_maxpool2d_backward(dy, argmax, x, w, *, padding=0, pool_size=2, relu=
 
     Raises
     ------
-    TypeError
-        An array is not float32 or float64, or its dtype is not that of x; argmax, a padding or a pool size is no int.
-    ValueError
-        As in forward; and where dy or argmax have not the shape of forward's result.
     IndexError
         A cell outside the window.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> x, w, dy = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 3, 6, 7), (4, 3, 3, 2), (2, 4, 3, 2)))
@@ -130,8 +112,7 @@ def conv2d_maxpool2d_backward(dy, argmax, x, w, *, padding=0, pool_size=2, relu=
     ...             dx[n, c, r, s] += dy[n, o, i, j] * w[o, c, p, q]
     ...             dw[o, c, p, q] += dy[n, o, i, j] * x[n, c, r, s]
     >>> got = conv2d_maxpool2d_backward(dy, argmax, x, w, padding=(1, 0), pool_size=(2, 3), relu=True)
-    >>> [bool((a == e).all()) for a, e in zip(got, (dx, dw, db))]
-    [True, True, True]
+    >>> assert all((a == e).all() for a, e in zip(got, (dx, dw, db)))
 
     Or as the kernels that it replaces:
 
@@ -139,8 +120,7 @@ def conv2d_maxpool2d_backward(dy, argmax, x, w, *, padding=0, pool_size=2, relu=
     >>> z = conv2d_forward(x, w, padding=(1, 0))
     >>> pooled, argmax = maxpool2d_forward(z, (2, 3))
     >>> plain = conv2d_backward(maxpool2d_backward(relu_backward(dy, y), argmax, z.shape), x, w, padding=(1, 0))
-    >>> [bool((a == e).all()) for a, e in zip(got, plain)]
-    [True, True, True]
+    >>> assert all((a == e).all() for a, e in zip(got, plain))
     """
     backend = backend_of(dy=dy, argmax=argmax, x=x, w=w)
     x, w, operation = _check(backend, x, w, padding, pool_size, relu)

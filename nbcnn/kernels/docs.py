@@ -1,24 +1,37 @@
-"""Docstrings that say once what several functions share."""
+"""What completes the docstrings of the public functions: help() shows all of them, the source says each thing once."""
 import inspect
 import re
 
+EVERY = """
+Raises
+------
+TypeError
+    An argument has another type or dtype than given above.
+ValueError
+    An argument has another shape than given above, or a value out of range. The message names it and says what was expected.
+
+Notes
+-----
+Arrays are all NumPy's or all a GPU's; the result lives where they do. Float arrays are all float32 or all float64.
+"""
 TITLES = "Parameters", "Returns", "Raises", "Notes", "Examples"
 
 
-def docs_from(*others):
-    """Complete the docstring of a function with what it does not say itself, but those of other functions do, the first before the next.
+def documented(*others):
+    """Complete the docstring of a function with what it does not say itself.
 
-    That is: Parameters that both functions have, Returns where it has none, and exceptions that it does not mention in Raises.
+    From the docstrings of other functions it takes the parameters that both have, exceptions that it does not mention, and Returns
+    where it has none; from EVERY, which is true of all, Raises and Notes. Its doctest stands under Examples.
     """
     def complete(function):
         if function.__doc__:        # python -OO takes it away
-            text, own = _sections(function)
+            text, own = _sections(function.__doc__)
             arguments = list(inspect.signature(function).parameters)
-            for _, shared in map(_sections, others):
+            for _, shared in map(_sections, [*(other.__doc__ for other in others), EVERY]):
                 missing = set(arguments).difference(*own["Parameters"])
                 own["Parameters"] |= {names: entry for names, entry in shared["Parameters"].items() if missing.issuperset(names)}
-                own["Returns"] = own["Returns"] or shared["Returns"]
                 own["Raises"] = shared["Raises"] | own["Raises"]
+                own |= {title: own[title] or shared[title] for title in ("Returns", "Notes")}
             own["Parameters"] = dict(sorted(own["Parameters"].items(), key=lambda item: arguments.index(item[0][0])))
             function.__doc__ = text + "\n\n".join("\n".join([title, "-" * len(title), *own[title].values()])
                                                   for title in TITLES if own[title])
@@ -26,21 +39,16 @@ def docs_from(*others):
     return complete
 
 
-def _sections(function):
-    """A docstring's text before its sections, and these: for each title a dict of entries by the names that they are about.
+def _sections(docstring):
+    r"""The text before the sections of a docstring, and these: for each title a dict of entries by the names that they are about.
 
-    >>> def double(x, out=None):
-    ...     '''Twice x.
-    ...
-    ...     Parameters
-    ...     ----------
-    ...     x, out : array
-    ...         Of any shape.
-    ...     '''
-    >>> _sections(double)[1]["Parameters"]
-    {('x', 'out'): 'x, out : array\\n    Of any shape.'}
+    >>> _sections("Twice x.\n\nParameters\n----------\nx, out : array\n    Of any shape.\n")[1]["Parameters"]
+    {('x', 'out'): 'x, out : array\n    Of any shape.'}
     """
-    text, *parts = re.split(r"^(\w+)\n-+\n", inspect.cleandoc(function.__doc__), flags=re.MULTILINE)
+    docstring = inspect.cleandoc(docstring)
+    if "\nExamples\n" not in docstring:
+        docstring = docstring.replace("\n\n>>>", "\n\nExamples\n--------\n>>>", 1)
+    text, *parts = re.split(r"^(\w+)\n-+\n", docstring, flags=re.MULTILINE)
     sections = {title: {} for title in TITLES}
     for title, body in zip(parts[::2], parts[1::2], strict=True):
         entries = [body.rstrip()] if title in ("Notes", "Examples") else re.split(r"\n(?=\S)", body.rstrip())

@@ -5,18 +5,20 @@ from nbcnn.kernels.arguments import axes, describe, finite_row, float_dtype, flo
 from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device, on_host
 from nbcnn.kernels.cpu import images as cpu
 from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.docs import documented
 from nbcnn.kernels.shown import shown
 
 __all__ = ["normalization_table", "load_images", "normalize_images"]
 
 
+@documented()
 def normalization_table(mean, std, channels, dtype):
     """What each byte v of each channel c becomes: (v / 255 - mean[c]) / std[c], computed in float64, rounded once.
 
     Parameters
     ----------
     mean, std : sequence of `channels` floats, or None
-        In units of the pixel range [0, 1]. None stands for 0 and 1.
+        Finite, std positive; in units of the pixel range [0, 1]. None stands for 0 and 1.
     channels : int
     dtype : float32 or float64
 
@@ -24,15 +26,6 @@ def normalization_table(mean, std, channels, dtype):
     -------
     table : float array (channels, 256)
 
-    Raises
-    ------
-    TypeError
-        When dtype is neither float32 nor float64.
-    ValueError
-        When mean or std does not hold one finite number per channel, or a number in std is not positive.
-
-    Examples
-    --------
     >>> float(normalization_table([0.5, 0.0], [0.25, 1.0], 2, np.float32)[0, 255])
     2.0
     """
@@ -45,43 +38,32 @@ def normalization_table(mean, std, channels, dtype):
         return ((np.arange(256) / 255 - mean[:, None]) / std[:, None]).astype(dtype)
 
 
+@documented()
 def load_images(out, pictures, index, flip, shift, table):
     """Gather, flip, shift and normalise pictures, written straight to where a network reads them.
 
     out[b, c, i, j] = table[c, v], where v is the byte of picture index[b] that its flip and the shift bring to (i, j).
-    The gap that a shift leaves is filled with byte 0 before it is normalised.
+    The gap that a shift leaves is filled with byte 0 before it is normalised. Exact: every value is one of table's, and the same
+    for any number of threads.
 
     Parameters
     ----------
     out : float array (B, C, H, W)
-        Written; any strides, usually a view of channels-last memory, for which the loops are made. All arrays are NumPy's, or
-        all a GPU's.
+        Written; any strides, usually a view of channels-last memory, for which the loops are made.
     pictures : uint8 array (M, C, H, W)
     index : int array (B,)
         Which pictures, in [0, M), in any order, as often as one likes.
     flip : bool array (B,)
         Which of them to mirror left to right, before the shift.
     shift : pair of ints
-        (dy, dx): the whole batch moves dy pixels down and dx to the right.
+        (dy, dx): the whole batch moves dy pixels down and dx to the right, at most H and W.
     table : array (C, 256) of out's dtype
         From `normalization_table`.
 
     Raises
     ------
-    TypeError
-        When an array has the wrong dtype.
-    ValueError
-        When shapes do not agree, out is read-only, or the shift exceeds the picture.
     IndexError
-        When an index is out of range; it says which.
-
-    Notes
-    -----
-    Exact: every value is one of table's, and the same for any number of threads.
-
-    Examples
-    --------
-    The loops that define it:
+        A number of index is out of range; the message says which.
 
     >>> def plain(out, pictures, index, flip, shift, table):
     ...     B, C, H, W = out.shape
@@ -101,8 +83,7 @@ def load_images(out, pictures, index, flip, shift, table):
     >>> expected, out = np.empty((2, 3, 3, 4, 6), np.float32)
     >>> plain(expected, pictures, index, flip, shift, table)
     >>> load_images(out, pictures, index, flip, shift, table)
-    >>> bool((out == expected).all())
-    True
+    >>> assert (out == expected).all()
     """
     backend = backend_of(out=out, pictures=pictures, index=index, flip=flip, table=table)
     array = floats(out, "out", "(B, C, H, W)")
@@ -136,23 +117,21 @@ def load_images(out, pictures, index, flip, shift, table):
            np.ascontiguousarray(table))
 
 
+@documented()
 def normalize_images(out, pictures, table):
     """Normalise pictures in their order, unchanged otherwise: `load_images` without flips or shift.
 
     Parameters
     ----------
     out : float array (N, C, H, W)
-        Written; any strides. All are NumPy or all are device arrays.
+        Written; any strides.
     pictures : uint8 array (N, C, H, W)
     table : array (C, 256) of out's dtype
 
-    Examples
-    --------
     >>> pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), dtype=np.uint8)
     >>> out = np.empty(pictures.shape)
     >>> normalize_images(out, pictures, normalization_table(None, None, 3, np.float64))
-    >>> bool((out == pictures / 255).all())
-    True
+    >>> assert (out == pictures / 255).all()
     """
     shape = _array(pictures, "pictures", np.uint8, "(N, C, H, W)").shape
     same_shape(as_array(out, "out"), "out", shape, "that of the pictures")

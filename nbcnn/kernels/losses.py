@@ -12,7 +12,7 @@ import numpy as np
 from nbcnn.kernels.arguments import INT64, floats, fraction, integer, numeric, one_of, same_dtype, same_shape
 from nbcnn.kernels.backend import as_array, backend_of, on_device, on_host
 from nbcnn.kernels.cpu import losses as cpu
-from nbcnn.kernels.docs import docs_from
+from nbcnn.kernels.docs import documented
 from nbcnn.kernels.shown import one_line, shown
 
 __all__ = ["l1_loss_forward", "l1_loss_backward", "mse_loss_forward", "mse_loss_backward", "cross_entropy_forward",
@@ -40,6 +40,7 @@ def _gradient(loss, dloss):
     return loss.backward(backend_of(x=loss.x).place(dloss))
 
 
+@documented()
 def l1_loss_forward(x, t, *, reduction="mean"):
     """Absolute error, l = |x - t|.
 
@@ -56,15 +57,6 @@ def l1_loss_forward(x, t, *, reduction="mean"):
     -------
     loss : scalar of x's dtype, or array (shape of x) with reduction "none"
 
-    Raises
-    ------
-    TypeError
-        x is not a float array, or the dtype of another array does not fit.
-    ValueError
-        A shape does not fit, or the reduction is unknown.
-
-    Examples
-    --------
     >>> x, t = [0.5, -1.0, 2.0], [1.0, 0.5, -1.0]
     >>> l = [abs(x_k - t_k) for x_k, t_k in zip(x, t)]
     >>> assert np.isclose(l1_loss_forward(x, t), sum(l) / 3)
@@ -72,14 +64,12 @@ def l1_loss_forward(x, t, *, reduction="mean"):
     return _elementwise("L1Loss", x, t, reduction, integers=True).forward()
 
 
-@docs_from(_gradient, l1_loss_forward)
+@documented(_gradient, l1_loss_forward)
 def l1_loss_backward(x, t, *, reduction="mean", dloss=1.0):
     """Gradient of the absolute error, dx = dloss * sign(x - t), for the mean divided by the number of elements.
 
     The signs of 0 and of NaN are 0, as in PyTorch: a NaN shows in the loss, not in the gradient.
 
-    Examples
-    --------
     >>> x, t = [0.5, -1.0, 2.0], [1.0, 0.5, -1.0]
     >>> dx = [0.5 * np.sign(x_k - t_k) / 3 for x_k, t_k in zip(x, t)]
     >>> assert np.allclose(l1_loss_backward(x, t, dloss=0.5), dx)
@@ -87,14 +77,12 @@ def l1_loss_backward(x, t, *, reduction="mean", dloss=1.0):
     return _gradient(_elementwise("L1Loss", x, t, reduction, integers=True), dloss)
 
 
-@docs_from(l1_loss_forward)
+@documented(l1_loss_forward)
 def mse_loss_forward(x, t, *, reduction="mean"):
     """Squared error, l = (x - t)^2.
 
     Source: aten/src/ATen/native/Loss.cpp of PyTorch.
 
-    Examples
-    --------
     >>> x, t = [0.5, -1.0, 2.0], [1.0, 0.5, -1.0]
     >>> l = [(x_k - t_k) ** 2 for x_k, t_k in zip(x, t)]
     >>> assert np.isclose(mse_loss_forward(x, t), sum(l) / 3)
@@ -102,14 +90,12 @@ def mse_loss_forward(x, t, *, reduction="mean"):
     return _elementwise("MSELoss", x, t, reduction, integers=True).forward()
 
 
-@docs_from(_gradient, mse_loss_forward)
+@documented(_gradient, mse_loss_forward)
 def mse_loss_backward(x, t, *, reduction="mean", dloss=1.0):
     """Gradient of the squared error, dx = dloss * 2 (x - t), for the mean divided by the number of elements.
 
     Source: PyTorch's aten mse_loss_backward.
 
-    Examples
-    --------
     >>> x, t = [0.5, -1.0, 2.0], [1.0, 0.5, -1.0]
     >>> dx = [0.5 * 2 * (x_k - t_k) / 3 for x_k, t_k in zip(x, t)]
     >>> assert np.allclose(mse_loss_backward(x, t, dloss=0.5), dx)
@@ -117,6 +103,7 @@ def mse_loss_backward(x, t, *, reduction="mean", dloss=1.0):
     return _gradient(_elementwise("MSELoss", x, t, reduction, integers=True), dloss)
 
 
+@documented()
 def cross_entropy_forward(x, t, *, reduction="mean", weight=None, ignore_index=-100, label_smoothing=0.0):
     """Cross-entropy of class scores, l = -sum_c w[c] q[c] log_softmax(x)[c] at every position; w is `weight` or ones.
 
@@ -137,7 +124,7 @@ def cross_entropy_forward(x, t, *, reduction="mean", weight=None, ignore_index=-
     weight : array (C,), optional
         Of x's dtype; lists and numbers are converted.
     ignore_index : int
-        Positions with this index do not count, whether it is a class or not.
+        Positions with this index do not count, whether it is a class or not. Negative where t holds probabilities.
     label_smoothing : float in [0, 1]
 
     Returns
@@ -146,14 +133,9 @@ def cross_entropy_forward(x, t, *, reduction="mean", weight=None, ignore_index=-
 
     Raises
     ------
-    TypeError, ValueError
-        Something has another dtype, shape or range than given above; t holds probabilities and `ignore_index` is not
-        negative.
     IndexError
         A class index is neither in [0, C) nor `ignore_index`; the message names its position.
 
-    Examples
-    --------
     >>> x, w, y = np.random.default_rng(0).normal(size=(4, 3)), [1.0, 2.0, 0.5], [2, 0, -100, 1]
     >>> total = weights = 0
     >>> for n in range(4):
@@ -166,7 +148,7 @@ def cross_entropy_forward(x, t, *, reduction="mean", weight=None, ignore_index=-
     return _cross_entropy(x, t, reduction, weight, ignore_index, label_smoothing).forward()
 
 
-@docs_from(_gradient, cross_entropy_forward)
+@documented(_gradient, cross_entropy_forward)
 def cross_entropy_backward(x, t, *, reduction="mean", weight=None, ignore_index=-100, label_smoothing=0.0, dloss=1.0):
     """Gradient of the cross-entropy, dx = dloss * (softmax(x) sum_c w[c] q[c] - w q), for the mean divided as the loss is.
 
@@ -175,8 +157,6 @@ def cross_entropy_backward(x, t, *, reduction="mean", weight=None, ignore_index=
     Exactly 0 at ignored positions, even if all are ignored and the mean is NaN. NaN elsewhere if the weights that count
     sum to 0.
 
-    Examples
-    --------
     >>> x, w, y = np.random.default_rng(0).normal(size=(4, 3)), [1.0, 2.0, 0.5], [2, 0, -100, 1]
     >>> dx = np.zeros((4, 3))
     >>> for n in range(4):
@@ -194,8 +174,6 @@ def cross_entropy_forward_backward(x, t, *, reduction="mean", weight=None, ignor
 
     Equals (cross_entropy_forward(...), cross_entropy_backward(...)), which explain the arguments.
 
-    Examples
-    --------
     >>> x, y = np.random.default_rng(0).normal(size=(4, 3)), [2, 0, 1, 1]
     >>> loss, dx = cross_entropy_forward_backward(x, y)
     >>> bool(loss == cross_entropy_forward(x, y)), bool((dx == cross_entropy_backward(x, y)).all())
@@ -205,7 +183,7 @@ def cross_entropy_forward_backward(x, t, *, reduction="mean", weight=None, ignor
     return loss.forward(), _gradient(loss, 1.0)
 
 
-@docs_from(l1_loss_forward)
+@documented(l1_loss_forward)
 def bce_loss_forward(x, t, *, reduction="mean", weight=None):
     """Binary cross-entropy of probabilities, l = -weight (t log x + (1 - t) log(1 - x)), each logarithm at least -100.
 
@@ -223,11 +201,9 @@ def bce_loss_forward(x, t, *, reduction="mean", weight=None):
     Raises
     ------
     ValueError
-        An element of x or t is outside [0, 1] or NaN (the message names its position), a shape does not fit, or the
-        reduction is unknown.
+        An argument has another shape than given above, or an element of x or t is outside [0, 1] or NaN; the message names its
+        position.
 
-    Examples
-    --------
     >>> x, t = [0.25, 0.5, 0.75], [0.0, 0.75, 1.0]
     >>> l = [-t_k * np.log(x_k) - (1 - t_k) * np.log(1 - x_k) for x_k, t_k in zip(x, t)]
     >>> assert np.isclose(bce_loss_forward(x, t), sum(l) / 3)
@@ -235,15 +211,13 @@ def bce_loss_forward(x, t, *, reduction="mean", weight=None):
     return _elementwise("BCELoss", x, t, reduction, weight, unit=True).forward()
 
 
-@docs_from(_gradient, bce_loss_forward)
+@documented(_gradient, bce_loss_forward)
 def bce_loss_backward(x, t, *, reduction="mean", weight=None, dloss=1.0):
     """Gradient of the binary cross-entropy, dx = dloss weight (x - t) / max(x (1 - x), 1e-12).
 
     For the mean it is divided by the number of elements.
     The loss is clamped, the gradient is not: x = 1, t = 0 gives loss 100 and gradient 1e12 (PyTorch issue #171327).
 
-    Examples
-    --------
     >>> x, t = [0.25, 0.5, 0.75], [0.0, 0.75, 1.0]
     >>> dx = [0.5 * (x_k - t_k) / (x_k * (1 - x_k)) / 3 for x_k, t_k in zip(x, t)]
     >>> assert np.allclose(bce_loss_backward(x, t, dloss=0.5), dx)
@@ -251,7 +225,7 @@ def bce_loss_backward(x, t, *, reduction="mean", weight=None, dloss=1.0):
     return _gradient(_elementwise("BCELoss", x, t, reduction, weight, unit=True), dloss)
 
 
-@docs_from(bce_loss_forward)
+@documented(l1_loss_forward)
 def bce_with_logits_forward(x, t, *, reduction="mean", weight=None, pos_weight=None):
     """Binary cross-entropy of logits, l = weight ((1 - t) x - (1 + (pos_weight - 1) t) log sigmoid(x)).
 
@@ -264,16 +238,9 @@ def bce_with_logits_forward(x, t, *, reduction="mean", weight=None, pos_weight=N
         Logits.
     t : float array (shape of x)
         Targets, of x's dtype; meant to lie in [0, 1], which is not checked.
-    pos_weight : array that broadcasts to x's shape, optional
-        Of x's dtype, as weight; scales the part of the loss due to positive targets.
+    weight, pos_weight : arrays that broadcast to x's shape, optional
+        Of x's dtype; lists and numbers are converted. `pos_weight` scales the part of the loss due to positive targets.
 
-    Raises
-    ------
-    ValueError
-        A shape does not fit, or the reduction is unknown.
-
-    Examples
-    --------
     >>> x, t = [0.5, -1.0, 2.0], [0.0, 0.75, 1.0]
     >>> p = [1 / (1 + np.exp(-x_k)) for x_k in x]
     >>> l = [-3 * t_k * np.log(p_k) - (1 - t_k) * np.log(1 - p_k) for p_k, t_k in zip(p, t)]
@@ -282,14 +249,12 @@ def bce_with_logits_forward(x, t, *, reduction="mean", weight=None, pos_weight=N
     return _elementwise("BCEWithLogitsLoss", x, t, reduction, weight, pos_weight).forward()
 
 
-@docs_from(_gradient, bce_with_logits_forward)
+@documented(_gradient, bce_with_logits_forward)
 def bce_with_logits_backward(x, t, *, reduction="mean", weight=None, pos_weight=None, dloss=1.0):
     """Gradient of `bce_with_logits_forward`, dx = dloss weight ((pos_weight t + 1 - t) sigmoid(x) - pos_weight t).
 
     For the mean it is divided by the number of elements. Source: PyTorch's binary_cross_entropy_with_logits_backward.
 
-    Examples
-    --------
     >>> x, t = [0.5, -1.0, 2.0], [0.0, 0.75, 1.0]
     >>> p = [1 / (1 + np.exp(-x_k)) for x_k in x]
     >>> dx = [0.5 * ((3 * t_k + 1 - t_k) * p_k - 3 * t_k) / 3 for p_k, t_k in zip(p, t)]
@@ -298,6 +263,7 @@ def bce_with_logits_backward(x, t, *, reduction="mean", weight=None, pos_weight=
     return _gradient(_elementwise("BCEWithLogitsLoss", x, t, reduction, weight, pos_weight), dloss)
 
 
+@documented()
 def softmax(x, axis=1):
     """Probabilities p = exp(x) / sum exp(x) along one axis, whose maximum is subtracted first.
 
@@ -308,20 +274,12 @@ def softmax(x, axis=1):
     ----------
     x : float array
     axis : int
+        Of x; the last one is -1, too.
 
     Returns
     -------
     p : float array of x's shape
 
-    Raises
-    ------
-    TypeError
-        x is not a float array, or the axis not an int.
-    ValueError
-        x has no such axis.
-
-    Examples
-    --------
     >>> x = [[0.5, -1.0, 2.0]]
     >>> p = [np.exp(x_c) / sum(np.exp(x_k) for x_k in x[0]) for x_c in x[0]]
     >>> assert np.allclose(softmax(x), [p])
@@ -329,7 +287,7 @@ def softmax(x, axis=1):
     return _along(x, axis, log=False)
 
 
-@docs_from(softmax)
+@documented(softmax)
 def log_softmax(x, axis=1):
     """Log-probabilities a = x - log sum exp(x) along one axis, whose maximum is subtracted first.
 
@@ -339,8 +297,6 @@ def log_softmax(x, axis=1):
     -------
     a : float array of x's shape
 
-    Examples
-    --------
     >>> x = [[0.5, -1.0, 2.0]]
     >>> a = [x_c - np.log(sum(np.exp(x_k) for x_k in x[0])) for x_c in x[0]]
     >>> assert np.allclose(log_softmax(x), [a])

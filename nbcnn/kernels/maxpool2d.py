@@ -5,11 +5,13 @@ from nbcnn.kernels.arguments import flag, floats, four_sizes, pair, pooled_size,
 from nbcnn.kernels.backend import as_array, backend_of, on_device
 from nbcnn.kernels.cpu.launch import launch
 from nbcnn.kernels.cpu.maxpool2d import maxpool2d_scatter
+from nbcnn.kernels.docs import documented
 from nbcnn.kernels.operation import run_forward
 
 __all__ = ["maxpool2d_forward", "maxpool2d_backward"]
 
 
+@documented()
 def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, ceil_mode=False):
     """Find the largest value of each window and where it stands.
 
@@ -23,7 +25,6 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     Parameters
     ----------
     x : float array (N, C, H, W)
-        A NumPy or a device array; the results live where it does.
     kernel_size, padding, dilation : int or pair of ints
         Along H and along W. The padding is at most half the window of (kernel_size-1)*dilation + 1 cells.
     stride : int or pair of ints, optional
@@ -35,23 +36,11 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     -------
     y : float array (N, C, OH, OW)
         OH = floor((H + 2*padding - dilation*(kernel_size-1) - 1) / stride) + 1, OW likewise; ceil instead of floor with
-        `ceil_mode`, less a last window that would begin beyond the image. A view of channels-last
-        memory, as argmax; on a GPU both are in C order.
+        `ceil_mode`, less a last window that would begin beyond the image; both at least 1. A view of channels-last memory, as
+        argmax; on a GPU both are in C order.
     argmax : int64 array (N, C, OH, OW)
         The cell r*W + s of the input plane that won, as PyTorch's return_indices.
 
-    Raises
-    ------
-    TypeError
-        x is not float32 or float64; a size, stride, padding or dilation is no int.
-    ValueError
-        x has not four axes, the padding is too large, the output would have no pixel, or a window no cell.
-
-    Examples
-    --------
-    The definition, as a loop nest, against the kernel:
-
-    >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> x = rng.integers(-9, 10, (2, 3, 6, 5)).astype(np.float32)
     >>> y, argmax = np.full((2, 3, 3, 2), -np.inf, np.float32), np.zeros((2, 3, 3, 2), np.int64)
@@ -60,8 +49,7 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     ...         r, s = 2 * i + p - 1, 3 * j + q - 0                  # stride (2, 3), padding (1, 0)
     ...         if 0 <= r < 6 and 0 <= s < 5 and x[n, c, r, s] > y[n, c, i, j]:
     ...             y[n, c, i, j], argmax[n, c, i, j] = x[n, c, r, s], r * 5 + s
-    >>> [bool((a == b).all()) for a, b in zip(maxpool2d_forward(x, (3, 2), stride=(2, 3), padding=(1, 0)), (y, argmax))]
-    [True, True]
+    >>> assert all((a == b).all() for a, b in zip(maxpool2d_forward(x, (3, 2), stride=(2, 3), padding=(1, 0)), (y, argmax)))
     """
     backend, x = backend_of(x=x), floats(x, "x", "(N, C, H, W)")
     kernel_size, padding, dilation = pair(kernel_size, "kernel_size", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1)
@@ -73,6 +61,7 @@ def maxpool2d_forward(x, kernel_size, *, stride=None, padding=0, dilation=1, cei
     return run_forward(backend, operation, x, y_shape), operation.winners(N)
 
 
+@documented()
 def maxpool2d_backward(dy, argmax, x_shape):
     """Hand each window's gradient to the cell that won: dx[n, c, argmax[n, c, i, j]] += dy[n, c, i, j].
 
@@ -82,10 +71,10 @@ def maxpool2d_backward(dy, argmax, x_shape):
     Parameters
     ----------
     dy : float array (N, C, OH, OW)
-        The upstream gradient dLoss/dy. It and argmax are both NumPy or both device arrays; the result lives where they do.
+        The upstream gradient dLoss/dy.
     argmax : int array (N, C, OH, OW)
         Cells r*W + s, as forward returns them; any cells of the input plane are accepted.
-    x_shape : tuple (N, C, H, W)
+    x_shape : tuple of ints (N, C, H, W)
 
     Returns
     -------
@@ -94,24 +83,16 @@ def maxpool2d_backward(dy, argmax, x_shape):
 
     Raises
     ------
-    TypeError
-        dy is not float32 or float64, argmax or x_shape not made of ints.
-    ValueError
-        Shapes that do not fit.
     IndexError
         A cell outside the input plane.
 
-    Examples
-    --------
-    >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> x, dy = (rng.integers(-9, 10, shape).astype(np.float32) for shape in ((2, 3, 6, 5), (2, 3, 5, 4)))
     >>> y, argmax = maxpool2d_forward(x, 2, stride=1)
     >>> dx = np.zeros_like(x)
     >>> for n, c, i, j in np.ndindex(dy.shape):
     ...     dx[n, c].flat[argmax[n, c, i, j]] += dy[n, c, i, j]
-    >>> bool((maxpool2d_backward(dy, argmax, x.shape) == dx).all())
-    True
+    >>> assert (maxpool2d_backward(dy, argmax, x.shape) == dx).all()
     """
     backend, dy = backend_of(dy=dy, argmax=argmax), floats(dy, "dy", "(N, C, OH, OW)")
     N, C, H, W = four_sizes(x_shape, "x_shape")

@@ -5,10 +5,12 @@ import numpy as np
 
 from nbcnn.kernels.arguments import FLOATS, axes, describe, flag, floats, nesterov_fits, real, same_dtype, same_shape
 from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device
+from nbcnn.kernels.docs import documented
 
 __all__ = ["sgd_step"]
 
 
+@documented()
 def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False,
              maximize=False, first=False):
     """Update parameters, and their momentum, in place.
@@ -18,42 +20,27 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
     g = g + momentum * momentum_buffer with Nesterov's momentum, else g = momentum_buffer;
     param = param - lr * g. Without momentum the two lines in the middle are left out.
 
+    The rates are cast to the dtype of param. Each product and sum is rounded by itself on the CPU; PyTorch fuses some,
+    and so does a GPU. On the CPU a parameter or momentum that becomes denormal, smaller than 1.2e-38 in float32, becomes 0.
+    Source: PyTorch's torch.optim.SGD.
+
     Parameters
     ----------
     param : float array (P,), written
-        C-contiguous, as momentum_buffer. NumPy arrays, or all of them a GPU's.
+        C-contiguous, as momentum_buffer. No array may share another's memory.
     grad : float array (P,)
         dLoss/dparam.
     momentum_buffer : float array (P,), written, optional
         Needed with momentum; what it held does not matter in the first step.
     lr : float
-        Learning rate.
+        Learning rate; not negative, as momentum and weight_decay.
     momentum, dampening, weight_decay : float
     nesterov, maximize : bool
+        Nesterov's needs a momentum, and no dampening.
     first : bool
         Whether this is the first step, in which momentum_buffer takes the gradient itself, dampening or not.
 
-    Raises
-    ------
-    TypeError
-        An array is not float32 or float64, dtypes that differ, a rate that is no number.
-    ValueError
-        Shapes that do not fit, arrays that share memory, a parameter or momentum buffer that is strided or read-only,
-        momentum without a buffer, a negative lr, momentum or weight_decay, nesterov without momentum or with dampening.
-
-    Notes
-    -----
-    The rates are cast to the dtype of param. Each product and sum is rounded by itself on the CPU; PyTorch fuses some,
-    and so does a GPU. On the CPU a parameter or momentum that becomes denormal, smaller than 1.2e-38 in float32, becomes 0.
-
-    Source: PyTorch's torch.optim.SGD.
-
-    Examples
-    --------
-    Three steps, element by element, against the kernel; powers of two, so that nothing is rounded:
-
-    >>> import numpy as np
-    >>> param, *grads = np.random.default_rng(0).integers(-8, 9, (4, 5)).astype(np.float32)
+    >>> param, *grads = np.random.default_rng(0).integers(-8, 9, (4, 5)).astype(np.float32)     # nothing of these is rounded
     >>> expected, buffer, momentum_buffer = param.copy(), np.zeros(5, np.float32), np.empty(5, np.float32)
     >>> for step, grad in enumerate(grads):
     ...     sgd_step(param, grad, momentum_buffer, lr=0.25, momentum=0.5, weight_decay=0.125, nesterov=True, first=step == 0)
@@ -61,8 +48,7 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
     ...         g = grad[k] + 0.125 * expected[k]
     ...         buffer[k] = 0.5 * buffer[k] + g
     ...         expected[k] -= 0.25 * (g + 0.5 * buffer[k])
-    >>> bool((param == expected).all() and (momentum_buffer == buffer).all())
-    True
+    >>> assert (param == expected).all() and (momentum_buffer == buffer).all()
     """
     lr, momentum, weight_decay = (real(rate, name, "a number >= 0", 0, math.inf) for name, rate in (
         ("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)))
