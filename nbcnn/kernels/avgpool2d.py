@@ -112,7 +112,7 @@ def global_avgpool2d_forward(x):
 
 @documented(avgpool2d_backward)
 def global_avgpool2d_backward(dy, x_shape):
-    """Hand each plane's gradient to all of its cells: dx[n, c, r, s] = dy[n, c, 0, 0] / (H*W), so OH = OW = 1.
+    """Hand each plane's gradient to all of its cells: dx[n, c, r, s] = dy[n, c, 0, 0] / (H*W), with OH = OW = 1.
 
     Source: the derivative of PyTorch's torch.mean over (H, W).
 

@@ -11,15 +11,7 @@ BACKENDS = {"cpu": "nbcnn.kernels.cpu", "cuda": "nbcnn.kernels.cuda"}
 
 @functools.cache
 def load_backend(name):
-    """The namespace of kernels of a device, "cpu" or "cuda": a `contract.Backend`.
-
-    Raises
-    ------
-    ValueError
-        When there is no such device.
-    ImportError
-        When it needs packages that are not installed: a line that says which.
-    """
+    """The namespace of kernels of a device, "cpu" or "cuda": a `contract.Backend`. An ImportError says which packages it lacks."""
     if name not in BACKENDS:
         raise ValueError(f"device: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
     return importlib.import_module(BACKENDS[name])
@@ -40,12 +32,7 @@ def as_array(value, name):
     """`value` as an array where it is: device arrays as Numba's, without a copy, all else as NumPy's own class.
 
     A subclass may say what it likes of its shape, strides, dtype and flags, which the kernels would follow: of it the memory is
-    taken, and what NumPy knows of that.
-
-    Raises
-    ------
-    TypeError
-        When it is none, or a masked array or a matrix, which would lose what they mean; `name` begins the message.
+    taken, and what NumPy knows of that. Masked arrays and matrices, which would lose what they mean, are refused.
     """
     if type(value) is np.ndarray:
         return value
@@ -68,13 +55,7 @@ def on_host(array):
 
 
 def backend_of(**arrays):
-    """The backend of the arrays; None stands for an argument left out.
-
-    Raises
-    ------
-    TypeError
-        When some are a GPU's and others the CPU's, or a GPU's and there is nothing to compute there.
-    """
+    """The backend of the arrays, which must all be in its memory; None stands for an argument left out."""
     if all(value is None or isinstance(value, np.ndarray) for value in arrays.values()):       # the usual case takes a microsecond
         return load_backend("cpu")
     there = {name: on_device(value) for name, value in arrays.items() if value is not None}

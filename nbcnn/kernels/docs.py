@@ -1,4 +1,4 @@
-"""What completes the docstrings of the public functions: help() shows all of them, the source says each thing once."""
+"""What completes the docstrings of the public functions: help() shows all there is to say, the source says each thing once."""
 import inspect
 import re
 
@@ -20,27 +20,30 @@ TITLES = "Parameters", "Returns", "Raises", "Notes", "Examples"
 def documented(*others):
     """Complete the docstring of a function with what it does not say itself.
 
-    From the docstrings of other functions it takes the parameters that both have, exceptions that it does not mention, and Returns
-    where it has none; from EVERY, which is true of all, Raises and Notes. Its doctest stands under Examples.
+    The docstrings of `others`, functions too, give the parameters that both have, exceptions that it does not mention, and Returns
+    where it has none; EVERY gives what is true of all. Parameters stand in the order of the signature, a doctest under Examples.
     """
     def complete(function):
-        if function.__doc__:        # python -OO takes it away
-            text, own = _sections(function.__doc__)
-            arguments = list(inspect.signature(function).parameters)
-            for _, shared in map(_sections, [*(other.__doc__ for other in others), EVERY]):
-                missing = set(arguments).difference(*own["Parameters"])
-                own["Parameters"] |= {names: entry for names, entry in shared["Parameters"].items() if missing.issuperset(names)}
-                own["Raises"] = shared["Raises"] | own["Raises"]
-                own |= {title: own[title] or shared[title] for title in ("Returns", "Notes")}
-            own["Parameters"] = dict(sorted(own["Parameters"].items(), key=lambda item: arguments.index(item[0][0])))
-            function.__doc__ = text + "\n\n".join("\n".join([title, "-" * len(title), *own[title].values()])
-                                                  for title in TITLES if own[title])
+        if function.__doc__ is None:        # python -OO takes it away
+            return function
+        text, own = _sections(function.__doc__)
+        arguments = list(inspect.signature(function).parameters)
+        for docstring in (*(other.__doc__ for other in others), EVERY):
+            _, shared = _sections(docstring)
+            missing = set(arguments).difference(*own["Parameters"])
+            own["Parameters"] |= {names: entry for names, entry in shared["Parameters"].items() if missing.issuperset(names)}
+            own["Returns"] = own["Returns"] or shared["Returns"]
+            own["Raises"] = shared["Raises"] | own["Raises"]
+            own["Notes"] = own["Notes"] or shared["Notes"]
+        own["Parameters"] = dict(sorted(own["Parameters"].items(), key=lambda item: arguments.index(item[0][0])))
+        parts = ["\n".join([title, "-" * len(title), *entries.values()]) for title, entries in own.items() if entries]
+        function.__doc__ = "\n\n".join([text, *parts])
         return function
     return complete
 
 
 def _sections(docstring):
-    r"""The text before the sections of a docstring, and these: for each title a dict of entries by the names that they are about.
+    r"""The text before the sections of a docstring; and for each of TITLES its entries, by the names that they are about.
 
     >>> _sections("Twice x.\n\nParameters\n----------\nx, out : array\n    Of any shape.\n")[1]["Parameters"]
     {('x', 'out'): 'x, out : array\n    Of any shape.'}
@@ -53,4 +56,4 @@ def _sections(docstring):
     for title, body in zip(parts[::2], parts[1::2], strict=True):
         entries = [body.rstrip()] if title in ("Notes", "Examples") else re.split(r"\n(?=\S)", body.rstrip())
         sections[title] = {tuple(entry.partition("\n")[0].partition(" : ")[0].split(", ")): entry for entry in entries}
-    return text, sections
+    return text.rstrip(), sections

@@ -40,7 +40,7 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
     first : bool
         Whether this is the first step, in which momentum_buffer takes the gradient itself, dampening or not.
 
-    >>> param, *grads = np.random.default_rng(0).integers(-8, 9, (4, 5)).astype(np.float32)     # nothing of these is rounded
+    >>> param, *grads = np.random.default_rng(0).integers(-8, 9, (4, 5)).astype(np.float32)     # exact, as are powers of two
     >>> expected, buffer, momentum_buffer = param.copy(), np.zeros(5, np.float32), np.empty(5, np.float32)
     >>> for step, grad in enumerate(grads):
     ...     sgd_step(param, grad, momentum_buffer, lr=0.25, momentum=0.5, weight_decay=0.125, nesterov=True, first=step == 0)
