@@ -65,23 +65,17 @@ def load_images(out, pictures, index, flip, shift, table):
     IndexError
         A number of index is out of range; the message says which.
 
-    >>> def plain(out, pictures, index, flip, shift, table):
-    ...     B, C, H, W = out.shape
-    ...     for b in range(B):
-    ...         for c in range(C):
-    ...             for i in range(H):
-    ...                 for j in range(W):
-    ...                     r, s = i - shift[0], j - shift[1]
-    ...                     inside = 0 <= r < H and 0 <= s < W
-    ...                     if flip[b]:
-    ...                         s = W - 1 - s
-    ...                     out[b, c, i, j] = table[c, pictures[index[b], c, r, s] if inside else 0]
     >>> rng = np.random.default_rng(0)
     >>> pictures = rng.integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
     >>> index, flip, shift = np.array([4, 0, 4]), np.array([True, False, False]), (1, -2)
     >>> table = normalization_table([0.4, 0.5, 0.6], None, 3, np.float32)
     >>> expected, out = np.empty((2, 3, 3, 4, 6), np.float32)
-    >>> plain(expected, pictures, index, flip, shift, table)
+    >>> for b, c, i, j in np.ndindex(out.shape):
+    ...     r, s = i - shift[0], j - shift[1]
+    ...     inside = 0 <= r < 4 and 0 <= s < 6
+    ...     if flip[b]:
+    ...         s = 5 - s
+    ...     expected[b, c, i, j] = table[c, pictures[index[b], c, r, s] if inside else 0]
     >>> load_images(out, pictures, index, flip, shift, table)
     >>> assert (out == expected).all()
     """
