@@ -276,7 +276,7 @@ def softmax(x, axis=1):
     ----------
     x : float array
     axis : int
-        Of x; the last one is -1, too.
+        One of the axes of x; -1 is the last one.
 
     Returns
     -------
