@@ -1,4 +1,4 @@
-"""How good a network is on labelled pictures: loss, accuracy, precision and recall, and the confusion matrix."""
+"""How good a network is on labelled images: loss, accuracy, precision and recall, and the confusion matrix."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,17 +23,17 @@ class Evaluation:
     Parameters
     ----------
     loss : float
-        The mean over the pictures.
+        The mean over the images.
     confusion : int64 array (K, K)
-        How many pictures of each class (row) were taken for each class (column).
+        How many images of each class (row) were taken for each class (column).
     classes : list of str
 
     Attributes
     ----------
     accuracy : float
-        The share of pictures whose class was found.
+        The share of images whose class was found.
     class_accuracy, precision, recall : float arrays (K,)
-        For each class c. TP counts the pictures of c taken for c, FP others taken for c, FN those of c taken for another class,
+        For each class c. TP counts the images of c taken for c, FP others taken for c, FN those of c taken for another class,
         TN the rest. class_accuracy is (TP + TN) / all, the share of right answers to "is it c?"; precision is TP / (TP + FP), NaN
         where nothing was taken for c; recall is TP / (TP + FN), NaN where there is no c. Tutorials call recall a class's accuracy.
     """
@@ -70,19 +70,19 @@ class Evaluation:
         return zip(self.classes, self.confusion.sum(1), self.class_accuracy, self.precision, self.recall, strict=True)
 
     def __str__(self):
-        classes = format_table(["class", "pictures", "accuracy", "precision", "recall"], [
+        classes = format_table(["class", "images", "accuracy", "precision", "recall"], [
             [name, f"{count:,}", *("-" if np.isnan(share) else f"{share:.2%}" for share in shares)]
             for name, count, *shares in self._rows()])
         confusion = f"the confusion matrix of more than {SHOWN} classes is not shown; it is in `confusion`, and in --json"
         if len(self.classes) <= SHOWN:
             confusion = format_table(["is \\ taken for", *self.classes], [
                 [name, *(str(count) for count in row)] for name, row in zip(self.classes, self.confusion, strict=True)])
-        return (f"loss {self.loss:.4f}  accuracy {self.accuracy:.2%} of {self.confusion.sum():,} pictures\n\n"
+        return (f"loss {self.loss:.4f}  accuracy {self.accuracy:.2%} of {self.confusion.sum():,} images\n\n"
                 f"{classes}\n\n{confusion}")
 
 
 def evaluate(model, dataset, loss=None, batch_size=256):
-    """Measure a network on labelled pictures: `nbcnn.evaluate`.
+    """Measure a network on labelled images: `nbcnn.evaluate`.
 
     Parameters
     ----------
@@ -103,16 +103,16 @@ def evaluate(model, dataset, loss=None, batch_size=256):
     TypeError
         When `model` is no Sequential, or `dataset` no Dataset.
     ValueError
-        When there are no pictures, or they or their classes do not fit the network; when the loss's reduction is not "mean".
+        When there are no images, or they or their classes do not fit the network; when the loss's reduction is not "mean".
 
     Examples
     --------
     >>> import nbcnn
     >>> model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(4, 2)])
-    >>> model[1].weight.set([[0] * 4, [1] * 4])         # the brighter a picture, the surer of the second class
+    >>> model[1].weight.set([[0] * 4, [1] * 4])         # the brighter an image, the surer of the second class
     >>> model[1].bias.set([2, 0])
-    >>> pictures = np.array([0, 255, 0], np.uint8).reshape(3, 1, 1, 1).repeat(4, 3)
-    >>> data = nbcnn.datasets.Dataset(pictures, [0, 1, 1], ["dark", "bright"], "lamps")
+    >>> images = np.array([0, 255, 0], np.uint8).reshape(3, 1, 1, 1).repeat(4, 3)
+    >>> data = nbcnn.datasets.Dataset(images, [0, 1, 1], ["dark", "bright"], "lamps")
     >>> nbcnn.evaluate(model, data).confusion
     array([[1, 0],
            [1, 1]])
@@ -124,7 +124,7 @@ def evaluate(model, dataset, loss=None, batch_size=256):
 def measure(scheduler, dataset, batch_size=256, on_batch=None):
     """`evaluate` for the network and the loss of a scheduler.
 
-    on_batch is called after each batch with the number of pictures done; on a GPU once all are done.
+    on_batch is called after each batch with the number of images done; on a GPU once all are done.
     """
     model, loss = instance(scheduler, "scheduler", BackpropScheduler).model, scheduler.loss
     require_mean(loss)
@@ -162,9 +162,9 @@ def require_mean(loss):
 
 
 def require_dataset(model, dataset, name):
-    """Raise TypeError or ValueError unless `dataset` is a Dataset with pictures and with the model's classes."""
+    """Raise TypeError or ValueError unless `dataset` is a Dataset with images and with the model's classes."""
     if not len(instance(dataset, name, Dataset, "a nbcnn.datasets.Dataset")):
-        raise ValueError(f"{name}: expected at least one picture, got none")
+        raise ValueError(f"{name}: expected at least one image, got none")
     if model.classes is not None and dataset.classes != model.classes:
         raise ValueError(f"{name}: expected the network's classes, {one_line(', '.join(model.classes))}, "
                          f"got {one_line(', '.join(dataset.classes))}")

@@ -49,9 +49,9 @@ def test_figures_by_their_definitions():
             {"class": "bee", "pictures": 6, "accuracy": pytest.approx(0.7), "precision": 0.8, "recall": 4 / 6},
             {"class": "cow", "pictures": 0, "accuracy": 1, "precision": None, "recall": None}]}
     assert str(found).splitlines()[2:7] == [
-        "class  pictures  accuracy  precision  recall", "--------------------------------------------",
-        "ant           4    70.00%     60.00%  75.00%", "bee           6    70.00%     80.00%  66.67%",
-        "cow           0   100.00%          -       -"]
+        "class  images  accuracy  precision  recall", "------------------------------------------",
+        "ant         4    70.00%     60.00%  75.00%", "bee         6    70.00%     80.00%  66.67%",
+        "cow         0   100.00%          -       -"]
     assert str(found).splitlines()[-3:] == ["ant               3    1    0", "bee               2    4    0",
                                             "cow               0    0    0"]
 
@@ -85,7 +85,7 @@ def test_more_outputs_than_classes_have_numbers():
 @pytest.mark.parametrize("change, message", [
     (lambda d: Dataset(d.images, d.labels, ["bee", "ant", "cow"], "other"),
      "dataset: expected the network's classes, ant, bee, cow, got bee, ant, cow"),
-    (lambda d: Dataset(d.images[:0], d.labels[:0], CLASSES, "none"), "at least one picture, got none"),
+    (lambda d: Dataset(d.images[:0], d.labels[:0], CLASSES, "none"), "at least one image, got none"),
     (lambda d: Dataset(d.images.repeat(2, 2), d.labels, CLASSES, "high"), r"linear: expected vectors \(N, 3\), got \(N, 6\)"),
 ])
 def test_data_that_does_not_fit(change, message):

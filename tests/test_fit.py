@@ -248,8 +248,8 @@ def test_a_test_loss_that_is_not_finite():
 # ---- errors ----
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(train=pictures(0)), "train: expected at least one picture"),
-    (dict(test=pictures(0)), "test: expected at least one picture"),
+    (dict(train=pictures(0)), "train: expected at least one image"),
+    (dict(test=pictures(0)), "test: expected at least one image"),
     (dict(loss=nbcnn.MSELoss(reduction="sum")), "loss: expected reduction 'mean', got 'sum'"),
     (dict(epochs=-1), "epochs"),
     (dict(batch_size=0), "batch_size"),
