@@ -115,9 +115,9 @@ def _load_row(context, builder, tile, array_type, array, offset):
     return [_load(builder, tile, builder.gep(start, [_constant(k * tile.lanes)])) for k in range(tile.v)]
 
 
-def _array_of(builder, values):
+def _array_of(builder, element, values):
     """What LLVM has for a tile of these vectors, row by row, or for rows at these offsets."""
-    array = ir.Constant(ir.ArrayType(values[0].type, len(values)), ir.Undefined)
+    array = ir.Constant(ir.ArrayType(element, len(values)), ir.Undefined)
     for j, value in enumerate(values):
         array = builder.insert_value(array, value, j)
     return array
@@ -152,7 +152,7 @@ def repeat(typingctx, p, v, b, b_offset):
     tile = TileType(b.dtype, p.literal_value, v.literal_value)
 
     def codegen(context, builder, signature, args):
-        return _array_of(builder, _load_row(context, builder, tile, signature.args[2], args[2], args[3]) * tile.p)
+        return _array_of(builder, tile.vector, _load_row(context, builder, tile, signature.args[2], args[2], args[3]) * tile.p)
     return tile(p, v, b, types.intp), codegen
 
 
@@ -167,7 +167,7 @@ def load(typingctx, p, v, y, rows, y_offset):
         for i in range(tile.p):
             offset = builder.add(builder.extract_value(rows, i), y_offset)
             vectors += _load_row(context, builder, tile, signature.args[2], y, offset)
-        return _array_of(builder, vectors)
+        return _array_of(builder, tile.vector, vectors)
     return tile(p, v, y, rows, types.intp), codegen
 
 
@@ -183,7 +183,7 @@ def shift(typingctx, acc, y, rows, y_offset):
         for i in range(count):
             offset = builder.add(builder.extract_value(rows, i), y_offset)
             vectors += _load_row(context, builder, tile, signature.args[1], y, offset)
-        return _array_of(builder, vectors)
+        return _array_of(builder, tile.vector, vectors)
     return tile(tile, y, rows, types.intp), codegen
 
 
@@ -255,7 +255,7 @@ def transpose(typingctx, acc):
                 rows[i], rows[i + step] = (builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT32, tile.lanes), mask))
                                            for mask in (lower, upper))
             step *= 2
-        return _array_of(builder, rows)
+        return _array_of(builder, tile.vector, rows)
     return tile(tile), codegen
 
 
@@ -354,7 +354,7 @@ def rows_strided(typingctx, p, start, stride):
     rows = RowsType(p.literal_value)
 
     def codegen(context, builder, signature, args):
-        return _array_of(builder, [builder.add(args[1], builder.mul(args[2], _constant(i))) for i in range(rows.p)])
+        return _array_of(builder, INDEX, [builder.add(args[1], builder.mul(args[2], _constant(i))) for i in range(rows.p)])
     return rows(p, types.intp, types.intp), codegen
 
 
@@ -370,7 +370,7 @@ def rows_inside(typingctx, p, start, stride, first, last):
             k = builder.select(builder.icmp_signed("<", end, _constant(i)), end, _constant(i))
             k = builder.select(builder.icmp_signed("<", k, first), first, k)
             offsets.append(builder.add(start, builder.mul(stride, k)))
-        return _array_of(builder, offsets)
+        return _array_of(builder, INDEX, offsets)
     return rows(p, *[types.intp] * 4), codegen
 
 
@@ -397,7 +397,7 @@ def rows_counted(typingctx, p, k, size, count, outer, inner):
             last = builder.icmp_signed(">=", builder.add(k, _constant(i + 1)), count)
             step = builder.select(ends, wrap, inner)
             offset = builder.add(offset, builder.select(last, _constant(0), step))
-        return _array_of(builder, offsets)
+        return _array_of(builder, INDEX, offsets)
     return rows(p, *[types.intp] * 5), codegen
 
 
