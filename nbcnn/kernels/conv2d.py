@@ -107,7 +107,7 @@ def run_gradients(backend, operation, dy, x, w, need_dx, argmax=None):
     need_dx, N = flag(need_dx, "need_dx"), len(x)
     operation.reserve(N)
     if argmax is not None:
-        operation.set_argmax(argmax)
+        operation.argmax.set(argmax)
     dx = backend.Buffer(N, x.shape[1:], x.dtype) if need_dx else None
     gradients = backend.Gradients(operation, N, (w.size, len(w)), x.dtype)
     dy, x = backend.Buffer.holding(dy), backend.Buffer.holding(x)

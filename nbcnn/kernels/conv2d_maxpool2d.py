@@ -68,7 +68,7 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False
     x, w, operation = _check(backend, x, w, padding, pool_size, relu)
     params = flat_parameters(backend, x, w, b)
     operation.reserve(len(x))
-    return run_forward(backend, operation, x, (len(w), *operation.size), params), operation.argmax_view(len(x))
+    return run_forward(backend, operation, x, (len(w), *operation.size), params), operation.argmax.view(len(x))
 
 
 @documented(conv2d_backward, conv2d_maxpool2d_forward)

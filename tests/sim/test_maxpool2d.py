@@ -49,8 +49,7 @@ def test_equals_cpu(dtype, shape, kernel, stride, padding, dilation, ceil_mode):
     N = len(x)
     operation = cuda.MaxPool2d(shape[1:], kernel, stride, padding, dilation, y.shape[1:], dtype)
     operation.reserve(N + 1)
-    cells = operation.argmax
-    operation.argmax = to_device(np.full(cells.size, -7, np.int32))
+    cuda.write(operation.argmax.array, -7)
     x, dy = (cuda.Buffer.holding(to_device(np.concatenate([a, a[:1]]))) for a in (x, dy))
     written = [cuda.Buffer.holding(to_device(np.full((N + 1, *s[1:]), 99, dtype))) for s in (y.shape, shape)]
     before = to_host(x.array), to_host(dy.array)
@@ -59,7 +58,7 @@ def test_equals_cpu(dtype, shape, kernel, stride, padding, dilation, ceil_mode):
     cuda.run(operation.backward(N, written[1], (), dy, x, written[0], (), ()))
     for buffer, expected in zip(written, (y, dx), strict=True):
         assert equal(to_host(buffer.view(N)), expected) and (to_host(buffer.view(N + 1))[N] == 99).all()
-    won = to_host(operation.argmax)
+    won = to_host(operation.argmax.array)
     assert won.dtype == np.int32 and equal(won[:y.size], argmax.ravel().astype(np.int32)) and (won[y.size:] == -7).all()
     assert equal(to_host(operation.winners(N)), argmax)
     assert equal(to_host(x.array), before[0]) and equal(to_host(dy.array), before[1])

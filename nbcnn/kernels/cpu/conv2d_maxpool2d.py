@@ -302,14 +302,6 @@ class Conv2dMaxPool2d(Conv2d):
         return (super().bytes(batch) + Buffer.elements(batch, (self.O, *self.size))
                 + tasks * (self.work * itemsize + self.capacity * (itemsize + 4) + 4 * self.O))
 
-    def argmax_view(self, n):
-        """argmax of a pass of n samples in PyTorch's shape, a view."""
-        return self.argmax.view(n)
-
-    def set_argmax(self, argmax):
-        """Take over argmax in PyTorch's shape."""
-        self.argmax.set(argmax)
-
     def sums(self, batch):
         """Elements of the partial sums of dw and of db."""
         s, outputs = self.strips, self.parts(batch) * self.O

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from nbcnn.kernels.cuda.buffer import nothing
+from nbcnn.kernels.cuda.buffer import Buffer, nothing
 from nbcnn.kernels.cuda.compat import ALIGNMENT, WARP, Launch, cuda, kernel
 from nbcnn.kernels.cuda.phases import phases
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_put, tile_taps, tile_winners, tile_zero
@@ -287,7 +287,7 @@ class Conv2d(Operation):
         self.run = KH * KW * self.C
         self.w_steps = 0, self.run, 1, KW * self.C, self.C
         self.phases = [phases(*axis) for axis in zip(self.x_shape[1:], kernel_size, stride, padding, dilation, strict=True)]
-        self.argmax = nothing(np.dtype(np.uint8))       # there are no windows to win
+        self.argmax = Buffer(0, (0,), np.uint8)         # there are no windows to win
 
     def parts(self, n):
         """Into how many partial sums the weight gradient of n samples is split, all alike: it follows from the shapes alone."""
@@ -323,7 +323,7 @@ class Conv2d(Operation):
     def weight_arguments(self, n, dparams, dy, x):
         """The arguments of the weight gradient's kernel."""
         dw, db = dparams
-        return (dw.partial, dy.array, self.argmax, x.array, dw.start, -1 if db is None else db.start, dw.size, n, self.parts(n))
+        return (dw.partial, dy.array, self.argmax.array, x.array, dw.start, -1 if db is None else db.start, dw.size, n, self.parts(n))
 
     def flop(self, n):
         """Of either gradient's formula, where one pixel of each window counts."""

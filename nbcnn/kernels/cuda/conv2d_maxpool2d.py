@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from nbcnn.kernels.cuda.buffer import allocate
-from nbcnn.kernels.cuda.compat import Launch, copy_to, cuda, kernel
+from nbcnn.kernels.cuda.buffer import Buffer
+from nbcnn.kernels.cuda.compat import Launch, cuda, kernel
 from nbcnn.kernels.cuda.conv2d import (
     MOST_THREADS,
     SHARED,
@@ -178,7 +178,7 @@ class Conv2dMaxPool2d(Conv2d):
 
     Attributes
     ----------
-    argmax : flat uint8 device array (batch*O*PH*PW,)
+    argmax : Buffer of uint8
     """
 
     weight_kernel = "conv2d_maxpool2d_backward_weight"
@@ -189,20 +189,12 @@ class Conv2dMaxPool2d(Conv2d):
         self.size = tuple(n // k for n, k in zip(self.y_size, pool_size, strict=True))
 
     def reserve(self, batch):
-        self.argmax = allocate((batch * self.O * math.prod(self.size),), np.uint8)
-
-    def argmax_view(self, n):
-        """argmax of the first n samples in PyTorch's shape, a view."""
-        return self.argmax[:n * self.O * math.prod(self.size)].reshape(n, self.O, *self.size)
-
-    def set_argmax(self, argmax):
-        """Take over argmax in PyTorch's shape, a NumPy array."""
-        copy_to(self.argmax, argmax.astype(np.uint8).reshape(-1))
+        self.argmax = Buffer(batch, (self.O, *self.size), np.uint8)
 
     def forward(self, n, y, x, params):
         """y = the largest of each window of conv(x, w) + b, and of 0 with a ReLU."""
         return [self.correlate("conv2d_maxpool2d_forward", n, y.array, x.array, *params, self.x_shape, (self.O, *self.size),
-                               self.pool_size, self.kernel_size, self.reads, self.w_steps, y.steps, self.argmax)]
+                               self.pool_size, self.kernel_size, self.reads, self.w_steps, y.steps, self.argmax.array)]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         """dw, db and, unless dx is None, dx, in one launch."""

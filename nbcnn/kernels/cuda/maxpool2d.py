@@ -82,7 +82,7 @@ class MaxPool2d(Operation):
 
     Attributes
     ----------
-    argmax : flat int32 device array (batch*C*OH*OW,)
+    argmax : Buffer of int32
     """
 
     def __init__(self, x_shape, kernel_size, stride, padding, dilation, y_shape, dtype):
@@ -93,18 +93,18 @@ class MaxPool2d(Operation):
         self.kernels = make_maxpool2d((H, W), kernel_size, stride, padding, dilation, self.y_shape[1:])
 
     def reserve(self, batch):
-        self.argmax = allocate((batch * math.prod(self.y_shape),), np.int32)
+        self.argmax = Buffer(batch, self.y_shape, np.int32)
 
     def winners(self, n):
         """The argmax of the first n images as an int64 device array (n, C, OH, OW)."""
         winners = empty((n, *self.y_shape), np.int64)
-        copy(winners, Buffer(0, self.y_shape, np.int32, array=self.argmax).view(n))
+        copy(winners, self.argmax.view(n))
         return winners
 
     def forward(self, n, y, x, params):
         count = n * math.prod(self.y_shape)
-        return [Call(each(self.kernels[0], count), (y.array, self.argmax, x.array, count))]
+        return [Call(each(self.kernels[0], count), (y.array, self.argmax.array, x.array, count))]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         count = n * self.x_size
-        return [] if dx is None else [Call(each(self.kernels[1], count), (dx.array, dy.array, self.argmax, count))]
+        return [] if dx is None else [Call(each(self.kernels[1], count), (dx.array, dy.array, self.argmax.array, count))]
