@@ -29,10 +29,10 @@ _one_at_a_time = threading.RLock()
 
 
 if SIMULATED:
-    intrinsic = verb = None
+    intrinsic = None
 else:
-    from numba.cuda.extending import _intrinsic, intrinsic  # noqa: F401
-    verb = _intrinsic(target="cuda", prefer_literal=True)       # sees constant arguments as constants; no public name gives that
+    from numba.cuda.extending import _intrinsic
+    intrinsic = _intrinsic(target="cuda", prefer_literal=True)      # sees constant arguments as such; no public name gives that
 
 
 def kernel(threads, name=None):

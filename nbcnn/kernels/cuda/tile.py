@@ -2,42 +2,207 @@
 
 Everything clever about the fast GPU kernels is in this file; the kernels themselves are plain loop nests around one of these verbs.
 `acc` is a `cuda.local.array`. It lies in registers only while every index into it is known to the compiler, and whether that
-unrolls a loop depends on its size: so the verbs write out their loops themselves. What each of them does is its Python function
-here, which runs in the simulator; the intrinsic under the same name is that, unrolled, a product and its sum rounded once.
+unrolls a loop depends on its size. So a verb is a Python function that runs while a kernel is compiled. Its loops are over then;
+what it does to a number or an array of the kernel becomes an instruction there, a product and its sum one, which is rounded once.
+The simulator calls the same function with real numbers and arrays.
 
 Arguments in capitals are compile-time constants. Arrays are flat; nothing is checked, and no index may be negative.
 """
+import functools
+import inspect
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from nbcnn.kernels.cuda.compat import SIMULATED, intrinsic, verb
+from llvmlite import ir
+
+from nbcnn.kernels.cuda.compat import SIMULATED, intrinsic
+
+if not SIMULATED:
+    from numba.cuda import types
+    from numba.cuda.typing import signature
 
 # Numba's cache does not see that a kernel depends on other files: factories close over this number, which all of them decide.
 CODE_VERSION = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
 
+# ---- from a verb to code
+
+def verb(function, gives_element=False):
+    """Decorate a verb, so that kernels can call it."""
+    if SIMULATED:
+        return function
+    names = inspect.signature(function).parameters
+
+    def typed(typingctx, *kinds):
+        def codegen(context, builder, sig, args):
+            stand_ins, array = [], None
+            for name, kind, value in zip(names, sig.args, args, strict=True):
+                stand_ins.append(constant(kind) if name.isupper() else stand_in(context, builder, kind, value, array))
+                array = stand_ins[-1] if isinstance(kind, types.Array) else None
+            result = function(*stand_ins)
+            return result.value if gives_element else context.get_dummy_value()
+        return signature(kinds[0].dtype if gives_element else types.void, *kinds), codegen
+
+    first = inspect.Parameter("typingctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    typed.__name__, typed.__signature__ = function.__name__, inspect.Signature([first, *names.values()])
+    made = intrinsic(typed)
+    # The cache's key of a kernel holds the device functions it calls, and these hold what they call: by a name that lasts.
+    made._set_uuid(f"nbcnn.{function.__name__}.{CODE_VERSION}")
+    return made
+
+
+def constant(kind):
+    """The number, or the tuple of numbers, that a type stands for."""
+    return tuple(map(constant, kind.types)) if isinstance(kind, types.BaseTuple) else kind.literal_value
+
+
+def stand_in(context, builder, kind, value, array):
+    """What a verb gets in the place of an argument. An integer behind an array is a place in it."""
+    if isinstance(kind, types.Array):
+        return Array(context, Place(builder, context.make_array(kind)(context, builder, value).data), kind.dtype)
+    if isinstance(kind, types.Integer):
+        number = Number(builder, context.cast(builder, value, kind, types.intp), types.intp)
+        return array.start + number if array else number
+    return Number(builder, value, kind)
+
+
+@dataclass
+class Number:
+    """A number of a kernel: LLVM's value and Numba's type of it."""
+    builder: object
+    value: object
+    kind: object
+
+    def _of(self, instruction, *others):
+        others = [ir.Constant(self.value.type, other) if isinstance(other, int) else other.value for other in others]
+        return Number(self.builder, getattr(self.builder, instruction)(self.value, *others), self.kind)
+
+    def __mul__(self, other):
+        return self._of("mul", other) if isinstance(other, int) else (self, other)      # not rounded before it is added
+
+    def __add__(self, other):
+        if isinstance(other, tuple):
+            return other[0]._of("fma", other[1], self)
+        return self._of("add" if isinstance(other, int) else "fadd", other)
+
+    def __and__(self, other):
+        return self._of("and_", other)
+
+    def __gt__(self, limit):
+        return self.compared(self.builder.icmp_signed, ">", limit)
+
+    def compared(self, instruction, sign, limit):
+        """A condition."""
+        return Number(self.builder, instruction(sign, self.value, ir.Constant(self.value.type, limit)), types.boolean)
+
+
+@dataclass
+class Place:
+    """A pointer into an array."""
+    builder: object
+    pointer: object
+
+    def __add__(self, step):
+        step = ir.Constant(ir.IntType(64), step) if isinstance(step, int) else step.value
+        return Place(self.builder, self.builder.gep(self.pointer, [step]))
+
+
+@dataclass
+class Array:
+    """A flat array of a kernel. Its places are those of verbs' arguments, or numbers known to the compiler."""
+    context: object
+    start: Place
+    kind: object        # of its elements
+
+    def _place(self, index):
+        return index if isinstance(index, Place) else self.start + index
+
+    def __getitem__(self, index):
+        at = self._place(index)
+        return Number(at.builder, at.builder.load(at.pointer), self.kind)
+
+    def __setitem__(self, index, value):
+        at = self._place(index)
+        value = (ir.Constant(at.pointer.type.pointee, value) if isinstance(value, int)
+                 else self.context.cast(at.builder, value.value, value.kind, self.kind))
+        at.builder.store(value, at.pointer)
+
+
+def row(a, at, COUNT):
+    """COUNT elements from a[at] on, four at a time, which are 16 bytes or 32: COUNT and `at` are multiples of 4."""
+    if SIMULATED:
+        return a[at:at + COUNT]
+    elements, builder = [], at.builder
+    for k in range(0, COUNT, 4):
+        pointer = (at + k).pointer
+        four = builder.load(builder.bitcast(pointer, ir.VectorType(pointer.type.pointee, 4).as_pointer(pointer.type.addrspace)))
+        four.align = 16
+        elements += [Number(builder, builder.extract_element(four, ir.Constant(ir.IntType(32), lane)), a.kind) for lane in range(4)]
+    return elements
+
+
+def inside(k, SIZE):
+    """Whether 0 <= k < SIZE, by one comparison: what is negative is large without a sign."""
+    return 0 <= k < SIZE if SIMULATED else k.compared(k.builder.icmp_unsigned, "<", SIZE)
+
+
+def when(condition):
+    """The body of a loop over this is done where the condition holds."""
+    if not SIMULATED:
+        with condition.builder.if_then(condition.value):
+            yield
+    elif condition:
+        yield
+
+
+def winner(cell, FIRST, COUNT):
+    """The body of a loop over this is done for the k < COUNT with FIRST + k the byte `cell`, and for none where it is another."""
+    if SIMULATED:
+        if FIRST <= cell < FIRST + COUNT:
+            yield int(cell) - FIRST
+        return
+    builder = cell.builder
+    done = builder.append_basic_block("done")
+    switch = builder.switch(cell.value, done)
+    for k in range(COUNT):      # a branch for each
+        case = builder.append_basic_block(f"cell{k}")
+        switch.add_case(ir.Constant(cell.value.type, FIRST + k), case)
+        builder.position_at_end(case)
+        yield k
+        builder.branch(done)
+    builder.position_at_end(done)
+
+
+# ---- verbs
+
+@functools.partial(verb, gives_element=True)
 def get(a, i):
     """a[i], without Numba's test for a negative index."""
     return a[i]
 
 
+@verb
 def put(a, i, value):
     """a[i] = value, without the test."""
     a[i] = value
 
 
+@verb
 def tile_zero(acc, COUNT):
     """acc[:COUNT] = 0"""
     for k in range(COUNT):
         acc[k] = 0
 
 
+@verb
 def tile_dot(acc, x, at_x, w, at_w, COUNT):
     """acc[0] += x[at_x + k] * w[at_w + k] for each k < COUNT."""
     for k in range(COUNT):
         acc[0] += x[at_x + k] * w[at_w + k]
 
 
+@verb
 def tile_taps(acc, x, at_x, w, at_w, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
     """acc[k*OUTPUTS + o] += x[at_x + pixel k + tap] * w[at_w + tap*W_STEP + o] for each pixel, each tap and each o < OUTPUTS.
 
@@ -47,13 +212,15 @@ def tile_taps(acc, x, at_x, w, at_w, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
     (ROWS, COLUMNS), (KH, KW), (PIXEL_ROW, PIXEL, TAP_ROW, TAP) = PIXELS, TAPS, X_STEPS
     for p in range(KH):
         for q in range(KW):
+            weights = row(w, at_w + (p * KW + q) * W_STEP, OUTPUTS)
             for u in range(ROWS):
                 for v in range(COLUMNS):
-                    value = x[at_x + u * PIXEL_ROW + v * PIXEL + p * TAP_ROW + q * TAP]
+                    value = x[at_x + (u * PIXEL_ROW + v * PIXEL + p * TAP_ROW + q * TAP)]
                     for o in range(OUTPUTS):
-                        acc[(u * COLUMNS + v) * OUTPUTS + o] += value * w[at_w + (p * KW + q) * W_STEP + o]
+                        acc[(u * COLUMNS + v) * OUTPUTS + o] += value * weights[o]
 
 
+@verb
 def tile_winners(acc, dy, at_dy, argmax, at_argmax, x, at_x, OUTPUTS, TAPS, POOL_SIZE, X_STEPS):
     """acc[o, p, q] += dy[at_dy + o] * x[at_x + the winner + tap (p, q)] for each o < OUTPUTS and (p, q) of TAPS.
 
@@ -62,15 +229,18 @@ def tile_winners(acc, dy, at_dy, argmax, at_argmax, x, at_x, OUTPUTS, TAPS, POOL
     has a winner, and argmax is not read.
     """
     (KH, KW), (POOL_H, POOL_W), (TAP_ROW, TAP, DOWN, RIGHT) = TAPS, POOL_SIZE, X_STEPS
-    for o in range(OUTPUTS):
-        cell = int(argmax[at_argmax + o]) if POOL_H * POOL_W > 1 else 0
-        if cell < POOL_H * POOL_W:
-            winner = at_x + cell // POOL_W * DOWN + cell % POOL_W * RIGHT
-            for p in range(KH):
-                for q in range(KW):
-                    acc[(o * KH + p) * KW + q] += dy[at_dy + o] * x[winner + p * TAP_ROW + q * TAP]
+    taps = [p * TAP_ROW + q * TAP for p in range(KH) for q in range(KW)]
+    for u in range(POOL_H):
+        # All that any winner in this row needs, loaded before the branches: neighbouring cells share most of it.
+        values = [[x[at_x + (u * DOWN + v * RIGHT + tap)] for tap in taps] for v in range(POOL_W)]
+        for o in range(OUTPUTS):
+            gradient = dy[at_dy + o]
+            for v in winner(argmax[at_argmax + o], u * POOL_W, POOL_W) if POOL_H * POOL_W > 1 else [0]:
+                for k, value in enumerate(values[v], o * len(taps)):
+                    acc[k] += gradient * value
 
 
+@verb
 def tile_patch(acc, dy, at_dy, argmax, at_argmax, w, at_w, WINDOWS, TAPS, POOL_SIZE, W_STEP):
     """acc[the winner + (p, q)] += dy[at_dy + j] * w[at_w + tap (p, q)*W_STEP] for each window j < WINDOWS of a row of windows.
 
@@ -79,223 +249,33 @@ def tile_patch(acc, dy, at_dy, argmax, at_argmax, w, at_w, WINDOWS, TAPS, POOL_S
     """
     (KH, KW), (POOL_H, POOL_W) = TAPS, POOL_SIZE
     columns = WINDOWS * POOL_W + KW - 1
+    weights = [w[at_w + k * W_STEP] for k in range(KH * KW)]
     for j in range(WINDOWS):
-        cell = int(argmax[at_argmax + j])
-        if cell < POOL_H * POOL_W:
-            u, v = cell // POOL_W, j * POOL_W + cell % POOL_W
+        gradient = dy[at_dy + j]
+        for cell in winner(argmax[at_argmax + j], 0, POOL_H * POOL_W):
+            first = cell // POOL_W * columns + j * POOL_W + cell % POOL_W
             for p in range(KH):
                 for q in range(KW):
-                    acc[(u + p) * columns + v + q] += dy[at_dy + j] * w[at_w + (p * KW + q) * W_STEP]
+                    acc[first + p * columns + q] += gradient * weights[p * KW + q]
 
 
+@verb
 def tile_put(acc, y, at_y, rows, SIZE, Y_STEPS):
     """y[at_y + i*DOWN + j*RIGHT] = acc[i, j] for i < rows, acc of SIZE = (rows at most, columns), Y_STEPS = (DOWN, RIGHT)."""
     (ROWS, COLUMNS), (DOWN, RIGHT) = SIZE, Y_STEPS
-    for i in range(min(rows, ROWS)):
-        for j in range(COLUMNS):
-            y[at_y + i * DOWN + j * RIGHT] = acc[i * COLUMNS + j]
+    for i in range(ROWS):
+        for _ in when(i < rows):
+            for j in range(COLUMNS):
+                y[at_y + (i * DOWN + j * RIGHT)] = acc[i * COLUMNS + j]
 
 
+@verb
 def tile_add(acc, y, at_y, r, s, H, W, SIZE, Y_STEPS):
     """y[at_y + (r+i)*DOWN + (s+j)*RIGHT] += acc[i, j] where (r+i, s+j) is inside H x W; SIZE and Y_STEPS as above."""
     (ROWS, COLUMNS), (DOWN, RIGHT) = SIZE, Y_STEPS
+    first, columns = at_y + r * DOWN + s * RIGHT, [inside(s + j, W) for j in range(COLUMNS)]
     for i in range(ROWS):
+        row_inside = inside(r + i, H)
         for j in range(COLUMNS):
-            if 0 <= r + i < H and 0 <= s + j < W:
-                y[at_y + (r + i) * DOWN + (s + j) * RIGHT] += acc[i * COLUMNS + j]
-
-
-if not SIMULATED:
-    from llvmlite import ir
-    from numba.cuda import types
-    from numba.cuda.typing import signature
-
-    INDEX, INT32 = ir.IntType(64), ir.IntType(32)
-
-    def _literal(value):
-        """The number, or the tuple of numbers, that a type stands for."""
-        return tuple(map(_literal, value.types)) if isinstance(value, types.BaseTuple) else value.literal_value
-
-    class _Emit:
-        """Loads, stores and multiplications of one intrinsic, all of the arrays' element type."""
-
-        def __init__(self, context, builder, sig, args):
-            self.context, self.builder, self.types, self.args = context, builder, sig.args, args
-            self.seen = {}
-
-        def data(self, array):
-            """Where an array begins, given as the position of an argument."""
-            return self.context.make_array(self.types[array])(self.context, self.builder, self.args[array]).data
-
-        def index(self, position):
-            """An integer argument."""
-            return self.context.cast(self.builder, self.args[position], self.types[position], types.intp)
-
-        def base(self, array, index):
-            """Where element `index` of an array lies, both given as positions of arguments."""
-            return self.builder.gep(self.data(array), [self.index(index)])
-
-        def load(self, pointer, offset):
-            """The element so far behind a pointer; the same one is loaded once."""
-            key = id(pointer), offset
-            if key not in self.seen:
-                self.seen[key] = pointer, self.builder.load(self.builder.gep(pointer, [ir.Constant(INDEX, offset)]))
-            return self.seen[key][1]
-
-        def load_row(self, pointer, offset, count):
-            """So many elements, 16 bytes at a time: offset, count and pointer are multiples of 4 elements."""
-            row, vector = [], ir.VectorType(pointer.type.pointee, 4)
-            for start in range(offset, offset + count, 4):
-                at = self.builder.gep(pointer, [ir.Constant(INDEX, start)])
-                four = self.builder.load(self.builder.bitcast(at, vector.as_pointer(at.type.addrspace)))
-                four.align = 16
-                row += [self.builder.extract_element(four, ir.Constant(INT32, k)) for k in range(4)]
-            return row
-
-        def multiply_add(self, acc, k, a, b):
-            """acc[k] += a * b, acc a pointer."""
-            at = self.builder.gep(acc, [ir.Constant(INDEX, k)])
-            element = a.type
-            name = f"llvm.fma.f{32 if isinstance(element, ir.FloatType) else 64}"
-            module = self.builder.module
-            fma = module.globals.get(name) or ir.Function(module, ir.FunctionType(element, [element] * 3), name)
-            self.builder.store(self.builder.call(fma, [a, b, self.builder.load(at)]), at)
-
-        def for_winner(self, cell, first, count, emit):
-            """Branch to emit(k) for the k < count with first + k the byte `cell`, and to nothing for any other."""
-            done = self.builder.append_basic_block("done")
-            switch = self.builder.switch(cell, done)
-            for k in range(count):
-                case = self.builder.append_basic_block(f"cell{k}")
-                switch.add_case(ir.Constant(cell.type, first + k), case)
-                self.builder.position_at_end(case)
-                emit(k)
-                self.builder.branch(done)
-            self.builder.position_at_end(done)
-
-    def _verb(emit, a, constants):
-        """The signature and code of a verb that gives nothing back: its constants are literals, the rest as typed."""
-        values = [_literal(c) for c in constants]
-
-        def codegen(context, builder, sig, args):
-            emit(_Emit(context, builder, sig, args), *values)
-            return context.get_dummy_value()
-        return signature(types.void, *a, *constants), codegen
-
-    @intrinsic
-    def get(typingctx, a, i):
-        def codegen(context, builder, sig, args):
-            return builder.load(_Emit(context, builder, sig, args).base(0, 1))
-        return signature(a.dtype, a, i), codegen
-
-    @intrinsic
-    def put(typingctx, a, i, value):
-        def codegen(context, builder, sig, args):
-            value = context.cast(builder, args[2], sig.args[2], sig.args[0].dtype)
-            builder.store(value, _Emit(context, builder, sig, args).base(0, 1))
-            return context.get_dummy_value()
-        return signature(types.void, a, i, value), codegen
-
-    @verb
-    def tile_zero(typingctx, acc, COUNT):
-        def codegen(context, builder, sig, args):
-            data = context.make_array(sig.args[0])(context, builder, args[0]).data
-            for k in range(COUNT.literal_value):
-                builder.store(ir.Constant(data.type.pointee, 0), builder.gep(data, [ir.Constant(INDEX, k)]))
-            return context.get_dummy_value()
-        return signature(types.void, acc, COUNT), codegen
-
-    @verb
-    def tile_dot(typingctx, acc, x, at_x, w, at_w, COUNT):
-        def emit(e, COUNT):
-            acc, x, w = e.data(0), e.base(1, 2), e.base(3, 4)
-            for k in range(COUNT):
-                e.multiply_add(acc, 0, e.load(x, k), e.load(w, k))
-        return _verb(emit, (acc, x, at_x, w, at_w), (COUNT,))
-
-    @verb
-    def tile_taps(typingctx, acc, x, at_x, w, at_w, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
-        def emit(e, PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS):
-            (ROWS, COLUMNS), (KH, KW), (PIXEL_ROW, PIXEL, TAP_ROW, TAP) = PIXELS, TAPS, X_STEPS
-            acc, x, w = e.data(0), e.base(1, 2), e.base(3, 4)
-            for p in range(KH):
-                for q in range(KW):
-                    weights = e.load_row(w, (p * KW + q) * W_STEP, OUTPUTS)
-                    for u in range(ROWS):
-                        for v in range(COLUMNS):
-                            value = e.load(x, u * PIXEL_ROW + v * PIXEL + p * TAP_ROW + q * TAP)
-                            for o in range(OUTPUTS):
-                                e.multiply_add(acc, (u * COLUMNS + v) * OUTPUTS + o, value, weights[o])
-        return _verb(emit, (acc, x, at_x, w, at_w), (PIXELS, TAPS, X_STEPS, W_STEP, OUTPUTS))
-
-    @verb
-    def tile_winners(typingctx, acc, dy, at_dy, argmax, at_argmax, x, at_x, OUTPUTS, TAPS, POOL_SIZE, X_STEPS):
-        def emit(e, OUTPUTS, TAPS, POOL_SIZE, X_STEPS):
-            (KH, KW), (POOL_H, POOL_W), (TAP_ROW, TAP, DOWN, RIGHT) = TAPS, POOL_SIZE, X_STEPS
-            acc, dy, argmax, x, size = e.data(0), e.base(1, 2), e.base(3, 4), e.base(5, 6), KH * KW
-            for u in range(POOL_H):
-                # All that any winner in this row needs, loaded before the branches: neighbouring cells share most of it.
-                values = [[e.load(x, k // KW * TAP_ROW + k % KW * TAP + u * DOWN + v * RIGHT) for k in range(size)]
-                          for v in range(POOL_W)]
-                for o in range(OUTPUTS):
-                    gradient = e.load(dy, o)
-
-                    def add(v, o=o, gradient=gradient, values=values):
-                        for k in range(size):
-                            e.multiply_add(acc, o * size + k, gradient, values[v][k])
-                    e.for_winner(e.load(argmax, o), u * POOL_W, POOL_W, add) if POOL_H * POOL_W > 1 else add(0)
-        return _verb(emit, (acc, dy, at_dy, argmax, at_argmax, x, at_x), (OUTPUTS, TAPS, POOL_SIZE, X_STEPS))
-
-    @verb
-    def tile_patch(typingctx, acc, dy, at_dy, argmax, at_argmax, w, at_w, WINDOWS, TAPS, POOL_SIZE, W_STEP):
-        def emit(e, WINDOWS, TAPS, POOL_SIZE, W_STEP):
-            (KH, KW), (POOL_H, POOL_W) = TAPS, POOL_SIZE
-            acc, dy, argmax, w = e.data(0), e.base(1, 2), e.base(3, 4), e.base(5, 6)
-            columns = WINDOWS * POOL_W + KW - 1
-            weights = [e.load(w, k * W_STEP) for k in range(KH * KW)]
-            for j in range(WINDOWS):
-                gradient = e.load(dy, j)
-
-                def add(k, j=j, gradient=gradient):
-                    first = k // POOL_W * columns + j * POOL_W + k % POOL_W
-                    for p in range(KH):
-                        for q in range(KW):
-                            e.multiply_add(acc, first + p * columns + q, gradient, weights[p * KW + q])
-                e.for_winner(e.load(argmax, j), 0, POOL_H * POOL_W, add)
-        return _verb(emit, (acc, dy, at_dy, argmax, at_argmax, w, at_w), (WINDOWS, TAPS, POOL_SIZE, W_STEP))
-
-    @verb
-    def tile_put(typingctx, acc, y, at_y, rows, SIZE, Y_STEPS):
-        def emit(e, SIZE, Y_STEPS):
-            (ROWS, COLUMNS), (DOWN, RIGHT) = SIZE, Y_STEPS
-            acc, y, rows = e.data(0), e.base(1, 2), e.index(3)
-            for i in range(ROWS):
-                with e.builder.if_then(e.builder.icmp_signed(">", rows, ir.Constant(INDEX, i))):
-                    for j in range(COLUMNS):
-                        value = e.builder.load(e.builder.gep(acc, [ir.Constant(INDEX, i * COLUMNS + j)]))
-                        e.builder.store(value, e.builder.gep(y, [ir.Constant(INDEX, i * DOWN + j * RIGHT)]))
-        return _verb(emit, (acc, y, at_y, rows), (SIZE, Y_STEPS))
-
-    @verb
-    def tile_add(typingctx, acc, y, at_y, r, s, H, W, SIZE, Y_STEPS):
-        def emit(e, H, W, SIZE, Y_STEPS):
-            (ROWS, COLUMNS), (DOWN, RIGHT) = SIZE, Y_STEPS
-            acc, y, r, s = e.data(0), e.base(1, 2), e.index(3), e.index(4)
-            for start, step in ((r, DOWN), (s, RIGHT)):
-                y = e.builder.gep(y, [e.builder.mul(start, ir.Constant(INDEX, step))])
-
-            def inside(start, k, limit):    # one comparison: what is negative is large without a sign
-                return e.builder.icmp_unsigned("<", e.builder.add(start, ir.Constant(INDEX, k)), ir.Constant(INDEX, limit))
-            columns = [inside(s, j, W) for j in range(COLUMNS)]
-            for i in range(ROWS):
-                row = inside(r, i, H)
-                for j in range(COLUMNS):
-                    with e.builder.if_then(e.builder.and_(row, columns[j])):
-                        at = e.builder.gep(y, [ir.Constant(INDEX, i * DOWN + j * RIGHT)])
-                        value = e.builder.load(e.builder.gep(acc, [ir.Constant(INDEX, i * COLUMNS + j)]))
-                        e.builder.store(e.builder.fadd(e.builder.load(at), value), at)
-        return _verb(emit, (acc, y, at_y, r, s), (H, W, SIZE, Y_STEPS))
-
-    # The cache's key of a kernel holds the device functions it calls, and these hold what they call: by a name that lasts.
-    for _name in ("get", "put", "tile_zero", "tile_dot", "tile_taps", "tile_winners", "tile_patch", "tile_put", "tile_add"):
-        globals()[_name]._set_uuid(f"nbcnn.{_name}.{CODE_VERSION}")
+            for _ in when(row_inside & columns[j]):
+                y[first + (i * DOWN + j * RIGHT)] += acc[i * COLUMNS + j]
