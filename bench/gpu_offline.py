@@ -440,7 +440,7 @@ def moved(call, n):
         part = getattr(k, "backward_weight_part", None)
         O, run, parts = (part.O, part.C * part.KH * part.KW, values["parts"]) if part else (k.OUT, k.IN, 1)
         sizes["partial"] = parts * O * (run + (values["at_b"] >= 0)) * float_size
-    if "momentum" in values:
+    if "options" in values:         # of an update
         for name in ("param", "buffer", "momentum_buffer"):     # read and written
             sizes[name] = 2 * sizes.get(name, 0)
     return sum(sizes.values())

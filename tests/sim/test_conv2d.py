@@ -187,11 +187,11 @@ def test_tiles_fit_into_a_block(monkeypatch):
 
 def test_kernels_and_pictures_that_do_not_fit():
     with pytest.raises(ValueError, match=r"w: expected kernels of which one channel fits into a GPU's shared memory, got 60x60"):
-        conv2d.correlation_tile(1, (1, 1, 1), (1, 1), False, (60, 60), ((0, 1, 1), (0, 1, 1)), 4)
+        conv2d.correlation_tile((1, 60, 60), (1, 1, 1), (1, 1), False, (60, 60), ((0, 1, 1), (0, 1, 1)), 4)
     with pytest.raises(ValueError, match=r"x: expected images of which a few rows fit .*, got 9000 columns"):
-        conv2d.backward_weight_tile(1, 1, (1, 9000), (1, 1), (1, 1), ((0, 1, 1), (0, 1, 1)), 8)
+        conv2d.backward_weight_tile((1, 1, 9000), (1, 1, 9000), (1, 1), (1, 1), ((0, 1, 1), (0, 1, 1)), 8)
     with pytest.raises(ValueError, match=r"w: expected kernels of at most 1024 columns.* got 1025"):
-        conv2d.backward_weight_tile(1, 1, (1, 2), (1, 1), (1, 1025), ((0, 1, 1), (0, 1, 1)), 4)
+        conv2d.backward_weight_tile((1, 1, 1026), (1, 1, 2), (1, 1), (1, 1025), ((0, 1, 1), (0, 1, 1)), 4)
 
 
 DY, X, W, B = (np.ones(shape, np.float32) for shape in ((2, 4, 4, 3), (2, 3, 5, 4), (4, 3, 2, 2), 4))

@@ -7,7 +7,6 @@ import pytest
 from nbcnn.kernels import losses
 from nbcnn.kernels.cuda import losses as gpu
 from nbcnn.kernels.cuda import to_device, to_host
-from nbcnn.kernels.cuda.buffer import nothing
 from nbcnn.kernels.cuda.compat import transposed
 from nbcnn.kernels.cuda.launch import run
 from nbcnn.kernels.cuda.state import STEP, STOPPED, UPDATE, make_state
@@ -18,7 +17,7 @@ DTYPES = [np.float32, np.float64]
 REDUCTIONS = ["none", "mean", "sum"]
 ELEMENTWISE = {"L1": (losses.l1_loss_forward, losses.l1_loss_backward), "MSE": (losses.mse_loss_forward, losses.mse_loss_backward),
                "BCE": (losses.bce_loss_forward, losses.bce_loss_backward),
-               "BCE_WITH_LOGITS": (losses.bce_with_logits_forward, losses.bce_with_logits_backward)}
+               "BCEWithLogits": (losses.bce_with_logits_forward, losses.bce_with_logits_backward)}
 CROSS_ENTROPY = losses.cross_entropy_forward, losses.cross_entropy_backward
 
 
@@ -69,7 +68,7 @@ def test_whole_numbers_are_exact(kind, reduction, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weighted", range(4))
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("kind", ["BCE", "BCE_WITH_LOGITS"])
+@pytest.mark.parametrize("kind", ["BCE", "BCEWithLogits"])
 def test_binary_cross_entropy(kind, reduction, weighted, dtype):
     rng = np.random.default_rng(weighted)
     shape = [(19,), (), (3, 5), (2, 3, 4)][weighted]
@@ -96,7 +95,7 @@ def test_the_ends(dtype):
     assert loss[0] == loss[6] == 100 and dx[:2].tolist() == [dtype(1) / dtype(1e-12), -dtype(1) / dtype(1e-12)]
     x, t = np.array([1e4, -1e4, 1e4, -1e4, -20, 20, np.nan], dtype), np.array([0, 1, 1, 0, 0, 1, 1], dtype)
     with np.errstate(over="ignore"):
-        loss, _ = check(ELEMENTWISE["BCE_WITH_LOGITS"], x, t, {"reduction": "none"}, np.ones(7, dtype), 0)
+        loss, _ = check(ELEMENTWISE["BCEWithLogits"], x, t, {"reduction": "none"}, np.ones(7, dtype), 0)
     assert loss[:4].tolist() == [1e4, 1e4, 0, 0] and loss[4] > 0 and np.isnan(loss[6])
 
 
@@ -113,14 +112,14 @@ def test_nothing(kind):
 def test_elementwise_training(kind, dtype):
     """Labels for targets: each step takes its own, writes its own loss, and moves on. Loss, losses and gradient are one launch."""
     rng, forward, backward = np.random.default_rng(0), *ELEMENTWISE[kind]
-    labels, none, state = np.array([2, 0, 1, 1, 2]), nothing(np.dtype(dtype)), make_state()
+    labels, state = np.array([2, 0, 1, 1, 2]), make_state()
     loss = to_device(np.full(4, 99, dtype))
     for step, count in enumerate((2, 2, 1)):
         x = rng.uniform(0.1, 0.9, (count, 3)).astype(dtype)
         t = np.eye(3, dtype=dtype)[labels[2 * step:2 * step + count]]
         each, dx = (to_device(np.full((3, 3), 99, dtype)) for _ in range(2))
-        run([gpu.elementwise_call(getattr(gpu, kind), loss, each.reshape(9)[:x.size], dx.reshape(9)[:x.size], to_device(x.ravel()),
-                                  to_device(labels), none, none, to_device(np.ones(1, dtype)), x.size, x.size, 3, state, 2, True)])
+        operation = getattr(gpu, f"{kind}Loss")(to_device(x), to_device(labels), "mean")
+        run([operation.call(loss, each, dx, to_device(np.ones(1, dtype)), state, 2, True)])
         eps = np.finfo(dtype).eps
         np.testing.assert_allclose(to_host(each)[:count], forward(x, t, reduction="none"), rtol=8 * eps)
         np.testing.assert_allclose(to_host(dx)[:count], backward(x, t), rtol=8 * eps, atol=8 * eps)
@@ -132,22 +131,22 @@ def test_elementwise_training(kind, dtype):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_loss_that_is_not_finite_stops(value):
-    none, state, loss = nothing(np.dtype(np.float32)), make_state(), to_device(np.zeros(3, np.float32))
+    state, loss = make_state(), to_device(np.zeros(3, np.float32))
     for step, x in enumerate((1.0, value, 2.0)):
         x = to_device(np.array([2.0, x], np.float32))
         t = to_device(np.zeros(2, np.float32))
-        run([gpu.elementwise_call(gpu.MSE, loss, none, none, x, t, none, none, none, 2, 2, 0, state, 0, True)])
+        run([gpu.MSELoss(x, t, "mean").call(loss, state=state, advance=True)])
         assert to_host(state).tolist() == [step + 1, step, min(step, 1)]
     assert to_host(loss)[0] == 2.5 and not np.isfinite(to_host(loss)[1]) and to_host(loss)[2] == 4
 
 
 def test_numbers_that_are_no_probabilities_give_nan_in_training():
-    none, state = nothing(np.dtype(np.float32)), make_state()
+    state = make_state()
     bad, good = [-0.25, 1.5, np.nan], [0.5] * 3
     x, t = (to_device(np.array([*values, 0.5], np.float32)) for values in (bad + good, good + bad))
     each, dx = (to_device(np.zeros(7, np.float32)) for _ in range(2))
     dloss = to_device(np.ones(1, np.float32))
-    run([gpu.elementwise_call(gpu.BCE, none, each, dx, x, t, none, none, dloss, 1, 7, 0, state, 0, True)])
+    run([gpu.BCELoss(x, t, "sum").call(None, each, dx, dloss, state, 0, True)])
     for result in (each, dx):
         assert np.isnan(to_host(result)).tolist() == [True] * 6 + [False]
     assert to_host(state).tolist() == [1, 0, 1]
@@ -226,13 +225,13 @@ def test_indices_of_any_dtype_and_strided_arrays(kind):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cross_entropy_training(dtype):
     """Each step takes its own labels, writes its own loss, and moves on; the last batch is smaller."""
-    labels, none, state = np.array([[2, 0], [1, -100], [1, 2], [0, 0], [2, 1]]), nothing(np.dtype(dtype)), make_state()
+    labels, state = np.array([[2, 0], [1, -100], [1, 2], [0, 0], [2, 1]]), make_state()
     loss, rng = to_device(np.full(4, 99, dtype)), np.random.default_rng(0)
     for step, count in enumerate((2, 2, 1)):
         x, t = rng.normal(size=(count, 3, 2)).astype(dtype), labels[2 * step:2 * step + count]
         each, dx = to_device(np.full(4, 99, dtype)), to_device(np.full((2, 3, 2), 99, dtype))
-        arrays = each[:t.size], dx.reshape(12), *map(to_device, (x.ravel(), labels.ravel())), none, to_device(np.ones(1, dtype))
-        run([gpu.cross_entropy_call(False, loss, *arrays, -100, 0.9, 0.1 / 3, True, t.size, 3, 2, state, 2, True)])
+        operation = gpu.CrossEntropyLoss(*map(to_device, (x, labels)), "mean", None, -100, 0.9, 0.1 / 3)
+        run([operation.call(loss, each, dx, to_device(np.ones(1, dtype)), state, 2, True)])
         eps, options = np.finfo(dtype).eps, {"label_smoothing": 0.1}
         np.testing.assert_allclose(to_host(loss)[step], losses.cross_entropy_forward(x, t, **options), rtol=16 * eps)
         np.testing.assert_allclose(to_host(each)[:t.size], losses.cross_entropy_forward(x, t, reduction="none", **options).ravel(),
@@ -249,10 +248,10 @@ def test_labels_that_are_no_class_give_nan_in_training(weighted, mean):
     guarded = [to_device(np.full(size, 99.0)) for size in (12, 36, 36)]
     each, dx, x = (a[:a.size // 3] for a in guarded)
     x.copy_to_device(np.random.default_rng(0).normal(size=12))
-    weight, state = to_device(np.ones(9))[3:6] if weighted else nothing(np.dtype(np.float64)), make_state()
+    weight, state = to_device(np.ones(9))[3:6] if weighted else None, make_state()
     labels, loss = to_device(np.array([1, -1, 3, -100])), to_device(np.zeros(1))
-    arrays = each, dx, x, labels, weight, to_device(np.ones(1))
-    run([gpu.cross_entropy_call(False, loss, *arrays, -100, 1, 0, mean, 4, 3, 1, state, 4, True)])
+    operation = gpu.CrossEntropyLoss(x.reshape(4, 3), labels, "mean" if mean else "sum", weight, -100, 1, 0)
+    run([operation.call(loss, each, dx, to_device(np.ones(1)), state, 4, True)])
     assert np.isnan(to_host(loss)).all() and to_host(state).tolist() == [1, 0, 1]
     assert np.isnan(to_host(each)).tolist() == [False, True, True, False]
     assert np.isnan(to_host(dx).reshape(4, 3)).all(1).tolist() == [mean, True, True, False]

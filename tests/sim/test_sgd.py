@@ -44,14 +44,14 @@ def test_state(dtype):
     assert to_host(state).tolist() == [0, 0, 0] and state.dtype == np.int64
     state[STEP], state[UPDATE] = 2, 1
     on_gpu, buffer_on_gpu = to_device(param), to_device(buffer)
-    options = (dtype(0.5), dtype(1), dtype(0), False, True, False, False, False)
+    options = (dtype(0.5), dtype(1), dtype(0), False, True, False, False)
     run = each(cuda.sgd.sgd, 5)
-    run(on_gpu, buffer_on_gpu, to_device(grad), lr, *options, state)
+    run(on_gpu, buffer_on_gpu, to_device(grad), lr, options, False, state)
     sgd_step(param, grad, buffer, lr=0.25, momentum=0.5)
     assert (to_host(on_gpu) == param).all() and (to_host(buffer_on_gpu) == buffer).all()
     assert to_host(state).tolist() == [2, 1, 0]
     state[STOPPED] = 1
-    run(on_gpu, buffer_on_gpu, to_device(grad), lr, *options, state)
+    run(on_gpu, buffer_on_gpu, to_device(grad), lr, options, False, state)
     assert (to_host(on_gpu) == param).all() and (to_host(buffer_on_gpu) == buffer).all()
 
 

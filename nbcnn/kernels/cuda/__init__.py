@@ -4,8 +4,7 @@ from nbcnn.kernels.cuda.buffer import ALIGNMENT, Buffer, allocate, copy_of, flat
 from nbcnn.kernels.cuda.compat import Graph, as_device_array, describe, empty, synchronize, to_device, to_host, unavailable
 from nbcnn.kernels.cuda.gradients import Gradients, Partials
 from nbcnn.kernels.cuda.launch import compile_calls, require, run
-from nbcnn.kernels.cuda.loss import LazyNumber, loss_call, run_loss
-from nbcnn.kernels.cuda.losses import softmax_along
+from nbcnn.kernels.cuda.losses import LazyNumber, loss_call, run_loss, softmax_along
 from nbcnn.kernels.cuda.sgd import update, update_call
 from nbcnn.kernels.operation import operations
 

@@ -2,8 +2,8 @@
 import math
 
 from nbcnn.kernels.cuda.compat import cuda, kernel
-from nbcnn.kernels.cuda.launch import THREADS, each
-from nbcnn.kernels.operation import Call, Elementwise
+from nbcnn.kernels.cuda.launch import THREADS, call_each
+from nbcnn.kernels.operation import Elementwise
 
 # ---- kernels, each for the first `count` elements
 
@@ -128,5 +128,4 @@ class Activation(Elementwise):
     """A function of each element of images (C, H, W) or vectors (F,)."""
 
     def call(self, kernel, n, *buffers):
-        count = n * self.size
-        return Call(each(kernel, count), (*(buffer.array for buffer in buffers), *self.options, count))
+        return call_each(kernel, n * self.size, *(buffer.array for buffer in buffers), *self.options)

@@ -6,9 +6,9 @@ import functools
 import math
 
 from nbcnn.kernels.cuda.compat import cuda, kernel
-from nbcnn.kernels.cuda.launch import THREADS, each
+from nbcnn.kernels.cuda.launch import THREADS, call_each
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put
-from nbcnn.kernels.operation import Call, Operation
+from nbcnn.kernels.operation import Operation
 
 
 @functools.cache
@@ -69,9 +69,7 @@ class AvgPool2d(Operation):
             tuple(x_shape[1:]), kernel_size, stride, padding, count_include_pad, divisor_override or 0, tuple(y_shape[1:]))
 
     def forward(self, n, y, x, params):
-        count = n * self.y_size
-        return [Call(each(self.kernels[0], count), (y.array, x.array, count))]
+        return [call_each(self.kernels[0], n * self.y_size, y.array, x.array)]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        count = n * self.x_size
-        return [] if dx is None else [Call(each(self.kernels[1], count), (dx.array, dy.array, count))]
+        return [] if dx is None else [call_each(self.kernels[1], n * self.x_size, dx.array, dy.array)]

@@ -1,7 +1,6 @@
-"""Memory on the device: arrays in PyTorch's order, without borders or slack; and the partial sums of gradients."""
+"""Memory on the device: arrays in PyTorch's order, without borders or slack."""
 import functools
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -59,7 +58,7 @@ class Buffer:
     @classmethod
     def holding(cls, x):
         """A buffer with the values of a device array (N, ...), which it shares where that is in C order."""
-        return cls(len(x), x.shape[1:], x.dtype, array=contiguous(x).reshape(x.size))
+        return cls(len(x), x.shape[1:], x.dtype, array=flat(x))
 
 
 def contiguous(x):
@@ -69,6 +68,11 @@ def contiguous(x):
     y = empty(x.shape, x.dtype)
     copy(y, x)
     return y
+
+
+def flat(x):
+    """The elements of a device array in C order: a view, or a copy."""
+    return contiguous(x).reshape(x.size)
 
 
 def copy(y, x):
@@ -113,9 +117,7 @@ def write(array, values):
 
 def flat_weight(w):
     """Weights (O, C, ...) in the kernels' order (O, ..., C), flat: w itself, or a copy."""
-    if w.ndim == 4:
-        w = contiguous(transposed(w, (0, 2, 3, 1)))
-    return contiguous(w).reshape(w.size)
+    return flat(transposed(w, (0, 2, 3, 1)) if w.ndim == 4 else w)
 
 
 def unflat_weight(flat, shape):
@@ -124,10 +126,3 @@ def unflat_weight(flat, shape):
         return flat.reshape(*shape)
     O, C, KH, KW = shape
     return transposed(flat.reshape(O, KH, KW, C), (0, 3, 1, 2))
-
-
-class Gradient(NamedTuple):
-    """Where the partial sums of a parameter's gradient go: partial[start + k + part*size] for its element k."""
-    partial: object
-    start: int
-    size: int

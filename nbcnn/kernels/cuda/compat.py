@@ -4,6 +4,7 @@
 launch bounds, no intrinsics and no graphs; what stands in for them is here and in `tile.py`, and nowhere else.
 """
 import functools
+import inspect
 import threading
 import warnings
 
@@ -137,14 +138,11 @@ def synchronize():
 
 
 class Launch:
-    """A kernel with its grid and block, which is called as if it were a function.
+    """A kernel with its grid and block, which is called as if it were a function."""
 
-    Where a grid of one block is all there is, `part` is what that does, as a device function that other kernels can include.
-    """
-
-    def __init__(self, kernel, grid, block, part=None):
-        self.kernel, self.grid, self.block, self.part, self._configured = kernel, grid, block, part, None
-        functools.update_wrapper(self, getattr(kernel, "py_func", kernel))
+    def __init__(self, kernel, grid, block):
+        self.kernel, self.grid, self.block, self._configured = kernel, grid, block, None
+        functools.update_wrapper(self, inspect.unwrap(kernel))
 
     def __call__(self, *arguments):
         if not np.all(self.grid):

@@ -5,13 +5,14 @@ computes. The gradients of weights and bias have a text of their own. Images are
 kernel is compiled for one geometry: names in capitals are constants. Only the number of samples is not.
 """
 import functools
+import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from nbcnn.kernels.cuda.buffer import Buffer, nothing
 from nbcnn.kernels.cuda.compat import ALIGNMENT, WARP, Launch, cuda, kernel
-from nbcnn.kernels.cuda.phases import phases
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_put, tile_taps, tile_winners, tile_zero
 from nbcnn.kernels.operation import NO_WINNER, Call, Operation
 
@@ -42,9 +43,9 @@ def largest_divisor(total, most):
 
 
 @functools.cache
-def correlation_tile(C, y_shape, pixels, pooled, taps, reads, itemsize):
+def correlation_tile(x_shape, y_shape, pixels, pooled, taps, reads, itemsize):
     """A block's part of a correlation: around 128 threads of up to 32 sums each, and as many channels as shared memory holds."""
-    O, *size = y_shape
+    (C, *_), (O, *size) = x_shape, y_shape
     rows, columns = size if pooled else (-(-n // k) for n, k in zip(size, pixels, strict=True))
     TY, TX = min(8, rows), min(8, columns)
     OC = 8 if TY * TX > 16 and math.prod(pixels) <= 4 else 4
@@ -63,9 +64,9 @@ def correlation_tile(C, y_shape, pixels, pooled, taps, reads, itemsize):
 
 
 @functools.cache
-def backward_weight_tile(C, O, size, pool_size, taps, reads, itemsize):
+def backward_weight_tile(x_shape, y_shape, pool_size, taps, reads, itemsize):
     """A block's part of the weight gradient: up to MOST_THREADS threads, and as many rows of windows as shared memory holds."""
-    (PH, PW), (KH, KW), (pool_h, pool_w) = size, taps, pool_size
+    (C, *_), (O, PH, PW), (KH, KW), (pool_h, pool_w) = x_shape, y_shape, taps, pool_size
     (_, step_h, tap_h), (_, step_w, tap_w) = reads
     # All taps of a channel in a thread take the fewest instructions, if there are channels for whole warps and registers.
     whole = C % WARP == 0 and KH * KW <= 25
@@ -272,10 +273,38 @@ def make_backward_weight(NAME, TILE, X_SHAPE, Y_SHAPE, POOL_SIZE, TAPS, READS, V
     return backward_weight, blocks, THREADS
 
 
+class Phase(NamedTuple):
+    """The gradient of the input rows first, first + stride, ...: a correlation of dy, of stride 1, with some of the taps.
+
+    These are visited from the last one down: `tap`, tap + tap_step, ... Under the t-th of them input row first + i*stride reads row
+    reads[0] + i*reads[1] + t*reads[2] of dy. There are `count` such rows and `taps` taps. Columns likewise.
+    """
+    first: int
+    count: int
+    taps: int
+    tap: int
+    tap_step: int
+    reads: tuple
+
+
+def phases(size, kernel, stride, padding, dilation):
+    """The phases of one axis: input row r gets w[p] * dy[(r + padding - p*dilation) / stride] where that division is exact."""
+    found, period = [], stride // math.gcd(stride, dilation)
+    for first in range(min(stride, size)):
+        # Every period-th tap divides exactly, so a range names them all, however large the kernel.
+        begin = next((p for p in range(min(kernel, period)) if (first + padding - p * dilation) % stride == 0), kernel)
+        taps = range(begin, kernel, period)
+        tap = taps[-1] if taps else 0
+        found.append(Phase(first, (size - first + stride - 1) // stride, len(taps), tap, -period,
+                           ((first + padding - tap * dilation) // stride, 1, dilation // math.gcd(stride, dilation))))
+    return found
+
+
 class Conv2d(Operation):
     """A convolution of images of one shape: its kernels, and how their blocks divide the work."""
 
-    weight_kernel, pool_size, relu = "conv2d_backward_weight", (1, 1), False
+    forward_kernel, weight_kernel = "conv2d_forward", "conv2d_backward_weight"
+    pooled, pool_size, relu = False, (1, 1), False
 
     def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, dtype):
         self.x_shape, self.y_shape, self.dtype = tuple(x_shape), tuple(y_shape), np.dtype(dtype)
@@ -286,7 +315,6 @@ class Conv2d(Operation):
         KH, KW = kernel_size
         self.run = KH * KW * self.C
         self.w_steps = 0, self.run, 1, KW * self.C, self.C
-        self.phases = [phases(*axis) for axis in zip(self.x_shape[1:], kernel_size, stride, padding, dilation, strict=True)]
         self.argmax = Buffer(0, (0,), np.uint8)         # there are no windows to win
 
     def parts(self, n):
@@ -297,24 +325,24 @@ class Conv2d(Operation):
         return -(-strips // -(-strips // most)) if strips else 1
 
     def forward(self, n, y, x, params):
-        """y = conv(x, w) + b for n samples."""
-        return [self.correlate("conv2d_forward", n, y.array, x.array, *params, self.x_shape, self.y_shape,
-                               pixels_of_a_thread(self.y_size), self.kernel_size, self.reads, self.w_steps, y.steps)]
+        """y = conv(x, w) + b; where it is pooled, the largest of each window of that, and of 0 with a ReLU."""
+        pixels = self.pool_size if self.pooled else pixels_of_a_thread(self.size)
+        return [self.correlate(self.forward_kernel, n, y.array, x.array, *params, self.x_shape, (self.O, *self.size), pixels,
+                               self.kernel_size, self.reads, self.w_steps, y.steps)]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         """dw, db and, unless dx is None, dx."""
-        calls, (w, _) = self.backward_weight(n, dparams, dy, x, add), params
+        calls, (w, _) = self.backward_weight(n, dparams, dy, x), params
         return calls if dx is None else calls + self.backward_input(n, dx, dy, w)
 
-    def backward_weight(self, n, dparams, dy, x, add):
+    def backward_weight(self, n, dparams, dy, x):
         """dw and db, in partial sums, which `Partials` adds up."""
         kernel, blocks, threads = make_backward_weight(self.weight_kernel, self.weight_tile(), *self.geometry())
         return [Call(Launch(kernel, self.parts(n) * blocks, threads), self.weight_arguments(n, dparams, dy, x), self.flop(n))]
 
     def weight_tile(self):
         """How blocks divide the weight gradient."""
-        _, (O, *size), pool_size, taps, reads = self.geometry()
-        return backward_weight_tile(self.C, O, tuple(size), pool_size, taps, reads, self.dtype.itemsize)
+        return backward_weight_tile(*self.geometry(), self.dtype.itemsize)
 
     def geometry(self):
         """What a weight gradient depends on: shapes of x and dy, the windows, taps and what they read."""
@@ -323,7 +351,8 @@ class Conv2d(Operation):
     def weight_arguments(self, n, dparams, dy, x):
         """The arguments of the weight gradient's kernel."""
         dw, db = dparams
-        return (dw.partial, dy.array, self.argmax.array, x.array, dw.start, -1 if db is None else db.start, dw.size, n, self.parts(n))
+        at_b = -1 if db is None else db.start
+        return dw.partial, dy.array, self.argmax.array, x.array, dw.start, at_b, dw.size, n, self.parts(n)
 
     def flop(self, n):
         """Of either gradient's formula, where one pixel of each window counts."""
@@ -331,26 +360,25 @@ class Conv2d(Operation):
 
     def backward_input(self, n, dx, dy, w):
         """dx: a correlation of dy with the weights, whose taps are visited backwards, for each phase of the stride."""
-        calls, (rows, columns), (stride_h, stride_w) = [], self.phases, self.stride
-        (start, sample, channel, row, column), (*_, w_row, w_column) = dx.steps, self.w_steps
-        for u in rows:
-            for v in columns:
-                size = u.count, v.count
-                calls.append(self.correlate(
-                    "conv2d_backward_input", n, dx.array, dy.array, w, None, self.y_shape, (self.C, *size),
-                    pixels_of_a_thread(size), (u.taps, v.taps), ((u.read, 1, u.read_step), (v.read, 1, v.read_step)),
-                    (u.tap * w_row + v.tap * w_column, 1, self.run, u.tap_step * w_row, v.tap_step * w_column),
-                    (start + u.first * row + v.first * column, sample, channel, stride_h * row, stride_w * column)))
+        calls, (stride_h, stride_w), (*_, w_row, w_column) = [], self.stride, self.w_steps
+        start, sample, channel, row, column = dx.steps
+        axes = zip(self.x_shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        for u, v in itertools.product(*itertools.starmap(phases, axes)):
+            size = u.count, v.count
+            calls.append(self.correlate(
+                "conv2d_backward_input", n, dx.array, dy.array, w, None, self.y_shape, (self.C, *size), pixels_of_a_thread(size),
+                (u.taps, v.taps), (u.reads, v.reads),
+                (u.tap * w_row + v.tap * w_column, 1, self.run, u.tap_step * w_row, v.tap_step * w_column),
+                (start + u.first * row + v.first * column, sample, channel, stride_h * row, stride_w * column)))
         return calls
 
-    def correlate(self, name, n, y, x, w, b, x_shape, y_shape, pixels, taps, reads, w_steps, y_steps, argmax=None):
-        """The call of the correlation `name` for n samples; with `argmax` it pools each thread's pixels."""
-        pooled, low, none = argmax is not None, *((0, NO_WINNER) if self.relu else (-np.inf, 0))
-        C, *_ = x_shape
-        tile = correlation_tile(C, y_shape, pixels, pooled, taps, reads, self.dtype.itemsize)
-        kernel, (tiles, blocks), threads = make_correlation(
-            name, tile, x_shape, y_shape, pixels, pooled, taps, reads, w_steps, y_steps)
-        sums = n * math.prod(y_shape) * (math.prod(pixels) if pooled else 1)
+    def correlate(self, name, n, y, x, w, b, x_shape, y_shape, pixels, taps, reads, w_steps, y_steps):
+        """The call of the correlation `name` for n samples."""
+        low, none = (0, NO_WINNER) if self.relu else (-np.inf, 0)
+        geometry = x_shape, y_shape, pixels, self.pooled, taps, reads
+        tile = correlation_tile(*geometry, self.dtype.itemsize)
+        kernel, (tiles, blocks), threads = make_correlation(name, tile, *geometry, w_steps, y_steps)
+        sums = n * math.prod(y_shape) * (math.prod(pixels) if self.pooled else 1)
         return Call(Launch(kernel, (n * tiles, blocks), threads), (
-            y, argmax if pooled else nothing(np.dtype(np.uint8)), x, w, nothing(self.dtype) if b is None else b,
-            self.dtype.type(low), np.uint8(none)), 2 * sums * C * math.prod(taps))
+            y, self.argmax.array, x, w, nothing(self.dtype) if b is None else b, self.dtype.type(low), np.uint8(none)),
+            2 * sums * x_shape[0] * math.prod(taps))

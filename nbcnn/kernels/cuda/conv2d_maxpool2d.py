@@ -4,7 +4,6 @@ Forward is conv2d.py's correlation, whose threads compute a window each. The wei
 a window's winner is. Backward computes both gradients in one launch, each in blocks of its own.
 """
 import functools
-import math
 
 import numpy as np
 
@@ -181,7 +180,7 @@ class Conv2dMaxPool2d(Conv2d):
     argmax : Buffer of uint8
     """
 
-    weight_kernel = "conv2d_maxpool2d_backward_weight"
+    forward_kernel, weight_kernel, pooled = "conv2d_maxpool2d_forward", "conv2d_maxpool2d_backward_weight", True
 
     def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype):
         super().__init__(x_shape, conv_shape, kernel_size, (1, 1), padding, (1, 1), dtype)
@@ -191,20 +190,14 @@ class Conv2dMaxPool2d(Conv2d):
     def reserve(self, batch):
         self.argmax = Buffer(batch, (self.O, *self.size), np.uint8)
 
-    def forward(self, n, y, x, params):
-        """y = the largest of each window of conv(x, w) + b, and of 0 with a ReLU."""
-        return [self.correlate("conv2d_maxpool2d_forward", n, y.array, x.array, *params, self.x_shape, (self.O, *self.size),
-                               self.pool_size, self.kernel_size, self.reads, self.w_steps, y.steps, self.argmax.array)]
-
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         """dw, db and, unless dx is None, dx, in one launch."""
         if dx is None:
-            return self.backward_weight(n, dparams, dy, x, add)
-        (x_shape, y_shape, pool_size, taps, _), (_, PW), (w, _) = self.geometry(), self.size, params
+            return self.backward_weight(n, dparams, dy, x)
+        (*geometry, _), (_, PW) = self.geometry(), self.size
         _, _, groups, outputs, rows = weight_tile = self.weight_tile()
         taken = groups * outputs * rows * PW        # the part of argmax that the weight gradient keeps, if that is more
-        tile = backward_input_tile(x_shape, y_shape, pool_size, taps, self.padding, self.dtype.itemsize, taken)
-        kernel, w_blocks, x_blocks, threads = make_conv2d_maxpool2d_backward(
-            weight_tile, tile, x_shape, y_shape, pool_size, taps, self.padding)
+        tile = backward_input_tile(*geometry, self.padding, self.dtype.itemsize, taken)
+        kernel, w_blocks, x_blocks, threads = make_conv2d_maxpool2d_backward(weight_tile, tile, *geometry, self.padding)
         return [Call(Launch(kernel, self.parts(n) * w_blocks + n * x_blocks, threads),
-                     (*self.weight_arguments(n, dparams, dy, x), dx.array, w), 2 * self.flop(n))]
+                     (*self.weight_arguments(n, dparams, dy, x), dx.array, params[0]), 2 * self.flop(n))]

@@ -1,13 +1,14 @@
 """From the partial sums of all parameters' gradients to the gradients, and on to the update, in one launch each."""
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
-from nbcnn.kernels.cuda.buffer import ALIGNMENT, Gradient, allocate
+from nbcnn.kernels.cuda.buffer import ALIGNMENT, allocate
 from nbcnn.kernels.cuda.compat import Launch, cuda, kernel, to_device
-from nbcnn.kernels.cuda.images import make_gather_part
+from nbcnn.kernels.cuda.images import make_gather
 from nbcnn.kernels.cuda.launch import THREADS, each
-from nbcnn.kernels.cuda.sgd import sgd_element
+from nbcnn.kernels.cuda.sgd import HAS_MOMENTUM, sgd_element
 from nbcnn.kernels.cuda.state import STOPPED, UPDATE
 from nbcnn.kernels.cuda.tile import CODE_VERSION
 from nbcnn.kernels.operation import Call
@@ -39,26 +40,32 @@ def sum_parts(grad, partial, where, chunk):
 @functools.cache
 def make_update_and_gather(C, H, W, VERSION=CODE_VERSION):
     """The kernel that ends a training step and begins the next one, for pictures of one shape."""
-    gather_part = make_gather_part(C, H, W)
+    _, gather_part = make_gather(C, H, W)
 
     @kernel(THREADS)
-    def update_and_gather(grad, partial, where, chunk, param, buffer, lr, momentum, one_minus_dampening, weight_decay, has_decay,
-                          has_momentum, nesterov, maximize, state, out, pictures, index, flip, shift, table, batch, count):
+    def update_and_gather(grad, partial, where, chunk, param, buffer, lr, options, state, out, pictures, index, flip, shift, table,
+                          batch, count):
         """In the first blocks what sum_parts and then sgd do; in the others what gather does."""
         _ = VERSION
-        k, blocks = cuda.grid(1), (grad.size + THREADS - 1) // THREADS
+        k, blocks, has_momentum = cuda.grid(1), (grad.size + THREADS - 1) // THREADS, options[HAS_MOMENTUM]
         if cuda.blockIdx.x >= blocks:
             gather_part(k - blocks * THREADS, out, pictures, index, flip, shift, table, state, batch, count)
         elif k < grad.size and where[k // chunk * 4] > 0:
             g = sum_of_parts(partial, k, where, chunk, grad)
             grad[k] = g
             if state[STOPPED] == 0:
-                param[k], moved = sgd_element(param[k], buffer[k] if has_momentum else g, g, lr[state[UPDATE]], momentum,
-                                              one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize, False)
+                param[k], moved = sgd_element(param[k], buffer[k] if has_momentum else g, g, lr[state[UPDATE]], options, False)
                 if has_momentum:
                     buffer[k] = moved
 
     return update_and_gather
+
+
+class Gradient(NamedTuple):
+    """Where the partial sums of a parameter's gradient go: partial[start + k + part*size] for its element k."""
+    partial: object
+    start: int
+    size: int
 
 
 class Gradients:
@@ -116,5 +123,5 @@ class Partials:
         vector, (out, *feed, state, batch, count) = self.vector, gather.arguments
         blocks = -(-vector.grad.size // THREADS) + -(-count // THREADS)
         return [Call(Launch(make_update_and_gather(*shape), blocks, THREADS), (
-            vector.grad, self.partial, self._where(n), self.chunk, vector.data, buffer, lr, *options, state,
-            out, *feed, batch, count))]
+            vector.grad, self.partial, self._where(n), self.chunk, vector.data, buffer, lr, options, state, out,
+            *feed, batch, count))]

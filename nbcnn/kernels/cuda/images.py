@@ -1,19 +1,19 @@
 """From stored bytes to a network's input on the GPU, in one pass, a thread per pixel and channel."""
 import functools
+import math
 
 import numpy as np
 
-from nbcnn.kernels.cuda.buffer import contiguous, copy
+from nbcnn.kernels.cuda.buffer import copy, flat
 from nbcnn.kernels.cuda.compat import cuda, empty, kernel, to_device
-from nbcnn.kernels.cuda.launch import THREADS, each, run
+from nbcnn.kernels.cuda.launch import THREADS, call_each, run
 from nbcnn.kernels.cuda.state import STEP, no_training
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put
-from nbcnn.kernels.operation import Call
 
 
 @functools.cache
-def make_gather_part(C, H, W):
-    """What a thread does for pictures of one shape: a device function."""
+def make_gather(C, H, W, VERSION=CODE_VERSION):
+    """The kernel for pictures of one shape, and what its thread k does: a device function."""
 
     @cuda.jit(device=True)
     def gather_part(k, out, pictures, index, flip, shift, table, state, batch, count):
@@ -29,14 +29,6 @@ def make_gather_part(C, H, W):
                     byte = int(get(pictures, ((index[b] * C + c) * H + r) * W + s))
                 put(out, k, get(table, c * 256 + byte))
 
-    return gather_part
-
-
-@functools.cache
-def make_gather(C, H, W, VERSION=CODE_VERSION):
-    """The kernel for pictures of one shape."""
-    gather_part = make_gather_part(C, H, W)
-
     @kernel(THREADS)
     def gather(out, pictures, index, flip, shift, table, state, batch, count):
         """out[b, c, i, j] = table[c, byte], the byte of picture index[first + b] at (i, j) after its flip and the shift.
@@ -48,20 +40,18 @@ def make_gather(C, H, W, VERSION=CODE_VERSION):
         _ = VERSION
         gather_part(cuda.grid(1), out, pictures, index, flip, shift, table, state, batch, count)
 
-    return gather
+    return gather, gather_part
 
 
 def gather_call(out, pictures, shape, index, flip, shift, table, state, batch, n):
     """The call that writes n pictures of `shape` (C, H, W) to out; the arrays are flat, as the kernel says."""
-    C, H, W = shape
-    count = n * C * H * W
-    return Call(each(make_gather(C, H, W), count), (out, pictures, index, flip, shift, table, state, batch, count))
+    return call_each(make_gather(*shape)[0], n * math.prod(shape), out, pictures, index, flip, shift, table, state, batch)
 
 
 def gather(out, pictures, index, flip, shift, table):
     """Write all of `out`, a device array (B, C, H, W) with any strides, from device arrays; index and shift are the host's."""
     written = out if out.is_c_contiguous() else empty(out.shape, out.dtype)
-    pictures, flip, table = (contiguous(a).reshape(a.size) for a in (pictures, flip, table))
+    pictures, flip, table = map(flat, (pictures, flip, table))
     index, shift = (to_device(np.asarray(a, np.int64)) for a in (index, shift))
     run([gather_call(written.reshape(out.size), pictures, out.shape[1:], index, flip.view(np.uint8), shift, table, no_training(), 0,
                      len(out))])

@@ -1,5 +1,6 @@
 """The linear layer on the GPU: three products of matrices, of which backward computes two in one launch."""
 import functools
+import inspect
 
 import numpy as np
 
@@ -57,8 +58,9 @@ def linear_part(y, x, w, b, n, IN, OUT, a_tile, b_tile):
 
 
 @functools.cache
-def make_linear_loss(IN, OUT, loss_part, VERSION=CODE_VERSION):
-    """Forward of a last layer with its loss."""
+def make_linear_loss(IN, OUT, loss_kernel, VERSION=CODE_VERSION):
+    """Forward of a last layer with its loss, for which one block is all there is."""
+    loss_part = cuda.jit(device=True)(inspect.unwrap(loss_kernel))
 
     @kernel(THREADS)
     def linear_loss(y, x, w, b, n, finished, arguments):
@@ -138,22 +140,18 @@ class Linear(Operation):
         return 1
 
     def forward(self, n, y, x, params):
-        return [Call(Launch(self.kernels[0], self._grid(n), THREADS), self._arguments(n, y, x, params), 2 * n * self.O * self.IN)]
+        return self._forward(self.kernels[0], n, y, x, params)
 
     def forward_with_loss(self, n, y, x, params, loss):
         """y and its loss in one launch."""
         if self.finished is None:
             self.finished = allocate((1,), np.int32)
-        kernel = make_linear_loss(self.IN, self.O, loss.kernel.part)
-        return [Call(Launch(kernel, self._grid(n), THREADS), (*self._arguments(n, y, x, params), self.finished, loss.arguments),
-                     2 * n * self.O * self.IN)]
+        return self._forward(make_linear_loss(self.IN, self.O, loss.kernel.kernel), n, y, x, params, self.finished, loss.arguments)
 
-    def _grid(self, n):
-        return -(-n // SIDE), -(-self.O // SIDE)
-
-    def _arguments(self, n, y, x, params):
+    def _forward(self, kernel, n, y, x, params, *loss):
         w, b = params
-        return y.array, x.array, w, nothing(self.dtype) if b is None else b, n
+        return [Call(Launch(kernel, (-(-n // SIDE), -(-self.O // SIDE)), THREADS),
+                     (y.array, x.array, w, nothing(self.dtype) if b is None else b, n, *loss), 2 * n * self.O * self.IN)]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         (dw, db), (_, kernel, w_blocks, x_blocks) = dparams, self.kernels

@@ -10,8 +10,9 @@ import math
 
 import numpy as np
 
-from nbcnn.kernels.cuda.buffer import contiguous, copy, nothing
-from nbcnn.kernels.cuda.compat import SIMULATED, Launch, cuda, empty, kernel
+from nbcnn.kernels.backend import on_device
+from nbcnn.kernels.cuda.buffer import copy, flat, nothing
+from nbcnn.kernels.cuda.compat import SIMULATED, Launch, as_device_array, cuda, empty, kernel, to_device, to_host
 from nbcnn.kernels.cuda.launch import THREADS, each, run
 from nbcnn.kernels.cuda.state import STEP, STOPPED, UPDATE, no_training
 from nbcnn.kernels.cuda.tile import CODE_VERSION
@@ -58,11 +59,18 @@ def finish(loss, step, sums, value, divisor, state, advance):
 # ---- elementwise losses
 
 @functools.cache
-def make_elementwise_part(KIND, CLASSES):
-    """What the block of this loss does, as a device function."""
+def make_elementwise(KIND, CLASSES, VERSION=CODE_VERSION):
+    """The kernel of one loss. Targets are labels of so many CLASSES; where that is 0, they are numbers."""
 
-    @cuda.jit(device=True)
-    def elementwise_part(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, state, batch, advance):
+    @kernel(BLOCK)
+    def elementwise(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, state, batch, advance):
+        """losses = weight * l(x, t), loss[step] = their sum / divisor, dx = dloss / divisor * weight * dl/dx, of `count` elements.
+
+        loss, losses, dx, weight and pos_weight may be left out. dloss has 1 or `count` numbers. With CLASSES, t holds the
+        classes of all steps' samples, `batch` to a step: a sample's target is 1 for its class and 0 for the others. `advance` moves
+        the state to the next step.
+        """
+        _ = VERSION
         sums = cuda.shared.array(BLOCK, x.dtype)
         zero, one, two, nan = x.dtype.type(0), x.dtype.type(1), x.dtype.type(2), x.dtype.type(np.nan)
         floor, tiny = x.dtype.type(-100), x.dtype.type(1e-12)
@@ -101,32 +109,7 @@ def make_elementwise_part(KIND, CLASSES):
             total += l * w
         finish(loss, step, sums, total, divisor, state, advance)
 
-    return elementwise_part
-
-
-@functools.cache
-def make_elementwise(KIND, CLASSES, VERSION=CODE_VERSION):
-    """The kernel of one loss. Targets are labels of so many CLASSES; where that is 0, they are numbers."""
-    part = make_elementwise_part(KIND, CLASSES)
-
-    @kernel(BLOCK)
-    def elementwise(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, state, batch, advance):
-        """losses = weight * l(x, t), loss[step] = their sum / divisor, dx = dloss / divisor * weight * dl/dx, of `count` elements.
-
-        loss, losses, dx, weight and pos_weight may be left out. dloss has 1 or `count` numbers. With CLASSES, t holds the
-        classes of all steps' samples, `batch` to a step: a sample's target is 1 for its class and 0 for the others. `advance` moves
-        the state to the next step.
-        """
-        _ = VERSION
-        part(loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, state, batch, advance)
-
     return elementwise
-
-
-def elementwise_call(kind, loss, losses, dx, x, t, weight, pos_weight, dloss, divisor, count, classes, state, batch, advance):
-    """The call of an elementwise loss, which fills loss, losses and dx; `classes` is 0 where t holds numbers."""
-    return Call(Launch(make_elementwise(kind, classes), 1, BLOCK, make_elementwise_part(kind, classes)), (
-        loss, losses, dx, x, t, weight, pos_weight, dloss, x.dtype.type(divisor), count, state, batch, bool(advance)))
 
 
 # ---- rows of class scores: class c of row i lies at (i // inner*classes + c)*inner + i % inner
@@ -158,12 +141,21 @@ def row_sum(x, start, classes, inner, highest):
 
 
 @functools.cache
-def make_cross_entropy_part(SOFT):
-    """What the block of this loss does, as a device function."""
+def make_cross_entropy(SOFT, VERSION=CODE_VERSION):
+    """The kernel for class indices or, SOFT, for class probabilities."""
 
-    @cuda.jit(device=True)
-    def cross_entropy_part(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state,
-                           batch, advance):
+    @kernel(BLOCK)
+    def cross_entropy(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state, batch,
+                      advance):
+        """losses = -sum_c w[c] q[c] log_softmax(x)[c] of each row, q = keep * t + share with t as probabilities, w = weight;
+        loss[step] = their sum / divisor, dx = dloss / divisor * (softmax(x) sum_c w[c] q[c] - w q). The divisor is 1 or that of
+        the mean: the sum of w[t], or, SOFT, the number of rows.
+
+        loss, losses, dx and weight may be left out. dloss has 1 or `rows` numbers. Indices t are those of all steps, `batch`
+        samples to a step; a row with ignore_index counts for nothing, an index that is no class makes it NaN. `advance` moves the
+        state to the next step.
+        """
+        _ = VERSION
         sums = cuda.shared.array(BLOCK, x.dtype)
         zero, one, nan = x.dtype.type(0), x.dtype.type(1), x.dtype.type(np.nan)
         step, total, divisor = state[STEP], zero, one
@@ -231,38 +223,7 @@ def make_cross_entropy_part(SOFT):
             total += l
         finish(loss, step, sums, total, divisor, state, advance)
 
-    return cross_entropy_part
-
-
-@functools.cache
-def make_cross_entropy(SOFT, VERSION=CODE_VERSION):
-    """The kernel for class indices or, SOFT, for class probabilities."""
-    part = make_cross_entropy_part(SOFT)
-
-    @kernel(BLOCK)
-    def cross_entropy(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state, batch,
-                      advance):
-        """losses = -sum_c w[c] q[c] log_softmax(x)[c] of each row, q = keep * t + share with t as probabilities, w = weight;
-        loss[step] = their sum / divisor, dx = dloss / divisor * (softmax(x) sum_c w[c] q[c] - w q). The divisor is 1 or that of
-        the mean: the sum of w[t], or, SOFT, the number of rows.
-
-        loss, losses, dx and weight may be left out. dloss has 1 or `rows` numbers. Indices t are those of all steps, `batch`
-        samples to a step; a row with ignore_index counts for nothing, an index that is no class makes it NaN. `advance` moves the
-        state to the next step.
-        """
-        _ = VERSION
-        part(loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state, batch, advance)
-
     return cross_entropy
-
-
-def cross_entropy_call(soft, loss, losses, dx, x, t, weight, dloss, ignore_index, keep, share, mean, rows, classes, inner, state,
-                       batch, advance):
-    """The call of the cross-entropy of `rows` rows, which fills loss, losses and dx."""
-    cast = x.dtype.type
-    return Call(Launch(make_cross_entropy(bool(soft)), 1, BLOCK, make_cross_entropy_part(bool(soft))), (
-        loss, losses, dx, x, t, weight, dloss, ignore_index, cast(keep), cast(share), bool(mean), rows, classes, inner, state,
-        batch, bool(advance)))
 
 
 @functools.cache
@@ -290,45 +251,54 @@ def softmax_along(x, axis, log):
     y = empty(x.shape, x.dtype)
     if x.size:
         rows, classes, inner = x.size // x.shape[axis], x.shape[axis], math.prod(x.shape[axis + 1:])
-        run([Call(each(make_softmax(bool(log)), rows), (_flat(y), _flat(x), rows, classes, inner))])
+        each(make_softmax(bool(log)), rows)(flat(y), flat(x), rows, classes, inner)
     return y
 
 
 # ---- losses of arrays
 
 class _Loss(LossOperation):
-    """What the losses share: one launch, which computes the results that it has memory for."""
+    """One launch, of kernel(loss, losses, dx, *inputs, dloss, *numbers, state, batch, advance).
 
-    def __init__(self, x, shape, reduction, *inputs):
-        self.x, self.shape, self.reduction = x, shape, reduction
-        self.inputs = [nothing(x.dtype) if a is None else _flat(a) for a in (x, *inputs)]
+    It computes the results that it has memory for. `shape` is that of `losses`; inputs are device arrays, None for one left out.
+    """
+
+    def __init__(self, x, shape, reduction, kernel, inputs, numbers):
+        self.x, self.shape, self.reduction, self.kernel, self.numbers = x, shape, reduction, kernel, numbers
+        self.inputs = self._flat(*inputs)
+
+    def _flat(self, *arrays):
+        return [nothing(self.x.dtype) if array is None else flat(array) for array in arrays]
+
+    def call(self, loss=None, losses=None, dx=None, dloss=None, state=None, batch=0, advance=False):
+        """The call that fills those of loss, losses and dx that are not None; the others as the kernels take them."""
+        *results, dloss = self._flat(loss, losses, dx, dloss)
+        return Call(Launch(self.kernel, 1, BLOCK), (
+            *results, *self.inputs, dloss, *self.numbers, no_training() if state is None else state, batch, bool(advance)))
 
     def forward(self):
-        none = nothing(self.x.dtype)
         if self.reduction == "none":
             losses = empty(self.shape, self.x.dtype)
-            run([self.call(none, _flat(losses), none, none)])
+            run([self.call(losses=losses)])
             return losses
         loss = empty((1,), self.x.dtype)
-        run([self.call(loss, none, none, none)])
+        run([self.call(loss)])
         return loss.reshape(())
 
     def backward(self, dloss):
-        none, dx = nothing(self.x.dtype), empty(self.x.shape, self.x.dtype)
-        run([self.call(none, none, _flat(dx), _flat(dloss))])
+        dx = empty(self.x.shape, self.x.dtype)
+        run([self.call(dx=dx, dloss=dloss)])
         return dx
 
 
 class _ElementwiseLoss(_Loss):
-    """A loss of each element; `kind` says which one to the kernel."""
+    """A loss of each element; `kind` says which one to the kernel. Targets of fewer axes than x are the labels of all steps."""
 
     def __init__(self, x, t, reduction, weight=None, pos_weight=None):
-        super().__init__(x, x.shape, reduction, converted(t, x.dtype), weight, pos_weight)
-
-    def call(self, loss, losses, dx, dloss):
-        size = self.x.size
-        divisor = (size or np.nan) if self.reduction == "mean" else 1
-        return elementwise_call(self.kind, loss, losses, dx, *self.inputs, dloss, divisor, size, 0, no_training(), 0, False)
+        t, classes = (t, math.prod(x.shape[1:])) if t.ndim < x.ndim else (converted(t, x.dtype), 0)
+        divisor = (x.size or np.nan) if reduction == "mean" else 1
+        super().__init__(x, x.shape, reduction, make_elementwise(self.kind, classes), (x, t, weight, pos_weight),
+                         (x.dtype.type(divisor), x.size))
 
 
 class L1Loss(_ElementwiseLoss):
@@ -352,29 +322,75 @@ class BCEWithLogitsLoss(_ElementwiseLoss):
 
 
 class CrossEntropyLoss(_Loss):
-    """Cross-entropy of class scores with class indices or class probabilities."""
+    """Cross-entropy of class scores with class indices, which may be those of all steps, or class probabilities."""
 
     def __init__(self, x, t, reduction, weight, ignore_index, keep, share):
-        axis = min(1, x.ndim - 1)
-        super().__init__(x, x.shape[:axis] + x.shape[axis + 1:], reduction, t, weight)
-        self.soft, sizes = tuple(t.shape) == tuple(x.shape), (math.prod(self.shape), x.shape[axis], math.prod(x.shape[axis + 1:]))
-        self.numbers = ignore_index, keep, share, reduction == "mean", *sizes
+        axis, cast = min(1, x.ndim - 1), x.dtype.type
+        shape, classes, inner = x.shape[:axis] + x.shape[axis + 1:], x.shape[axis], math.prod(x.shape[axis + 1:])
+        super().__init__(x, shape, reduction, make_cross_entropy(t.dtype.kind == "f"), (x, t, weight),
+                         (ignore_index, cast(keep), cast(share), reduction == "mean", math.prod(shape), classes, inner))
 
-    def call(self, loss, losses, dx, dloss):
-        return cross_entropy_call(self.soft, loss, losses, dx, *self.inputs, dloss, *self.numbers, no_training(), 0, False)
-
-
-# ---- layouts
 
 def converted(x, dtype):
     """A device array with its values in another dtype, in C order; itself where it has that dtype already."""
     if x.dtype == dtype:
         return x
     y = empty((x.size,), dtype)
-    copy(y, _flat(x))
+    copy(y, flat(x))
     return y.reshape(x.shape)
 
 
-def _flat(x):
-    """The elements of a device array, in C order."""
-    return contiguous(x).reshape(x.size)
+# ---- losses of `nbcnn.losses`
+
+def loss_call(loss, value, dx, x, t, shape, state=None, batch=0, advance=False):
+    """The call that computes a loss of `nbcnn.losses`, and its gradient where dx has elements.
+
+    Parameters
+    ----------
+    loss : loss of `nbcnn.losses`
+    value : flat device array
+        Receives the loss, at the position of the step that `state` says.
+    dx, x : flat device arrays
+        Outputs (N, C, ...) of this `shape`. More elements may follow.
+    t : flat device array
+        Targets of x's shape, or int64 class labels: those of all steps, `batch` to a step. For an elementwise loss a label stands
+        for its one-hot row.
+    state, batch, advance
+        As the kernels take them.
+    """
+    x, t = x[:math.prod(shape)].reshape(*shape), t if t.dtype.kind == "i" else t.reshape(*shape)
+    operation, options, weighted = globals()[type(loss).__name__], loss.numbers(x.dtype), shape
+    if operation is CrossEntropyLoss:
+        smoothing, classes = options.pop("label_smoothing"), shape[min(1, len(shape) - 1)]
+        options |= {"keep": 1 - smoothing, "share": smoothing / classes}
+        weighted = classes,
+    weights = {name: to_device(np.broadcast_to(a, weighted)) for name, a in options.items() if isinstance(a, np.ndarray)}
+    one = to_device(np.ones(1, x.dtype))
+    return operation(x, t, loss.reduction, **options | weights).call(value, None, dx, one, state, batch, advance)
+
+
+class LazyNumber:
+    """A number on the device, which is fetched when it is asked for."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __float__(self):
+        return float(to_host(self.array).reshape(-1)[0])
+
+    item = __float__
+
+    def __format__(self, spec):
+        return format(float(self), spec)
+
+    def __repr__(self):
+        return repr(float(self))
+
+
+def run_loss(loss, logits, targets, training):
+    """The value of a loss, not waited for, and, in training, its gradient."""
+    x, shape = logits.reshape(logits.size), tuple(logits.shape)
+    t = as_device_array(targets) if on_device(targets) else to_device(loss.targets(shape, x.dtype, targets))
+    value, dx = empty((1,), x.dtype), empty((x.size,), x.dtype) if training else nothing(x.dtype)
+    run([loss_call(loss, value, dx, x, t.reshape(t.size), shape)])
+    return LazyNumber(value), dx.reshape(*shape) if training else None

@@ -8,11 +8,11 @@ import math
 
 import numpy as np
 
-from nbcnn.kernels.cuda.buffer import Buffer, allocate, contiguous, copy
+from nbcnn.kernels.cuda.buffer import Buffer, allocate, copy, flat
 from nbcnn.kernels.cuda.compat import cuda, empty, kernel
-from nbcnn.kernels.cuda.launch import THREADS, each, run
+from nbcnn.kernels.cuda.launch import THREADS, call_each, each
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put
-from nbcnn.kernels.operation import Call, Operation
+from nbcnn.kernels.operation import Operation
 
 
 @functools.cache
@@ -72,8 +72,8 @@ def maxpool2d_scatter(dx, dy, argmax, planes, cells, windows):
 def scatter(dy, argmax, x_shape):
     """dx of x_shape (N, C, H, W): dy (N, C, OH, OW) added up at the cells that `argmax`, of any dtype of ints, names."""
     (N, C, H, W), (_, _, OH, OW) = x_shape, dy.shape
-    dx, dy, argmax = allocate((N * C * H * W,), dy.dtype), contiguous(dy), contiguous(argmax)
-    run([Call(each(maxpool2d_scatter, N * C), (dx, dy.reshape(dy.size), argmax.reshape(dy.size), N * C, H * W, OH * OW))])
+    dx = allocate((N * C * H * W,), dy.dtype)
+    each(maxpool2d_scatter, N * C)(dx, flat(dy), flat(argmax), N * C, H * W, OH * OW)
     return dx.reshape(N, C, H, W)
 
 
@@ -102,9 +102,7 @@ class MaxPool2d(Operation):
         return winners
 
     def forward(self, n, y, x, params):
-        count = n * math.prod(self.y_shape)
-        return [Call(each(self.kernels[0], count), (y.array, self.argmax.array, x.array, count))]
+        return [call_each(self.kernels[0], n * math.prod(self.y_shape), y.array, self.argmax.array, x.array)]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        count = n * self.x_size
-        return [] if dx is None else [Call(each(self.kernels[1], count), (dx.array, dy.array, self.argmax.array, count))]
+        return [] if dx is None else [call_each(self.kernels[1], n * self.x_size, dx.array, dy.array, self.argmax.array)]

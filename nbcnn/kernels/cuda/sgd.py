@@ -6,11 +6,13 @@ from nbcnn.kernels.cuda.launch import THREADS, each, run
 from nbcnn.kernels.cuda.state import STOPPED, UPDATE, no_training
 from nbcnn.kernels.operation import Call
 
+HAS_MOMENTUM = 4        # where that is in the options
+
 
 @cuda.jit(device=True)
-def sgd_element(param, buffer, grad, lr, momentum, one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize,
-                first):
+def sgd_element(param, buffer, grad, lr, options, first):
     """A parameter and its momentum after one step. The buffer stays as it is without has_momentum."""
+    momentum, one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize = options
     g = -grad if maximize else grad
     if has_decay:
         g += weight_decay * param
@@ -21,25 +23,23 @@ def sgd_element(param, buffer, grad, lr, momentum, one_minus_dampening, weight_d
 
 
 @kernel(THREADS)
-def sgd(param, momentum_buffer, grad, lr, momentum, one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize,
-        first, state):
+def sgd(param, momentum_buffer, grad, lr, options, first, state):
     """One step, in place, on flat vectors, with the learning rate lr[step]. Nothing changes once a loss was not finite.
 
-    The buffer is not looked at without has_momentum.
+    options = (momentum, one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize). The buffer is not looked
+    at without has_momentum.
     """
-    k = cuda.grid(1)
+    k, has_momentum = cuda.grid(1), options[HAS_MOMENTUM]
     if k < len(param) and state[STOPPED] == 0:
         buffer = momentum_buffer[k] if has_momentum else grad[k]
-        param[k], buffer = sgd_element(param[k], buffer, grad[k], lr[state[UPDATE]], momentum, one_minus_dampening, weight_decay,
-                                       has_decay, has_momentum, nesterov, maximize, first)
+        param[k], buffer = sgd_element(param[k], buffer, grad[k], lr[state[UPDATE]], options, first)
         if has_momentum:
             momentum_buffer[k] = buffer
 
 
 def update_call(param, momentum_buffer, grad, lr, options, first, state):
-    """The call of `sgd` with options (momentum, one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize).
-    """
-    return Call(each(sgd, param.size), (param, momentum_buffer, grad, lr, *options, first, state))
+    """The call of `sgd`."""
+    return Call(each(sgd, param.size), (param, momentum_buffer, grad, lr, options, first, state))
 
 
 def update(param, momentum_buffer, grad, lr, options, first):
