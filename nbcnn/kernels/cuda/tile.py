@@ -29,7 +29,7 @@ CODE_VERSION = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__f
 # ---- from a verb to code
 
 def verb(function, gives_element=False):
-    """Decorate a verb, so that kernels can call it."""
+    """Decorate a verb, so that kernels can call it. It then runs on what stands for their numbers and arrays."""
     if SIMULATED:
         return function
     names = inspect.signature(function).parameters
@@ -93,13 +93,13 @@ class Number:
         return self.compared(self.builder.icmp_signed, ">", limit)
 
     def compared(self, instruction, sign, limit):
-        """A condition."""
+        """A condition, for `when`."""
         return Number(self.builder, instruction(sign, self.value, ir.Constant(self.value.type, limit)), types.boolean)
 
 
 @dataclass
 class Place:
-    """A pointer into an array."""
+    """A pointer into an array. Verbs add up first what they know of a step, in parentheses: one addition for the kernel."""
     builder: object
     pointer: object
 
