@@ -267,7 +267,7 @@ class Conv2dMaxPool2d(Conv2d):
         samples = max(1, WORKSPACE // (read * row)) if rows == self.size[0] else 1
         self.strips = Strips(1, 1, samples, rows, columns, taps, -(-self.channels // width))
         self.work = (samples * read * columns + -(-(columns + KW) * self.C // width) + 1) * width
-        self.capacity = self.O * samples * rows * self.size[1] + width
+        self.capacity = self.O * samples * rows * self.size[1]
         u, v = np.divmod(np.arange(256), pool_w)
         self.place_of_cell = ((u * columns + v) * width).astype(np.int32)
 
