@@ -160,6 +160,26 @@ def test_operations(backend, name):
         assert all(call.flop > 0 for call in forward + backward if call.kernel.__name__.startswith(kind))
 
 
+@pytest.mark.parametrize("name", ["Conv2d", "Conv2dMaxPool2d", "Linear"])
+@pytest.mark.parametrize("add", [(True, False), (False, True)])
+def test_each_gradient_is_added_to_where_asked(backend, name, add):
+    if backend.device == "cuda":
+        pytest.skip("a GPU's partial sums are added up elsewhere")
+    arguments, x_shape, y_shape = OPERATIONS[name]
+    operation = getattr(backend, name)(*arguments, np.float32)
+    operation.reserve(2)
+    samples, dys, w, b = integers(4, (2, *x_shape), (2, *y_shape), (3, 2, 3, 3) if "Conv" in name else (5, 18), y_shape[0])
+    x, dy, y = (backend.Buffer.holding(a) for a in (samples, dys, dys))
+    params = backend.flat_weight(w), backend.flat_weight(b)
+    gradients = [backend.allocate((a.size,), np.float32) for a in params]
+    backend.run(operation.forward(2, y, x, params))
+    backend.run(operation.backward(2, None, gradients, dy, x, y, params, (False, False)))
+    once = [gradient.copy() for gradient in gradients]
+    backend.run(operation.backward(2, None, gradients, dy, x, y, params, add))
+    assert once[0].any() and once[1].any()
+    assert all(equal(gradient, (1 + added) * first) for gradient, added, first in zip(gradients, add, once, strict=True))
+
+
 def test_loss_and_update(backend):
     """A loss that float() makes a number of, its gradient, and a step of SGD along it."""
     x, t = integers(5, (4, 4), (4, 4))

@@ -2,6 +2,7 @@
 import os
 import pickle
 import random
+import signal
 import sys
 import threading
 import time
@@ -279,6 +280,26 @@ def test_another_process_that_ends_early_loses_nothing(folder, cores, monkeypatc
     calls = some_calls()
     compile_calls(calls)
     assert [call.kernel(7) for call in calls] == [7 * n for n in range(2, 10)]
+
+
+def test_where_no_process_can_be_started_this_one_compiles(folder, cores, monkeypatch):
+    def fork():
+        raise BlockingIOError("no more processes")
+    monkeypatch.setattr(os, "fork", fork)
+    calls = some_calls()
+    compile_calls(calls)
+    assert [call.kernel(7) for call in calls] == [7 * n for n in range(2, 10)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="SIGCHLD is of POSIX systems")
+def test_processes_that_nobody_waits_for(folder, cores):
+    """Where SIGCHLD is ignored, the system forgets a process as soon as it ends."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        compile_calls(some_calls())
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert len(list(folder.iterdir())) == 8
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled by several processes on Linux only")

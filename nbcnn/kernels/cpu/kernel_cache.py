@@ -3,6 +3,7 @@
 Numba's own cache unpickles whatever lies in its files, and raises where it can write none. What it asks a cache for, and how
 it takes compiled code apart and puts it together, has no public name; all that depends on that is here.
 """
+import contextlib
 import functools
 import hashlib
 import os
@@ -80,17 +81,18 @@ def compile_calls(calls):
             kernel.compile(types)
 
     try:
-        for _ in range(min(numba.get_num_threads(), len(missing)) - 1):
-            children.append(_fork(work))
+        with contextlib.suppress(OSError):      # no more processes are allowed
+            for _ in range(min(numba.get_num_threads(), len(missing)) - 1):
+                children.append(_fork(work))
         work()
         while children:
-            os.waitpid(children[-1], 0)
+            _wait(children[-1])
             children.pop()
     finally:
         os.close(turns)
         for child in children:      # what interrupts this process ends them too
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            _wait(child)
 
 
 def _fork(work):
@@ -113,6 +115,12 @@ def _fork(work):
             os._exit(0)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, kept)
+
+
+def _wait(child):
+    """Wait until a process has ended."""
+    with contextlib.suppress(ChildProcessError):        # nobody is told of it where SIGCHLD is ignored
+        os.waitpid(child, 0)
 
 
 class KernelCache(NullCache):
