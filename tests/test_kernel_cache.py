@@ -3,6 +3,7 @@ import os
 import pickle
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -324,3 +325,22 @@ def test_unwritable_is_one_warning_for_all_processes(folder, cores, capfd):
     with pytest.warns(RuntimeWarning, match="compiled kernels cannot be kept") as caught:
         compile_calls(some_calls())
     assert len(caught) == 1 and capfd.readouterr() == ("", "")
+
+
+FIRST = """
+import os
+import numpy as np
+import nbcnn
+fork, children = os.fork, []
+os.fork = lambda: children.append(fork()) or children[-1]
+model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(12, 3)])
+assert model.predict(np.ones((2, 3, 2, 2), np.float32)).shape == (2, 3) and len(children) == 1
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled by several processes on Linux only")
+def test_the_first_thing_that_a_process_does(tmp_path):
+    """A process is forked before any kernel ran, says nothing and leaves nothing behind."""
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True,
+                          env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
