@@ -129,6 +129,11 @@ class KernelCache(NullCache):
     def __init__(self, function):
         self._function, self._source = function, _sum_of_source(function.__code__.co_filename)
 
+    @functools.cached_property
+    def _other_sources(self):
+        """The sums of what the function takes code from: walked once, though every look for a file asks for them."""
+        return _sums_of_sources(self._function.__globals__)
+
     def holds(self, sig, target_context):
         """Whether there is a file of the function compiled for these types."""
         try:
@@ -168,7 +173,7 @@ class KernelCache(NullCache):
         function = self._function
         closure = [cell.cell_contents for cell in function.__closure__ or ()]       # numbers, which repr tells apart
         key = (numba.__version__, sys.implementation.cache_tag, config.BOUNDSCHECK, codegen.magic_tuple(), self._source,
-               _sums_of_sources(function.__globals__), function.__module__, function.__qualname__,
+               self._other_sources, function.__module__, function.__qualname__,
                function.__code__.co_firstlineno, closure, sig)
         return folder() / f"{function.__name__}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}{ENDING}"
 

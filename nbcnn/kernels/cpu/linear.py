@@ -82,8 +82,8 @@ class Linear(Conv2d):
     def bytes(self, batch):
         return 0
 
-    def _call(self, kernel, n, *arrays):
-        return Call(kernel, (*arrays, n, self.C, self.O), self.flop(n))
+    def _call(self, kernel, n, *arrays, add=()):
+        return Call(kernel, (*arrays, n, self.C, self.O, *add), self.flop(n))
 
     def forward(self, n, y, x, params):
         _, V, width = self.tile
@@ -94,5 +94,4 @@ class Linear(Conv2d):
 
     def backward_weight(self, n, dparams, dy, x, add):
         dw, db = dparams
-        kernel, arguments, flop = self._call(self.kernels[2], n, dw, self.zeros[:0] if db is None else db, dy.array, x.array)
-        return [Call(kernel, (*arguments, *add), flop)]
+        return [self._call(self.kernels[2], n, dw, self.zeros[:0] if db is None else db, dy.array, x.array, add=add)]
