@@ -15,7 +15,7 @@ from numba.core.caching import FunctionCache
 from numba.core.dispatcher import Dispatcher
 
 from nbcnn import user_cache
-from nbcnn.kernels.cpu import kernel_cache
+from nbcnn.kernels.cpu import kernel_cache, tile
 from nbcnn.kernels.cpu.kernel_cache import compile_calls, njit
 from nbcnn.kernels.operation import Call
 
@@ -85,6 +85,19 @@ def test_an_edited_source_is_compiled_anew(tmp_path):
         exec(compile(source.read_text(), source, "exec"), names)
         return names["f"](7), found(names["f"])
     assert [call(n) for n in (2, 2, 3, 2)] == [(14, 0), (14, 1), (21, 0), (14, 1)]
+
+
+def test_an_edited_source_that_a_kernel_takes_code_from_is_compiled_anew(tmp_path, monkeypatch):
+    source = tmp_path / "kernels.py"
+    source.write_text("@njit\ndef f(x):\n    return x + tile.range_inside(0, 1, 5, 3)[1]\n")
+
+    def call():
+        names = {"__name__": "kernels", "njit": njit, "tile": tile}
+        exec(compile(source.read_text(), source, "exec"), names)
+        return names["f"](7), found(names["f"])
+    assert [call(), call()] == [(10, 0), (10, 1)]      # the range is 0 <= k < 3
+    monkeypatch.setitem(kernel_cache.SOURCES, tile.__file__, "the sum of another text")
+    assert [call(), call()] == [(10, 0), (10, 1)]
 
 
 def damage(kind, data):
