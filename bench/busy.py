@@ -21,7 +21,7 @@ CASES = [("cifar10_quick", 1), ("cifar10_quick", 64)]
 
 
 def torch_training(model, images, labels):
-    """PyTorch's step of the same network and pictures, a call without arguments."""
+    """PyTorch's step of the same network and images, a call without arguments."""
     net = torch_model(model).to(memory_format=torch.channels_last)
     x, t = torch.from_numpy(images).contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)
     criterion, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=0.01)

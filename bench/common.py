@@ -56,7 +56,7 @@ def torch_model(model):
 
 
 def training(model, batch):
-    """nbcnn's training step on random pictures, a call without arguments that returns the loss; the pictures, the labels."""
+    """nbcnn's training step on random images, a call without arguments that returns the loss; the images, the labels."""
     rng = np.random.default_rng(0)
     images, labels = rng.random((batch, *model.input_shape), dtype=np.float32), rng.integers(0, 10, batch)
     step, optimizer = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()), nbcnn.SGD(model.parameters(), lr=0.01)
@@ -90,7 +90,7 @@ def recorded(function):
 
 
 def megaflop(model, batch):
-    """MFLOP of a training step for a picture: what the formulas of the kernels need, backward only where a maximum stood."""
+    """MFLOP of a training step for an image: what the formulas of the kernels need, backward only where a maximum stood."""
     run, _, _ = training(model, batch)
     return sum(call.flop for call in recorded(run)) / batch / 1e6
 

@@ -2,7 +2,7 @@
 
     python bench/epoch.py [--data-dir data] [--repeats 1] [--limit N]
 
-Each side imports, reads the python version's files, trains on all pictures once in batches of 64, and tests: seconds from the start
+Each side imports, reads the python version's files, trains on all images once in batches of 64, and tests: seconds from the start
 of the process to its end, and its largest resident set. nbcnn's kernels have been compiled before. `tutorial_loop.py`, the other
 side, runs without worker processes and with two, and the faster one counts; the resident set is that of the largest process.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from common import Parser, describe, process, ratio, table, whole
 
 HERE = Path(__file__).resolve().parent
-# The command line with the first pictures of each file set only.
+# The command line with the first images of each file set only.
 LIMITED = """
 import sys
 from nbcnn import train
@@ -33,7 +33,7 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder that holds cifar-10-batches-py")
     parser.add_argument("--repeats", type=whole, default=1, help="processes of each kind")
-    parser.add_argument("--limit", type=whole, help="so many pictures to train and to test with, to try this out")
+    parser.add_argument("--limit", type=whole, help="so many images to train and to test with, to try this out")
     options = parser.parse_args()
     folder, python = options.data_dir / "cifar-10-batches-py", sys.executable
     if not (folder / "test_batch").exists():
@@ -68,7 +68,7 @@ def main():
     for name, several in results.items():
         rows.append([name, f"{np.median(seconds[name]):.1f}", f"{max(memory for _, memory, _ in several):.0f}",
                      *several[0][2]])
-    print(f"\n{describe('all')}; {options.limit or 'all'} pictures, {options.repeats} of each process\n")
+    print(f"\n{describe('all')}; {options.limit or 'all'} images, {options.repeats} of each process\n")
     print(table(["process", "seconds", "largest resident set, MiB", "train loss", "test accuracy"], rows))
     print(f"\nbetter of PyTorch's / nbcnn's: {ratio(np.min(theirs, axis=0), mine)}")
 

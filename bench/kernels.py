@@ -144,7 +144,7 @@ def both(name, operation, x, dy, torch_forward, torch_backward, tolerance=0):
 def main():
     parser = Parser(__doc__)
     parser.add_argument("--threads", type=thread_count, default=2, help="of both sides")
-    parser.add_argument("--images", type=whole, default=32, help="pictures in a call")
+    parser.add_argument("--images", type=whole, default=32, help="images in a call")
     parser.add_argument("--seconds", type=duration, default=2.0, help="for each kernel")
     options = parser.parse_args()
     N, threads, rows = options.images, options.threads, []

@@ -1,9 +1,9 @@
-"""How the cost of nbcnn's training step grows with pictures in a batch, threads, size of the pictures, and channels.
+"""How the cost of nbcnn's training step grows with images in a batch, threads, size of the images, and channels.
 
     python bench/scaling.py [--only batch threads size channels] [--seconds 10]
 
 Batches and threads with cifar10_quick; sizes and channels with 3x3 convolutions to C, 2C and 4C channels, each with ReLU and
-max-pooling, on 32 pictures in a batch. The points of a table take turns. GFLOP/s count what `step.py` counts.
+max-pooling, on 32 images in a batch. The points of a table take turns. GFLOP/s count what `step.py` counts.
 """
 import numba
 import numpy as np
@@ -33,11 +33,11 @@ def measured(name, points, options):
                         [threads for *_, threads in points])
     rows = []
     for (label, model, batch, threads), seconds in zip(points, np.median(times, 1), strict=True):
-        per_picture = megaflop(model, 4)
-        rate = per_picture * batch / seconds / 1e3
-        rows.append([label, f"{seconds * 1e3:.2f}", f"{seconds / batch * 1e6:.0f}", f"{batch / seconds:,.0f}", f"{per_picture:.1f}",
+        per_image = megaflop(model, 4)
+        rate = per_image * batch / seconds / 1e3
+        rows.append([label, f"{seconds * 1e3:.2f}", f"{seconds / batch * 1e6:.0f}", f"{batch / seconds:,.0f}", f"{per_image:.1f}",
                      f"{rate:.0f}", share(rate, threads)])
-    header = [name, "step ms", "us a picture", "images/s", "MFLOP a picture", "GFLOP/s", "share of peak"]
+    header = [name, "step ms", "us an image", "images/s", "MFLOP an image", "GFLOP/s", "share of peak"]
     print(f"\n{table(header, rows)}", flush=True)
 
 

@@ -11,7 +11,7 @@ side has the number of threads that is best for it in that round.
 GFLOP/s count what the step needs: a backward pass that visits the pixels where the maxima stood, as nbcnn's does. PyTorch's does
 more for the same result.
 
---overhead: how much of a step of one picture is Python. The rest is the kernels, called one after another with the arguments
+--overhead: how much of a step of one image is Python. The rest is the kernels, called one after another with the arguments
 that the step called them with; what Numba needs to hand arguments over counts as theirs.
 """
 import copy
@@ -37,7 +37,7 @@ from common import (
     whole,
 )
 
-QUICK = 36.0        # MFLOP a picture of cifar10_quick: 24.7 forward, and a quarter of the dense gradients of its convolutions
+QUICK = 36.0        # MFLOP an image of cifar10_quick: 24.7 forward, and a quarter of the dense gradients of its convolutions
 
 
 def sides(name, batch, compiled):
@@ -78,14 +78,14 @@ def sides(name, batch, compiled):
 
 def steps(options):
     """The table of training steps."""
-    rows, per_picture = [], megaflop(MODELS[options.model](), 4)
-    assert options.model != "cifar10_quick" or abs(per_picture - QUICK) < 0.1, f"{per_picture} MFLOP a picture"
+    rows, per_image = [], megaflop(MODELS[options.model](), 4)
+    assert options.model != "cifar10_quick" or abs(per_image - QUICK) < 0.1, f"{per_image} MFLOP an image"
 
     def add(batch, threads, times):
         """A row of the table from times (sides, rounds)."""
         milliseconds = [f"{ms:.2f}" for ms in np.median(times, 1) * 1e3] + ["n/a"] * options.no_compile
         speed = batch / np.median(times[0])
-        rate = per_picture * speed / 1e3
+        rate = per_image * speed / 1e3
         rows.append([batch, threads, *milliseconds, f"{speed:,.0f}", f"{rate:.0f}",
                      "" if threads == "best" else share(rate, threads), ratio(times[1:].min(0), times[0])])
         print(*rows[-1], sep="  ", flush=True)
@@ -101,14 +101,14 @@ def steps(options):
             add(batch, "best", times.min(0))
         # nbcnn leaves out the backward pass of a loss that is not finite, which would look fast.
         assert all(np.isfinite(run()) for run in functions.values()), "a loss is not finite"
-    print(f"\n{describe(' and '.join(map(str, options.threads)))}; {options.model}, {per_picture:.1f} MFLOP a picture; "
+    print(f"\n{describe(' and '.join(map(str, options.threads)))}; {options.model}, {per_image:.1f} MFLOP an image; "
           f"{peaks(options.threads)}\n")
     print(table(["batch", "threads", "nbcnn ms", "PyTorch ms", "channels_last ms", "torch.compile ms", "nbcnn images/s",
                  "nbcnn GFLOP/s", "share of peak", "best of PyTorch's / nbcnn's"], rows))
 
 
 def overhead(options):
-    """The table of what a step of one picture takes besides its kernels."""
+    """The table of what a step of one image takes besides its kernels."""
     run, _, _ = training(MODELS[options.model](), 1)
     run()
     calls = [(call.kernel, call.arguments) for call in recorded(run)]
@@ -130,12 +130,12 @@ def overhead(options):
 def main():
     parser = Parser(__doc__)
     parser.add_argument("--model", choices=list(MODELS), default="cifar10_quick", help="network")
-    parser.add_argument("--batch", type=whole, nargs="+", default=[1, 32, 64, 256, 1024], help="pictures in a step")
+    parser.add_argument("--batch", type=whole, nargs="+", default=[1, 32, 64, 256, 1024], help="images in a step")
     parser.add_argument("--threads", type=thread_count, nargs="+", default=[1, 2], help="numbers of threads, of both sides")
     parser.add_argument("--seconds", type=duration, default=20.0, help="for each batch size")
     parser.add_argument("--rounds", type=whole, default=20, help="turns of each side")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes long to compile")
-    parser.add_argument("--overhead", action="store_true", help="measure Python's part of a step of one picture instead")
+    parser.add_argument("--overhead", action="store_true", help="measure Python's part of a step of one image instead")
     options = parser.parse_args()
     (overhead if options.overhead else steps)(options)
 

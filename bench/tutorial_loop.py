@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class CIFAR10(Dataset):
-    """The pictures of some batch files in memory, decoded one at a time."""
+    """The images of some batch files in memory, decoded one at a time."""
 
     def __init__(self, folder, names, limit):
         batches = [pickle.loads((Path(folder) / name).read_bytes(), encoding="latin1") for name in names]
@@ -29,15 +29,15 @@ class CIFAR10(Dataset):
         return len(self.data)
 
     def __getitem__(self, index):
-        picture = np.array(Image.fromarray(self.data[index]), np.uint8, copy=True)
-        return torch.from_numpy(picture).permute(2, 0, 1).contiguous().to(torch.float32).div(255), self.targets[index]
+        image = np.array(Image.fromarray(self.data[index]), np.uint8, copy=True)
+        return torch.from_numpy(image).permute(2, 0, 1).contiguous().to(torch.float32).div(255), self.targets[index]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", required=True, help="folder with the python version's batches")
     parser.add_argument("--workers", type=int, default=0, help="of the DataLoader")
-    parser.add_argument("--limit", type=int, help="so many pictures to train and to test with")
+    parser.add_argument("--limit", type=int, help="so many images to train and to test with")
     options = parser.parse_args()
     train = CIFAR10(options.data_dir, [f"data_batch_{k}" for k in range(1, 6)], options.limit)
     test = CIFAR10(options.data_dir, ["test_batch"], options.limit)

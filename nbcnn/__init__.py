@@ -10,7 +10,7 @@
     memory      how much of it buffers may take
     profile     where the time of a training step goes, and the processor's peak
     datasets    CIFAR-10, the built-in shapes, folders of images, and the loader
-    pictures    files of any kind and size as a network takes them
+    images    files of any kind and size as a network takes them
     fit         the training loop, with callbacks; progress: how far it is
     evaluation  accuracy, precision, recall, confusion matrix: `nbcnn.evaluate(model, dataset)`
 

@@ -108,7 +108,7 @@ class Conv2d(Layer):
         self.bias = Parameter((self.out_channels,), fan_in) if self.bias else None
 
     def output_shape(self, shape):
-        _require_pictures(shape, self.in_channels)
+        _require_images(shape, self.in_channels)
         return self.out_channels, *conv_size(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, "input")
 
     def operation(self, backend, shape, dtype):
@@ -145,7 +145,7 @@ class _Pool(Layer):
         self.stride = self.stride or self.kernel_size
 
     def output_shape(self, shape):
-        _require_pictures(shape)
+        _require_images(shape)
         return (shape[0],
                 *pooled_size(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, "input"))
 
@@ -199,7 +199,7 @@ class AvgPool2d(_Pool):
 
 
 class GlobalAvgPool2d(Layer):
-    """The mean of each channel: an `AvgPool2d` whose window is the whole picture; see `nbcnn.kernels.global_avgpool2d_forward`."""
+    """The mean of each channel: an `AvgPool2d` whose window is the whole image; see `nbcnn.kernels.global_avgpool2d_forward`."""
 
     def output_shape(self, shape):
         return AvgPool2d(shape[1:] if len(shape) == 3 else 1).output_shape(shape)
@@ -290,7 +290,7 @@ class ConvPool(Layer):
 
 
 class Flatten(Layer):
-    """Pictures (N, C, H, W) as vectors (N, C*H*W), channel by channel as in PyTorch."""
+    """Images (N, C, H, W) as vectors (N, C*H*W), channel by channel as in PyTorch."""
 
     def output_shape(self, shape):
         return (math.prod(shape),)
@@ -320,7 +320,7 @@ class Linear(Layer):
 
     def output_shape(self, shape):
         if tuple(shape) != (self.in_features,):
-            hint = "; a Flatten layer makes vectors of pictures" if len(shape) == 3 else ""
+            hint = "; a Flatten layer makes vectors of images" if len(shape) == 3 else ""
             raise ValueError(f"expected vectors (N, {self.in_features}), got {_batch(shape)}{hint}")
         return (self.out_features,)
 
@@ -331,10 +331,10 @@ class Linear(Layer):
         return 2 * self.weight.size
 
 
-def _require_pictures(shape, channels="C"):
-    """Raise ValueError unless samples of this shape are pictures, of so many channels."""
+def _require_images(shape, channels="C"):
+    """Raise ValueError unless samples of this shape are images, of so many channels."""
     if len(shape) != 3 or channels not in ("C", shape[0]):
-        raise ValueError(f"expected pictures (N, {channels}, H, W), got {_batch(shape)}")
+        raise ValueError(f"expected images (N, {channels}, H, W), got {_batch(shape)}")
 
 
 def _batch(shape):

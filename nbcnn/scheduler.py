@@ -352,7 +352,7 @@ class BackpropScheduler:
         try:
             self.plan(images.shape[1:])
         except ValueError as error:
-            hint = "; a single picture is a batch as images[None]" if images.ndim == 3 else ""
+            hint = "; a single image is a batch as images[None]" if images.ndim == 3 else ""
             raise ValueError(f"{error} from images of shape {images.shape}{hint}") from None
 
     def at_once(self, images, n):

@@ -22,7 +22,7 @@ def network(case, dtype, seed=0):
 
 
 def batch(model, dtype):
-    """Five pictures, the brighter the higher their class."""
+    """Five images, the brighter the higher their class."""
     rng, labels = np.random.default_rng(0), np.array([0, 1, 2, 0, 1])
     images = rng.standard_normal((*model.input_shape, 5)) + 2 * labels
     return np.moveaxis(images, -1, 0).astype(dtype), labels
@@ -37,7 +37,7 @@ def check_gradients(case):
 
 
 def check_training(case, path):
-    """Five pictures are learned by heart, and the network comes back from a checkpoint."""
+    """Five images are learned by heart, and the network comes back from a checkpoint."""
     model = network(case, np.float32)
     (images, labels), optimizer = batch(model, np.float32), nbcnn.SGD(model.parameters(), lr=0.02, momentum=0.9)
     step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss())

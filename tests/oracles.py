@@ -43,7 +43,7 @@ def _starts(size, span, stride, padding, ceil_mode):
 
 
 def maxpool2d_forward(x, kernel_size, stride, padding, dilation, ceil_mode):
-    """y and argmax, all cells of all windows side by side on a last axis. A window without a cell in the picture is an error."""
+    """y and argmax, all cells of all windows side by side on a last axis. A window without a cell in the image is an error."""
     N, C, H, W = x.shape
     cells, inside = [], []
     for size, k, s, p, d in zip((H, W), kernel_size, stride, padding, dilation, strict=True):
@@ -70,7 +70,7 @@ def maxpool2d_backward(dy, argmax, x_shape):
 
 
 def _means(size, dtype, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
-    """For each tap in order, where the windows have that cell in a picture with `padding` and a kernel more; their divisors."""
+    """For each tap in order, where the windows have that cell in an image with `padding` and a kernel more; their divisors."""
     cells, counts = [], []
     for n, k, s, p in zip(size, kernel_size, stride, padding, strict=True):
         cells.append(np.add.outer(_starts(n, k, s, p, ceil_mode), np.arange(k)))
@@ -193,9 +193,9 @@ def central_differences(f, x, dy, step=1e-6):
     return dx
 
 
-def load_images(pictures, index, flip, shift, table):
-    """The pictures asked for: mirrored, cut from the middle of a wide black frame at the shift's opposite, then looked up."""
-    H, W = pictures.shape[2:]
-    x = np.where(flip[:, None, None, None], pictures[index, :, :, ::-1], pictures[index])
+def load_images(images, index, flip, shift, table):
+    """The images asked for: mirrored, cut from the middle of a wide black frame at the shift's opposite, then looked up."""
+    H, W = images.shape[2:]
+    x = np.where(flip[:, None, None, None], images[index, :, :, ::-1], images[index])
     x = np.pad(x, ((0, 0), (0, 0), (H, H), (W, W)))[:, :, H - shift[0]:2 * H - shift[0], W - shift[1]:2 * W - shift[1]]
     return table[np.arange(x.shape[1])[:, None, None], x]

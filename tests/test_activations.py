@@ -308,7 +308,7 @@ def test_errors(call, error, message):
 # ---- whole networks
 
 def network(case, dtype=np.float64):
-    """The activation of pictures that a padded convolution reads, and of vectors."""
+    """The activation of images that a padded convolution reads, and of vectors."""
     return nbcnn.Sequential([
         ("conv1", nbcnn.Conv2d(2, 3, 3)), ("act1", case.layer(*case.options)), ("conv2", nbcnn.Conv2d(3, 2, 3, padding=1)),
         ("flatten", nbcnn.Flatten()), ("linear1", nbcnn.Linear(32, 6)), ("act2", case.layer(*case.options)),
@@ -332,7 +332,7 @@ def test_training_and_a_checkpoint(case, tmp_path):
     model, (images, labels) = network(case, np.float32), batch(np.float32)
     step, optimizer = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()), nbcnn.SGD(model.parameters(), lr=0.1, momentum=0.9)
     losses = [step.train_step(images, labels, optimizer) for _ in range(80)]
-    assert losses[-1] < losses[0] / 2           # five pictures are learned by heart
+    assert losses[-1] < losses[0] / 2           # five images are learned by heart
     checkpoint.save(tmp_path / "file", model)
     found = checkpoint.load(tmp_path / "file").model
     assert found.structure() == model.structure() and (found(images) == model(images)).all()

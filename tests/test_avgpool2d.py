@@ -45,7 +45,7 @@ GAPS = (3, 8, 8, 8), {"kernel_size": (2, 3), "stride": (2, 2), "padding": (0, 1)
                       "divisor_override": None}
 
 
-def pictures(seed, shape, dtype):
+def images(seed, shape, dtype):
     """Numbers whose sums round, so that another order shows; in half of the draws also infinities and NaN."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(shape).astype(dtype)
@@ -104,7 +104,7 @@ def test_frozen_values(dtype):
 def test_equals_oracle(dtype, geometry, seed):
     """With equal bits: both add up in the same order."""
     shape, options = geometry
-    x = pictures(seed, shape, dtype)
+    x = images(seed, shape, dtype)
     with np.errstate(invalid="ignore"):         # inf - inf
         expected = oracles.avgpool2d_forward(x, *options.values())
     assert equal(avgpool2d_forward(x, **options), expected)
@@ -115,8 +115,8 @@ def test_equals_oracle(dtype, geometry, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(shape=st.tuples(st.integers(0, 3), st.integers(0, 40), st.integers(1, 9), st.integers(1, 9)), seed=seeds)
 def test_global_equals_oracle(dtype, shape, seed):
-    """A window that is the picture; the sum in the picture's own order."""
-    x, dy = pictures(2 * (seed // 2), shape, dtype), upstream(seed, (*shape[:2], 1, 1), dtype)
+    """A window that is the image; the sum in the image's own order."""
+    x, dy = images(2 * (seed // 2), shape, dtype), upstream(seed, (*shape[:2], 1, 1), dtype)
     y = global_avgpool2d_forward(x)
     total = np.add.accumulate(x.reshape(*shape[:2], shape[2] * shape[3]), -1)[..., -1]
     assert equal(y, (total / dtype(shape[2] * shape[3]))[..., None, None])
@@ -142,7 +142,7 @@ def test_gradient_is_the_jacobian(geometry, seed):
     x = divisible(seed, (1, 2, H, W))
     dy = divisible([seed, 1], avgpool2d_forward(x, **options).shape)
     dx = avgpool2d_backward(dy, x.shape, **options)
-    steps = DIVISIBLE * np.eye(x.size).reshape(-1, *x.shape[1:])            # a batch with one cell moved in each picture
+    steps = DIVISIBLE * np.eye(x.size).reshape(-1, *x.shape[1:])            # a batch with one cell moved in each image
     above, below = avgpool2d_forward(x + steps, **options), avgpool2d_forward(x - steps, **options)
     assert ((dy * (above - below)).sum((1, 2, 3)) / (2 * DIVISIBLE) == dx.ravel()).all()
 
@@ -154,7 +154,7 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     """Results lie in buffers full of NaN; what lies around what is read are other numbers."""
     shape, options = geometry
     N = shape[0]
-    x = pictures(2 * (seed // 2), shape, dtype)                     # without NaN, which marks what is not written
+    x = images(2 * (seed // 2), shape, dtype)                     # without NaN, which marks what is not written
     expected = avgpool2d_forward(x, **options)
     dy = upstream(seed, expected.shape, dtype)
     expected_dx = avgpool2d_backward(dy, shape, **options)
@@ -176,7 +176,7 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strided_and_read_only_inputs(dtype):
-    x, options = pictures(1, (2, 3, 9, 8), dtype), dict(stride=2, padding=1)
+    x, options = images(1, (2, 3, 9, 8), dtype), dict(stride=2, padding=1)
     y = avgpool2d_forward(x, 3, **options)
     dy, mean = upstream(1, y.shape, dtype), upstream(2, (2, 3, 1, 1), dtype)
 
@@ -257,9 +257,9 @@ def test_errors_of_backward(options, error, message):
     (lambda x: nbcnn.AvgPool2d(2, divisor_override=-1), ValueError, "divisor_override: expected an int >= 1, got -1"),
     (lambda x: nbcnn.Sequential([nbcnn.AvgPool2d(2, padding=2)], input_shape=(1, 8, 8)), ValueError, "0: .*at most half"),
     (lambda x: nbcnn.Sequential([nbcnn.AvgPool2d(2)], input_shape=(8,)), ValueError,
-     r"0: expected pictures \(N, C, H, W\), got \(N, 8\)"),
+     r"0: expected images \(N, C, H, W\), got \(N, 8\)"),
     (lambda x: nbcnn.Sequential([nbcnn.GlobalAvgPool2d()], input_shape=(8,)), ValueError,
-     r"0: expected pictures \(N, C, H, W\), got \(N, 8\)"),
+     r"0: expected images \(N, C, H, W\), got \(N, 8\)"),
 ])
 def test_errors_of_global_and_layers(call, error, message):
     with pytest.raises(error, match=message):
@@ -311,7 +311,7 @@ def test_global_equals_torch(dtype, shape, seed):
 @given(geometry=geometries(), seed=seeds)
 def test_layers_compute_what_the_functions_do(geometry, seed):
     shape, options = geometry
-    x = pictures(seed, shape, np.float32)
+    x = images(seed, shape, np.float32)
     assert equal(nbcnn.Sequential([nbcnn.AvgPool2d(**options)])(x), avgpool2d_forward(x, **options))
     assert equal(nbcnn.Sequential([nbcnn.GlobalAvgPool2d()])(x), global_avgpool2d_forward(x))
 

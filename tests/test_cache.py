@@ -12,7 +12,7 @@ from nbcnn.kernels.cpu import kernel_cache
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path):
-    """A cache folder with a kernel and the pictures of a seed."""
+    """A cache folder with a kernel and the images of a seed."""
     monkeypatch.setattr(config, "CACHE_DIR", "")
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(name, str(tmp_path / "cache"))
@@ -34,9 +34,9 @@ def rows(capsys):
 
 
 def test_shows_how_much_there_is_and_where(home, capsys):
-    kernels, pictures = rows(capsys)
+    kernels, images = rows(capsys)
     assert kernels[1::2] == ["1", "0"] and kernels[4] == str(home / "kernels")
-    assert pictures[1:] == ["1", "0.1", "0", str(home)]
+    assert images[1:] == ["1", "0.1", "0", str(home)]
 
 
 def test_counts_damaged_files(home, capsys):

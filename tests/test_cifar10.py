@@ -54,7 +54,7 @@ def damaged(official, tmp_path):
 
 
 @pytest.mark.parametrize("version", [BINARY, PYTHON])
-def test_reads_every_picture(official, version):
+def test_reads_every_image(official, version):
     folder, images, labels = official
     train, test = cifar10(folder / version)
     assert train.images.shape == (50_000, 3, 32, 32) and test.images.shape == (10_000, 3, 32, 32)
@@ -187,7 +187,7 @@ def nested(levels):
 
 
 def batch(labels=None, shape=b"M\x0a\x00M\x00\x0c\x86", end=b"\x89"):
-    """A batch of ten pictures with other operations in places."""
+    """A batch of ten images with other operations in places."""
     content = python_batch([0] * 10, np.zeros((10, 3072), np.uint8))
     content = content.replace(b"K\x0aM\x00\x0c\x86", shape).replace(b"\x89T", end + b"T")
     return content if labels is None else content.replace(b"K\x00" * 10, labels, 1)

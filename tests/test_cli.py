@@ -314,8 +314,8 @@ def test_the_console_script_is_this_command():
 def test_as_a_process():
     """-m with and without the sub-command's module, and what is written to something that is no terminal has no escapes."""
     for command in (["nbcnn", "evaluate"], ["nbcnn.evaluate"], ["nbcnn", "predict"], ["nbcnn.predict"]):
-        pictures = ["a.png"] if "predict" in command[-1] else []
-        done = subprocess.run([sys.executable, "-m", *command, "--checkpoint", "nowhere", *pictures], capture_output=True,
+        images = ["a.png"] if "predict" in command[-1] else []
+        done = subprocess.run([sys.executable, "-m", *command, "--checkpoint", "nowhere", *images], capture_output=True,
                               text=True, env={**os.environ, "TERM": "xterm"})
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == f"nbcnn {command[-1].split('.')[-1]}: nowhere: No such file or directory\n"

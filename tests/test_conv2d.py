@@ -103,7 +103,7 @@ def test_rows_of_a_kernel_that_begin_and_end_anywhere_in_a_vector(dtype):
 
 
 def test_large_input_equals_oracle():
-    """More pictures than partial sums and more pixels than a few tiles, as in training."""
+    """More images than partial sums and more pixels than a few tiles, as in training."""
     x, w, b, dy = integers(0, (33, 3, 32, 32), (32, 3, 5, 5), 32, (33, 32, 32, 32))
     options = {"stride": (1, 1), "padding": (2, 2), "dilation": (1, 1)}
     assert (conv2d_forward(x, w, b, padding=2) == oracles.conv2d_forward(x, w, b, *options.values())).all()
@@ -300,7 +300,7 @@ def test_no_less_exact_than_torch(geometry, seed):
 
 
 def test_the_largest_stride_and_paddings():
-    """A stride beyond the picture is as good as any other; a padding may be as large as the picture or the window."""
+    """A stride beyond the image is as good as any other; a padding may be as large as the image or the window."""
     x, w = np.arange(100, dtype=np.float32).reshape(1, 1, 1, 100), np.ones((1, 1, 1, 2), np.float32)
     assert conv2d_forward(x, w, stride=2**31 - 1).tolist() == [[[[1]]]]
     assert conv2d_backward(np.ones((1, 1, 1, 1), np.float32), x, w, stride=2**31 - 1)[0].sum() == 2

@@ -38,7 +38,7 @@ seeds = st.integers(0, 2**32 - 1)
 def geometries(draw, *tiles, most=10_000_000):
     """A dtype, shapes of x and w, and options, such that a side has at least one window, and perhaps pixels left over.
 
-    Tiles span pictures where there are 8 or more. `most` bounds the number of products x * w, by the number of outputs.
+    Tiles span images where there are 8 or more. `most` bounds the number of products x * w, by the number of outputs.
     """
     def pairs(low, high):
         return draw(st.tuples(st.integers(low, high), st.integers(low, high)))
@@ -149,7 +149,7 @@ def test_equals_oracle_and_plain_kernels(tile, data, seed):
 
 @pytest.mark.parametrize(("x_shape", "O", "kernel", "padding"), [((33, 3, 30, 32), 32, 5, 2), ((71, 35, 8, 9), 40, 3, 1)])
 def test_large_input_equals_oracle(x_shape, O, kernel, padding):
-    """As in training: rows of windows taken in strips, the last one shorter, and whole pictures; more pictures than parts."""
+    """As in training: rows of windows taken in strips, the last one shorter, and whole images; more images than parts."""
     options = {"padding": (padding, padding), "pool_size": (2, 2), "relu": True}
     w_shape = O, x_shape[1], kernel, kernel
     x, w, b, dy = numbers(0, np.float32, x_shape, w_shape, options)
@@ -297,7 +297,7 @@ def test_operation_writes_its_outputs_and_nothing_else(tile, data, seed, more):
     assert all_equal((dw, db), (once[0], 2 * once[1]))
     run(operation.backward(N, None, (dw, None), dy_buffer, x_buffer, y, (flat, None), (True, True)))
     assert equal(dw, 2 * once[0])
-    # Without a bias, and for another number of pictures, none of the last call's is left.
+    # Without a bias, and for another number of images, none of the last call's is left.
     n = N // 2
     run(operation.forward(n, y, x_buffer, (flat, None)))
     expected = oracles.conv2d_maxpool2d_forward(x[:n], w, 0 * b, **options)
@@ -320,7 +320,7 @@ conv2d_maxpool2d_backward(y, argmax, x, w, **options)
 
 
 @pytest.mark.parametrize(("dtype", "x_shape", "w_shape", "padding", "pool_size"), [
-    # Kernels taller than a tile; many pictures and channels; padding in which whole windows lie.
+    # Kernels taller than a tile; many images and channels; padding in which whole windows lie.
     ("f4", (1, 5, 10, 7), (1, 5, 7, 4), (0, 0), (2, 3)),
     ("f4", (9, 40, 5, 10), (33, 40, 2, 7), (3, 8), (1, 3)),
     ("f8", (2, 17, 4, 4), (5, 17, 1, 1), (1, 12), (2, 2)),

@@ -15,7 +15,7 @@ CLASSES = ["ant", "bee", "cow"]
 
 
 def network(classes=CLASSES, **options):
-    """Takes the byte of a picture's three pixels as the logits, so that a test says what comes out."""
+    """Takes the byte of an image's three pixels as the logits, so that a test says what comes out."""
     model = nbcnn.Sequential([("flatten", nbcnn.Flatten()), ("linear", nbcnn.Linear(3, 3, bias=False))], input_shape=(1, 1, 3),
                              classes=classes, **options)
     model.linear.weight.set(np.eye(3))
@@ -23,7 +23,7 @@ def network(classes=CLASSES, **options):
 
 
 def dataset(pairs, name="folder"):
-    """Pictures of the class on the left that `network` takes for that on the right."""
+    """Images of the class on the left that `network` takes for that on the right."""
     images = np.zeros((len(pairs), 1, 1, 3), np.uint8)
     images[np.arange(len(pairs)), 0, 0, [taken for _, taken in pairs]] = 255
     return Dataset(images, np.array([label for label, _ in pairs]), CLASSES, name)
@@ -41,7 +41,7 @@ def test_figures_by_their_definitions():
     assert found.class_accuracy.tolist() == pytest.approx([7 / 10, 7 / 10, 1])
     assert found.precision.tolist() == pytest.approx([3 / 5, 4 / 5, math.nan], nan_ok=True)
     assert found.recall.tolist() == pytest.approx([3 / 4, 4 / 6, math.nan], nan_ok=True)
-    # A picture found has the loss -1 + ln(e + 2), one that is not ln(e + 2).
+    # An image found has the loss -1 + ln(e + 2), one that is not ln(e + 2).
     assert found.loss == pytest.approx(math.log(math.e + 2) - 0.7, rel=1e-6)
     assert json.loads(json.dumps(found.as_dict())) == {
         "pictures": 10, "loss": found.loss, "accuracy": 0.7, "confusion": CONFUSION, "classes": [
@@ -123,7 +123,7 @@ def test_a_loss_that_is_no_mean():
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """The built-in pictures are those above; the checkpoint says how the network was trained."""
+    """The built-in images are those above; the checkpoint says how the network was trained."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(choice, "shapes", lambda: (dataset(PAIRS[:2], "shapes"), dataset(PAIRS, "shapes")))
     checkpoint.save("net.safetensors", network(), options={"dataset": "shapes", "loss": "cross_entropy", "label_smoothing": 0.0})
@@ -153,7 +153,7 @@ def test_it_measures_the_loss_of_the_training(small, capsys):
         assert json.loads(capsys.readouterr().out)["loss"] == network().evaluate(dataset(PAIRS), expected).loss
 
 
-def test_where_the_pictures_are_from(small, monkeypatch, capsys):
+def test_where_the_images_are_from(small, monkeypatch, capsys):
     """Those of the training by default, from where they were; any others when asked for."""
     places = []
 
@@ -165,7 +165,7 @@ def test_where_the_pictures_are_from(small, monkeypatch, capsys):
     assert run() == 0 and run("--data-dir", "other", "--max-pixels", "9") == 0
     assert "net.safetensors on the images from other\n" in capsys.readouterr().out
     assert places == [("pets", (1, 1, 3), CLASSES, None), ("other", (1, 1, 3), CLASSES, 9)]
-    network().save("net.safetensors")       # of a library user: says nothing of pictures
+    network().save("net.safetensors")       # of a library user: says nothing of images
     assert run() == 0
     assert "built in, as there is no CIFAR-10 in data" in capsys.readouterr().out
 
@@ -196,7 +196,7 @@ def test_errors_are_one_line(small, capsys, argv, message):
     assert sorted(small.iterdir()) == before
 
 
-def test_memory_has_a_limit_that_is_checked_before_pictures_are_read(small, monkeypatch, capsys):
+def test_memory_has_a_limit_that_is_checked_before_images_are_read(small, monkeypatch, capsys):
     monkeypatch.setattr(evaluate.datasets, "choose", None)
     nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3 * 32 * 32, 3)], input_shape=(3, 32, 32)).save("net.safetensors")
     assert run("--max-memory", "20000") == 2

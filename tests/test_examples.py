@@ -46,11 +46,11 @@ def post(server, body, **headers):
 def test_each_request_gets_its_own_answer(server):
     server, model = server
     bodies, expected = [], []
-    for picture in np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8):
+    for image in np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8):
         stream = io.BytesIO()
-        Image.fromarray(picture).save(stream, "PNG")
+        Image.fromarray(image).save(stream, "PNG")
         bodies.append(stream.getvalue())
-        shares = nbcnn.kernels.softmax(model(picture.transpose(2, 0, 1)[None]))[0]
+        shares = nbcnn.kernels.softmax(model(image.transpose(2, 0, 1)[None]))[0]
         expected.append(dict(zip(model.classes, np.round(shares.astype(float), 6).tolist(), strict=True)))
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda body: post(server, body), bodies))
@@ -58,9 +58,9 @@ def test_each_request_gets_its_own_answer(server):
     assert all(list(shares.values()) == sorted(shares.values(), reverse=True) for _, shares in answers)
 
 
-def test_what_is_no_picture_is_refused(server):
+def test_what_is_no_image_is_refused(server):
     server, _ = server
-    assert post(server, b"no picture")[0] == 400
+    assert post(server, b"no image")[0] == 400
     assert "Content-Length" in post(server, b"")[1]["error"]
     assert post(server, b"x", **{"Content-Length": "99999999999"})[0] == 400
     assert post(server, b"x", **{"Content-Length": "many"})[0] == 400

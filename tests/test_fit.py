@@ -15,7 +15,7 @@ from nbcnn.progress import Progress
 from nbcnn.scheduler import BackpropScheduler
 
 
-def pictures(count=22, seed=0):
+def images(count=22, seed=0):
     rng = np.random.default_rng(seed)
     return Dataset(rng.integers(0, 256, (count, 2, 6, 6), dtype=np.uint8), rng.integers(0, 3, count), ["a", "b", "c"], "noise")
 
@@ -35,7 +35,7 @@ def one_thread():
     numba.set_num_threads(threads)
 
 
-TRAIN, TEST = pictures(), pictures(7, seed=1)       # batches of 5: 5, 5, 5, 5, 2
+TRAIN, TEST = images(), images(7, seed=1)       # batches of 5: 5, 5, 5, 5, 2
 LOSSES = {"cross_entropy": nbcnn.CrossEntropyLoss(label_smoothing=0.1), "mse": nbcnn.MSELoss(), "l1": nbcnn.L1Loss(),
           "bce": nbcnn.BCEWithLogitsLoss()}
 
@@ -248,8 +248,8 @@ def test_a_test_loss_that_is_not_finite():
 # ---- errors ----
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(train=pictures(0)), "train: expected at least one image"),
-    (dict(test=pictures(0)), "test: expected at least one image"),
+    (dict(train=images(0)), "train: expected at least one image"),
+    (dict(test=images(0)), "test: expected at least one image"),
     (dict(loss=nbcnn.MSELoss(reduction="sum")), "loss: expected reduction 'mean', got 'sum'"),
     (dict(epochs=-1), "epochs"),
     (dict(batch_size=0), "batch_size"),

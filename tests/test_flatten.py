@@ -1,4 +1,4 @@
-"""Flatten: the operation between pictures and vectors. NumPy's reshape is its oracle."""
+"""Flatten: the operation between images and vectors. NumPy's reshape is its oracle."""
 import numba
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from arrays import filled_buffer
 from llvm import double_operations
 
 DTYPES = [np.float32, np.float64]
-pictures = st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(1, 7), st.integers(1, 7))
+images = st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(1, 7), st.integers(1, 7))
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -39,7 +39,7 @@ def test_frozen_values():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @example(shape=(3, 8, 4, 4), seed=0)        # with gaps between the samples
-@given(shape=pictures, seed=seeds)
+@given(shape=images, seed=seeds)
 def test_moves_every_number_there_and_back(dtype, shape, seed):
     """Results lie in buffers full of NaN, of which nothing but the samples is written; what is read stays as it is."""
     N, F = shape[0], int(np.prod(shape[1:]))
@@ -83,7 +83,7 @@ def test_float32_kernels_hold_no_double():
 
 
 @pytest.mark.torch
-@given(shape=pictures, seed=seeds)
+@given(shape=images, seed=seeds)
 def test_equals_torch(shape, seed):
     import torch
     x = holding(np.random.default_rng(seed).standard_normal(shape, np.float32))

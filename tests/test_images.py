@@ -1,4 +1,4 @@
-"""Pictures of bytes to network input: the gathering kernel against NumPy, exactly."""
+"""Images of bytes to network input: the gathering kernel against NumPy, exactly."""
 import numba
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 @st.composite
 def batches(draw):
-    """Arguments of load_images after out: pictures, index, flip, shift, table."""
+    """Arguments of load_images after out: images, index, flip, shift, table."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count, batch = draw(st.integers(1, 6)), draw(st.integers(0, 7))
     C, H, W = draw(st.tuples(st.integers(1, 4), st.integers(1, 8), st.integers(1, 8)))
@@ -34,19 +34,19 @@ def outputs(shape, dtype):
 
 
 def test_frozen_values():
-    """Worked by hand: 1x2x3 pictures 10..15 and 20..25, the table doubles."""
-    pictures = np.array([[[[10, 11, 12], [13, 14, 15]]], [[[20, 21, 22], [23, 24, 25]]]], np.uint8)
+    """Worked by hand: 1x2x3 images 10..15 and 20..25, the table doubles."""
+    images = np.array([[[[10, 11, 12], [13, 14, 15]]], [[[20, 21, 22], [23, 24, 25]]]], np.uint8)
     table = 2 * np.arange(256, dtype=np.float32)[None] + 1
     out = np.full((3, 1, 2, 3), np.nan, np.float32)
-    load_images(out, pictures, np.array([1, 0, 1]), np.array([False, True, True]), (1, -1), table)
+    load_images(out, images, np.array([1, 0, 1]), np.array([False, True, True]), (1, -1), table)
     assert out[:, 0].tolist() == [[[1, 1, 1], [43, 45, 1]], [[1, 1, 1], [23, 21, 1]], [[1, 1, 1], [43, 41, 1]]]
 
 
 @given(batches())
 def test_equals_numpy(arguments):
-    pictures, index, *_, table = arguments
+    images, index, *_, table = arguments
     expected = oracles.load_images(*arguments)
-    for out, memory in outputs((len(index), *pictures.shape[1:]), table.dtype):
+    for out, memory in outputs((len(index), *images.shape[1:]), table.dtype):
         around = np.isnan(memory).sum() - out.size
         load_images(out, *arguments)
         assert np.array_equal(out, expected)
@@ -55,50 +55,50 @@ def test_equals_numpy(arguments):
 
 @given(batches())
 def test_inputs_of_any_layout_stay_as_they_are(arguments):
-    pictures, index, flip, shift, table = arguments
+    images, index, flip, shift, table = arguments
     expected = oracles.load_images(*arguments)
-    strided = [np.asfortranarray(pictures), np.repeat(pictures, 2, 0)[::2],
+    strided = [np.asfortranarray(images), np.repeat(images, 2, 0)[::2],
                np.repeat(index, 2).astype(np.int16)[::2], np.repeat(flip, 2)[::2], np.repeat(table, 2, 1)[:, ::2]]
-    copies = [array.copy() for array in (*strided, pictures)]
-    for array in (*strided, pictures):
+    copies = [array.copy() for array in (*strided, images)]
+    for array in (*strided, images):
         array.flags.writeable = False
     fortran, spread, index, flip, table = strided
-    for these in (pictures, fortran, spread):
-        out = np.full((len(index), *pictures.shape[1:]), np.nan, table.dtype)
+    for these in (images, fortran, spread):
+        out = np.full((len(index), *images.shape[1:]), np.nan, table.dtype)
         load_images(out, these, index, flip, shift, table)
         assert np.array_equal(out, expected)
-    assert all(np.array_equal(array, copy) for array, copy in zip((*strided, pictures), copies, strict=True))
+    assert all(np.array_equal(array, copy) for array, copy in zip((*strided, images), copies, strict=True))
 
 
 @dtypes
 def test_normalization(dtype):
     """bytes / 255, minus mean, over std: computed in float64, so float32 is the nearest float32 to float64's values."""
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    pictures = np.random.default_rng(0).integers(0, 256, (9, 3, 5, 4), np.uint8)
-    out = np.full(pictures.shape, np.nan, dtype)
-    normalize_images(out, pictures, normalization_table(mean, std, 3, dtype))
-    expected = (pictures / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 5, 4), np.uint8)
+    out = np.full(images.shape, np.nan, dtype)
+    normalize_images(out, images, normalization_table(mean, std, 3, dtype))
+    expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
     assert np.array_equal(out, expected.astype(dtype))
-    normalize_images(out, pictures, normalization_table(None, None, 3, dtype))
-    assert np.array_equal(out, (pictures / 255).astype(dtype))
+    normalize_images(out, images, normalization_table(None, None, 3, dtype))
+    assert np.array_equal(out, (images / 255).astype(dtype))
 
 
 def test_threads_do_not_matter():
     rng = np.random.default_rng(0)
-    pictures, index, flip = rng.integers(0, 256, (50, 3, 32, 32), np.uint8), rng.permutation(50), rng.random(50) < 0.5
+    images, index, flip = rng.integers(0, 256, (50, 3, 32, 32), np.uint8), rng.permutation(50), rng.random(50) < 0.5
     table = normalization_table(None, None, 3, np.float32)
     results = []
     for threads in (1, 2):
         before = numba.get_num_threads()
         numba.set_num_threads(min(threads, before))
-        out = np.full(pictures.shape, np.nan, np.float32)
-        load_images(out, pictures, index, flip, (-2, 1), table)
+        out = np.full(images.shape, np.nan, np.float32)
+        load_images(out, images, index, flip, (-2, 1), table)
         numba.set_num_threads(before)
         results.append(out)
     assert np.array_equal(*results)
 
 
-GOOD = dict(out=np.full((2, 3, 4, 5), np.nan, np.float32), pictures=np.zeros((6, 3, 4, 5), np.uint8), index=np.array([5, 0]),
+GOOD = dict(out=np.full((2, 3, 4, 5), np.nan, np.float32), images=np.zeros((6, 3, 4, 5), np.uint8), index=np.array([5, 0]),
             flip=np.array([True, False]), shift=(4, -5), table=np.zeros((3, 256), np.float32))
 READ_ONLY = np.zeros((2, 3, 4, 5), np.float32)
 READ_ONLY.flags.writeable = False
@@ -110,8 +110,8 @@ READ_ONLY.flags.writeable = False
     ("out", np.zeros((2, 3, 5, 4), np.float32), ValueError, r"out: expected shape \(2, 3, 4, 5\)"),
     ("out", np.zeros((2, 3, 4, 5)).tolist(), ValueError, "out: expected a writable NumPy array"),
     ("out", READ_ONLY, ValueError, "out: expected a writable NumPy array"),
-    ("pictures", np.zeros((6, 3, 4, 5)), TypeError, "pictures: expected an array of dtype uint8"),
-    ("pictures", np.zeros((3, 4, 5), np.uint8), ValueError, r"pictures: expected shape \(M, C, H, W\)"),
+    ("images", np.zeros((6, 3, 4, 5)), TypeError, "images: expected an array of dtype uint8"),
+    ("images", np.zeros((3, 4, 5), np.uint8), ValueError, r"images: expected shape \(M, C, H, W\)"),
     ("index", np.array([0.0, 1.0]), TypeError, "index: expected an array of dtype integer"),
     ("index", np.array([0, 1, 2]), ValueError, r"index: expected shape \(2,\)"),
     ("index", np.array([5, 6]), IndexError, r"index: expected numbers in \[0, 6\), got 6 at position 1"),
@@ -143,8 +143,8 @@ def test_table_errors(mean, std, channels, dtype, error, message):
 
 
 def test_normalize_images_takes_as_many_as_there_are():
-    with pytest.raises(ValueError, match="that of the pictures"):
-        normalize_images(GOOD["out"], GOOD["pictures"], GOOD["table"])
+    with pytest.raises(ValueError, match="that of the images"):
+        normalize_images(GOOD["out"], GOOD["images"], GOOD["table"])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

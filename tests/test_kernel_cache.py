@@ -1,4 +1,5 @@
 """Compiled kernels that are kept: found again, never believed when damaged, and never in the way."""
+import io
 import os
 import pickle
 import random
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("error:compiled kernels:RuntimeWarning")
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(kernel_cache, "_warned", False)
+    monkeypatch.setattr(kernel_cache, "warned", False)
     return tmp_path / "nbcnn"
 
 
@@ -183,15 +184,16 @@ def no_home(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
 
 
-def full_disk(monkeypatch, tmp_path):
-    def half_written(path, *arguments):
-        file = open(path, *arguments)
-        monkeypatch.setattr(kernel_cache, "_sum", lambda path, payload: file.write(b"half") and full())
-        return file
+class FullDisk(io.FileIO):
+    """A file of which half is written."""
 
-    def full():
+    def write(self, data):
+        super().write(data[:len(data) // 2])
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(user_cache, "open", half_written, raising=False)
+
+
+def full_disk(monkeypatch, tmp_path):
+    monkeypatch.setattr(user_cache, "open", FullDisk, raising=False)
 
 
 def read_only(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Batches: every picture once, and the same ones for a seed and an epoch, wherever one begins."""
+"""Batches: every image once, and the same ones for a seed and an epoch, wherever one begins."""
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,9 +13,9 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
 def numbered(count, size=6):
-    """A data set of random pictures, each of which tells its number."""
-    pictures = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
-    return Dataset(pictures, np.arange(count), [str(k) for k in range(count)], "numbered")
+    """A data set of random images, each of which tells its number."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
+    return Dataset(images, np.arange(count), [str(k) for k in range(count)], "numbered")
 
 
 def same(batches, others):
@@ -48,7 +48,7 @@ def test_epoch(count, batch_size, shuffle, augment, seed, epoch, start, dtype):
     assert same(Loader(dataset, batch_size, **options).epoch(epoch), batches)
 
 
-def test_plain_batches_are_the_pictures():
+def test_plain_batches_are_the_images():
     dataset = numbered(5)
     (images, labels), = Loader(dataset, 8, shuffle=False).epoch(3)
     assert np.array_equal(images, (dataset.images / 255).astype(np.float32))
@@ -94,7 +94,7 @@ def test_order_and_flips_do_not_depend_on_other_options():
 
 
 def test_how_often_and_how_far():
-    """Over 10,000 pictures and 10,000 batches: half are flipped, within 4 standard deviations; each shift comes up."""
+    """Over 10,000 images and 10,000 batches: half are flipped, within 4 standard deviations; each shift comes up."""
     loader = Loader(numbered(10_000, size=3), 1, augment=True)
     flips, shifts = loader.flips(0), loader.shifts(0)
     assert abs(flips.mean() - 0.5) < 4 * 0.5 / 100

@@ -33,14 +33,14 @@ def geometries(draw, half_kernel=False):
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     padding = tuple(draw(st.integers(0, (k if half_kernel else span) // 2)) for k, span in zip(kernel, spans, strict=True))
     size = tuple(max(1, span - 2 * p) + extra for span, p, extra in zip(spans, padding, pairs(0, 9), strict=True))
-    # A dilated window around a tiny picture can miss it altogether: not legal.
+    # A dilated window around a tiny image can miss it altogether: not legal.
     assume(all(start % d < i for i, p, d, s in zip(size, padding, dilation, stride, strict=True) for start in range(-p, 0, s)))
     options = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": draw(st.booleans())}
     return (draw(st.integers(0, 3)), draw(st.integers(1, 40)), *size), options
 
 
 def test_windows_that_cover_no_cell_are_found(monkeypatch):
-    """As by looking at every window; where pictures and windows are small, all of them are looked at, so FEW is made smaller."""
+    """As by looking at every window; where images and windows are small, all of them are looked at, so FEW is made smaller."""
     monkeypatch.setattr(arguments, "FEW", 1)
     seen = set()
     for i, k, s, d, p in itertools.product(range(1, 5), range(1, 4), range(1, 4), range(1, 8), range(1, 8)):
@@ -60,7 +60,7 @@ def test_windows_that_cover_no_cell_are_found(monkeypatch):
 GAPS = (3, 8, 8, 8), {"kernel_size": (2, 3), "stride": (2, 2), "padding": (0, 1), "dilation": (1, 1), "ceil_mode": False}
 
 
-def pictures(seed, shape, dtype):
+def images(seed, shape, dtype):
     """Small integers, so that ties are common; in half of the draws also infinities and NaN."""
     rng = np.random.default_rng(seed)
     x = rng.integers(-3, 4, shape).astype(dtype)
@@ -102,7 +102,7 @@ def test_frozen_values(dtype):
 @given(geometry=geometries(), seed=seeds)
 def test_equals_oracle(dtype, geometry, seed):
     shape, options = geometry
-    x = pictures(seed, shape, dtype)
+    x = images(seed, shape, dtype)
     y, argmax = maxpool2d_forward(x, **options)
     expected_y, expected_argmax = oracles.maxpool2d_forward(x, *options.values())
     assert equal(y, expected_y) and equal(argmax, expected_argmax)
@@ -128,7 +128,7 @@ def test_gradient_is_the_jacobian(geometry, seed):
     y, argmax = maxpool2d_forward(x, **options)
     dy = small_integers(seed, y.shape, np.float64)
     dx = maxpool2d_backward(dy, argmax, x.shape)
-    steps = 0.25 * np.eye(x.size).reshape(-1, *x.shape[1:])         # a batch with one cell moved in each picture
+    steps = 0.25 * np.eye(x.size).reshape(-1, *x.shape[1:])         # a batch with one cell moved in each image
     above, below = maxpool2d_forward(x + steps, **options)[0], maxpool2d_forward(x - steps, **options)[0]
     assert ((dy * (above - below)).sum((1, 2, 3)) / 0.5 == dx.ravel()).all()
 
@@ -140,7 +140,7 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     """Results lie in buffers full of NaN; what lies around what is read are larger numbers; both ways back agree."""
     shape, options = geometry
     N = shape[0]
-    x = pictures(2 * (seed // 2), shape, dtype)                     # without NaN, which marks what is not written
+    x = images(2 * (seed // 2), shape, dtype)                     # without NaN, which marks what is not written
     expected, cells = maxpool2d_forward(x, **options)
     dy = small_integers(seed, expected.shape, dtype)
     operation = cpu.MaxPool2d(shape[1:], *list(options.values())[:4], expected.shape[1:], dtype)
@@ -163,7 +163,7 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strided_and_read_only_inputs(dtype):
-    x = pictures(1, (2, 3, 9, 8), dtype)
+    x = images(1, (2, 3, 9, 8), dtype)
     y, argmax = maxpool2d_forward(x, 3, stride=2)
     dy = small_integers(1, y.shape, dtype)
 
@@ -258,7 +258,7 @@ def test_float32_kernels_hold_no_double():
 def test_equals_torch(dtype, geometry, seed, channels_last):
     import torch
     shape, options = geometry
-    x = pictures(seed, shape, dtype)
+    x = images(seed, shape, dtype)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     tensor = torch.from_numpy(x).contiguous(memory_format=layout).requires_grad_()
     expected, indices = torch.nn.functional.max_pool2d(tensor, **options, return_indices=True)

@@ -65,7 +65,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_allocated():
     step.backward()
 
 
-def test_a_model_predicts_fewer_pictures_at_a_time_where_memory_is_short():
+def test_a_model_predicts_fewer_images_at_a_time_where_memory_is_short():
     images = np.random.default_rng(0).random((50, 3, 32, 32), dtype=np.float32)
     expected = network()(images)
     model = network()

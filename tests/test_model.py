@@ -170,10 +170,10 @@ def test_structure_round_trip():
 
 def test_uint8_is_normalised_and_floats_are_not():
     model = small(dtype=np.float64, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
-    pictures = np.random.default_rng(0).integers(0, 256, (7, 3, 6, 6), dtype=np.uint8)
-    floats = (pictures / 255 - np.reshape(model.mean, (3, 1, 1))) / np.reshape(model.std, (3, 1, 1))
+    images = np.random.default_rng(0).integers(0, 256, (7, 3, 6, 6), dtype=np.uint8)
+    floats = (images / 255 - np.reshape(model.mean, (3, 1, 1))) / np.reshape(model.std, (3, 1, 1))
     # The table rounds just as this line does.
-    assert (model(pictures) == model(floats)).all() and (model(pictures) != model(pictures / 255)).any()
+    assert (model(images) == model(floats)).all() and (model(images) != model(images / 255)).any()
 
 
 def test_an_image_s_logits_have_equal_bits_at_any_batch_size_and_position():
@@ -202,7 +202,7 @@ def test_summary_without_input_shape():
     (lambda: nbcnn.Sequential([nbcnn.Conv2d(3, 4, 3), nbcnn.Linear(4, 2)], input_shape=(3, 8, 8)), ValueError,
      r"1: expected vectors \(N, 4\), got \(N, 4, 6, 6\); a Flatten layer"),
     (lambda: nbcnn.Sequential([nbcnn.Conv2d(3, 4, 3)], input_shape=(1, 8, 8)), ValueError,
-     r"0: expected pictures \(N, 3, H, W\), got \(N, 1, 8, 8\)"),
+     r"0: expected images \(N, 3, H, W\), got \(N, 1, 8, 8\)"),
     (lambda: nbcnn.Sequential([nbcnn.MaxPool2d(2, padding=2)], input_shape=(1, 8, 8)), ValueError, "0: .*at most half the window"),
     (lambda: nbcnn.Sequential([nbcnn.MaxPool2d(1000, stride=1, padding=500)], input_shape=(3, 1000, 1000)), ValueError,
      "0: expected windows that read at most 146,217,728 cells of a plane in all layers up to here, got 1,002,001,000,000"),

@@ -148,13 +148,13 @@ def test_large_pictures_are_made_small_before_they_are_converted(monkeypatch, mo
     """Nearly the same: means of squares come before bicubic weights. How many rows a band has makes no difference."""
     image = modes_of(Image.fromarray(COLOURS[:5, :5]).resize(size, Image.Resampling.BICUBIC))[mode]
     image.save("picture.tif")
-    whole, sizes, plain = read_picture("picture.tif", (3, 12, 10)), [], pictures._plain
+    whole, sizes, reduce = read_picture("picture.tif", (3, 12, 10)), [], Image.Image.reduce
     monkeypatch.setattr(pictures, "FULL", 1000)
     large = read_picture("picture.tif", (3, 12, 10))
     difference = np.abs(large - whole.astype(int))
     assert difference.mean() < 2 and difference.max() < 12
     monkeypatch.setattr(pictures, "BAND", 5000)
-    monkeypatch.setattr(pictures, "_plain", lambda image, *rest: sizes.append(image.width * image.height) or plain(image, *rest))
+    monkeypatch.setattr(Image.Image, "reduce", lambda image, *rest: sizes.append(image.width * image.height) or reduce(image, *rest))
     assert (read_picture("picture.tif", (3, 12, 10)) == large).all() and max(sizes) <= 5000 and len(sizes) > 2
 
 

@@ -1,4 +1,4 @@
-"""The command that says what is in pictures: its lines, its JSON, bad pictures among good ones, and exit statuses."""
+"""The command that says what is in images: its lines, its JSON, bad images among good ones, and exit statuses."""
 import io
 import json
 import os
@@ -15,7 +15,7 @@ from nbcnn import checkpoint, memory, predict
 from nbcnn.pictures import read_pictures
 
 CLASSES = ["red", "green", "blue"]
-NO_PICTURE = "not an image that can be read: none of JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP, AVIF"
+NO_IMAGE = "not an image that can be read: none of JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP, AVIF"
 
 
 def network(classes=CLASSES, **options):
@@ -26,13 +26,13 @@ def network(classes=CLASSES, **options):
     return model
 
 
-def picture(name, red, green, blue):
+def image(name, red, green, blue):
     Image.new("RGB", (16, 8), (red, green, blue)).save(name)
     return name
 
 
 def shares(*bytes):
-    """What the network says of a picture, by the definition of softmax."""
+    """What the network says of an image, by the definition of softmax."""
     e = np.exp(np.array(bytes) / 255 * 12)
     return (e / e.sum()).tolist()
 
@@ -50,8 +50,8 @@ def run(*argv):
 
 # ---- what it prints ----
 
-def test_a_line_per_picture(capsys):
-    a, b = picture("a.png", 255, 204, 0), picture("b c.bmp", 0, 0, 51)
+def test_a_line_per_image(capsys):
+    a, b = image("a.png", 255, 204, 0), image("b c.bmp", 0, 0, 51)
     assert run(a, b) == 0
     red, green, blue = shares(255, 204, 0)
     first, second = f"a.png\tred {red:.3f}, green {green:.3f}, blue {blue:.3f}\n", shares(0, 0, 51)
@@ -67,7 +67,7 @@ def test_a_line_per_picture(capsys):
 
 
 def test_json(capsys):
-    assert run(picture("\u00fc\t.png", 0, 255, 0), picture("b.png", 9, 9, 9), "--json", "--top", "2") == 0
+    assert run(image("\u00fc\t.png", 0, 255, 0), image("b.png", 9, 9, 9), "--json", "--top", "2") == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first == {"picture": "\u00fc\t.png", "classes": [
         {"class": "green", "probability": pytest.approx(shares(0, 255, 0)[1], abs=1e-6)},
@@ -77,7 +77,7 @@ def test_json(capsys):
 
 def test_the_checkpoint_is_enough_mean_std_and_names(capsys):
     network(None, mean=[0.5] * 3, std=[0.25] * 3).save("net.safetensors")
-    assert run(picture("a.png", 255, 127, 0), "--top", "1") == 0
+    assert run(image("a.png", 255, 127, 0), "--top", "1") == 0
     e = np.exp([24, 12 * (127 / 255 - 0.5) / 0.25, -24])
     assert capsys.readouterr().out == f"a.png\t0 {e[0] / e.sum():.3f}\n"
 
@@ -88,17 +88,17 @@ def test_the_checkpoint_is_enough_mean_std_and_names(capsys):
 ])
 def test_outputs_are_shown_as_what_the_training_made_them(capsys, loss, noun, expected):
     checkpoint.save("net.safetensors", network(), options={"loss": loss})
-    assert run(picture("a.png", 51, 0, 0), "--json", "--top", "1") == 0
+    assert run(image("a.png", 51, 0, 0), "--json", "--top", "1") == 0
     (found,) = json.loads(capsys.readouterr().out)["classes"]
     assert found == {"class": "red", noun: pytest.approx(expected, rel=1e-5)}
 
 
-def test_folders_and_many_pictures_in_batches(folder, monkeypatch, capsys):
+def test_folders_and_many_images_in_batches(folder, monkeypatch, capsys):
     monkeypatch.setattr(predict, "BATCH", 4)
     (folder / "in" / "deep").mkdir(parents=True)
-    names = [picture(f"in/{k:02}.png", 3 * k, 200, 0) for k in range(11)] + [picture("in/deep/a.png", 255, 0, 0)]
-    (folder / "in" / "notes.txt").write_text("no picture, and not looked at")
-    assert run("in", picture("last.png", 0, 0, 255), "--top", "1") == 0
+    names = [image(f"in/{k:02}.png", 3 * k, 200, 0) for k in range(11)] + [image("in/deep/a.png", 255, 0, 0)]
+    (folder / "in" / "notes.txt").write_text("no image, and not looked at")
+    assert run("in", image("last.png", 0, 0, 255), "--top", "1") == 0
     out, err = capsys.readouterr()
     lines = [line.split("\t") for line in out.splitlines()]
     assert [name for name, _ in lines] == [*sorted(names), "last.png"] and err == ""
@@ -111,22 +111,22 @@ def test_grey_networks(capsys):
     model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(16, 2)], input_shape=(1, 4, 4), classes=["dark", "bright"])
     model[1].weight.set(np.repeat([[-1.0], [1.0]], 16, axis=1))
     model.save("net.safetensors")
-    assert run(picture("a.png", 255, 255, 255), "--top", "1") == 0 and capsys.readouterr().out == "a.png\tbright 1.000\n"
+    assert run(image("a.png", 255, 255, 255), "--top", "1") == 0 and capsys.readouterr().out == "a.png\tbright 1.000\n"
 
 
 def test_standard_input(monkeypatch, capsys):
-    with open(picture("a.png", 255, 0, 0), "rb") as file:
+    with open(image("a.png", 255, 0, 0), "rb") as file:
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(file.read())))
     assert run("-", "--top", "1") == 0
     assert capsys.readouterr().out == f"-\tred {shares(255, 0, 0)[0]:.3f}\n"
-    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"no picture")))
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"no image")))
     assert run("-") == 2
-    assert capsys.readouterr() == ("", f"nbcnn predict: -: {NO_PICTURE}\n")
+    assert capsys.readouterr() == ("", f"nbcnn predict: -: {NO_IMAGE}\n")
 
 
 def test_a_progress_bar_on_a_terminal_for_many(monkeypatch, capsys):
     monkeypatch.setattr(predict, "BATCH", 2)
-    names = [picture(f"{k}.png", 255, 0, 0) for k in range(5)]
+    names = [image(f"{k}.png", 255, 0, 0) for k in range(5)]
     assert run(*names) == 0 and capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
@@ -137,23 +137,23 @@ def test_a_progress_bar_on_a_terminal_for_many(monkeypatch, capsys):
 
 
 def test_many_pixels_where_that_is_asked_for(capsys):
-    picture("a.png", 255, 0, 0)
+    image("a.png", 255, 0, 0)
     assert run("a.png", "--max-pixels", "127") == 2
     assert "a.png: not an image that can be read: it has 16 x 8 pixels, more than 127; max_pixels" in capsys.readouterr().err
     assert run("a.png", "--max-pixels", "128") == 0
 
 
-# ---- bad pictures ----
+# ---- bad images ----
 
-def test_one_bad_picture_is_reported_and_the_rest_go_on(folder, capsys):
+def test_one_bad_image_is_reported_and_the_rest_go_on(folder, capsys):
     (folder / "bad.png").write_bytes(b"?")
     (folder / "empty").mkdir()
-    a = picture("a.png", 255, 0, 0)
+    a = image("a.png", 255, 0, 0)
     assert run("bad.png", a, "nowhere.png", "empty", a, "--top", "1") == 1
     out, err = capsys.readouterr()
     assert [line.split("\t")[0] for line in out.splitlines()] == ["a.png", "a.png"]
     assert sorted(err.splitlines()) == [
-        f"nbcnn predict: bad.png: {NO_PICTURE}",
+        f"nbcnn predict: bad.png: {NO_IMAGE}",
         "nbcnn predict: empty: no images in this folder, by the ends of their names",
         "nbcnn predict: nowhere.png: No such file or directory"]
 
@@ -161,7 +161,7 @@ def test_one_bad_picture_is_reported_and_the_rest_go_on(folder, capsys):
 @pytest.mark.parametrize("make", [
     lambda path: path.write_bytes(b""), lambda path: path.write_text("hello"), lambda path: None, lambda path: path.mkdir(),
     lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))])
-def test_nothing_but_bad_pictures_is_2(folder, capsys, make):
+def test_nothing_but_bad_images_is_2(folder, capsys, make):
     make(folder / "x.png")
     assert run("x.png") == 2
     out, err = capsys.readouterr()
@@ -180,7 +180,7 @@ def test_names_that_are_no_text():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a file system that takes any character")
 def test_a_stream_without_a_character_gets_it_escaped():
-    picture("\u732b.png", 0, 0, 0)
+    image("\u732b.png", 0, 0, 0)
     done = subprocess.run([sys.executable, "-m", "nbcnn.predict", "--checkpoint", "net.safetensors", "\u732b.png", "--top", "1"],
                           capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
     assert (done.returncode, done.stdout) == (0, b"\\u732b.png\tred 0.333\n")
@@ -188,7 +188,7 @@ def test_a_stream_without_a_character_gets_it_escaped():
 
 def test_a_reader_that_goes_away():
     """Nothing is said about it, neither by us nor at the end by Python, whose buffer still holds lines."""
-    names = [picture(f"{k}.png", 0, 0, 0) for k in range(40)]
+    names = [image(f"{k}.png", 0, 0, 0) for k in range(40)]
     running = subprocess.Popen([sys.executable, "-m", "nbcnn.predict", "--checkpoint", "net.safetensors", *names * 100],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     running.stdout.close()
@@ -197,11 +197,11 @@ def test_a_reader_that_goes_away():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
 def test_closed_streams():
-    picture("a.png", 255, 0, 0)
+    image("a.png", 255, 0, 0)
     predict = f"{sys.executable} -m nbcnn.predict --checkpoint net.safetensors --top 1"
     done = subprocess.run(f"{predict} - a.png <&-", shell=True, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout.startswith("a.png\tred") and done.stderr == (
-        f"nbcnn predict: -: {NO_PICTURE}\n")
+        f"nbcnn predict: -: {NO_IMAGE}\n")
     done = subprocess.run(f"{predict} a.png >&-", shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     done = subprocess.run(f"{predict} nowhere.png {'a.png ' * 300} 2>&-", shell=True, capture_output=True, text=True)
@@ -212,7 +212,7 @@ def test_closed_streams():
 def test_pipes_and_devices_are_not_waited_for(folder, capsys):
     (folder / "in").mkdir()
     os.mkfifo("in/a.png")
-    picture("in/b.png", 255, 0, 0)
+    image("in/b.png", 255, 0, 0)
     os.symlink("nowhere", "in/c.png")
     os.symlink("a.png", "in/d.png")
     assert run("in", "in/a.png", "/dev/zero", "--top", "1") == 1
@@ -226,7 +226,7 @@ def test_what_is_not_finite_is_null_in_json(capsys):
     model = network()
     model.linear.weight.set(np.full((3, 192), np.nan))
     model.save("net.safetensors")
-    assert run(picture("a.png", 1, 2, 3), "--json", "--top", "1") == 0
+    assert run(image("a.png", 1, 2, 3), "--json", "--top", "1") == 0
     assert json.loads(capsys.readouterr().out)["classes"] == [{"class": "red", "probability": None}]
 
 
@@ -257,7 +257,7 @@ def test_warnings_of_pillow_are_not_shown(capsys, recwarn):
     (["a.png", "--checkpoint", "open.safetensors"], "got None as the network's input_shape"),
 ])
 def test_errors_are_one_line(folder, capsys, argv, message):
-    picture("a.png", 1, 2, 3)
+    image("a.png", 1, 2, 3)
     nbcnn.Sequential([nbcnn.Linear(4, 2)], input_shape=(4,)).save("vectors.safetensors")
     nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(12, 2)]).save("open.safetensors")
     nbcnn.Sequential([nbcnn.Conv2d(3, 4, 3)], input_shape=(3, 8, 8)).save("maps.safetensors")
@@ -269,20 +269,20 @@ def test_errors_are_one_line(folder, capsys, argv, message):
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_checkpoint_of_pictures_larger_than_memory(folder, monkeypatch, capsys):
-    """Said before a picture is read at that size."""
+def test_a_checkpoint_of_images_larger_than_memory(folder, monkeypatch, capsys):
+    """Said before an image is read at that size."""
     for size in ([3, 16000, 16000], [3, 60000, 60000]):
         nbcnn.Sequential([nbcnn.GlobalAvgPool2d(), nbcnn.Flatten(), nbcnn.Linear(3, 3)], input_shape=size).save("large.safetensors")
         monkeypatch.setattr(predict, "read_pictures", None)
-        assert predict.main([picture("a.png", 1, 2, 3), "--checkpoint", "large.safetensors"]) == 2
+        assert predict.main([image("a.png", 1, 2, 3), "--checkpoint", "large.safetensors"]) == 2
         out, err = capsys.readouterr()
         assert not out and err.count("\n") == 1
         assert err.startswith("nbcnn predict: --checkpoint large.safetensors: 0: expected buffers of at most 536,870,912 bytes for "
                               "all layers and a batch of 1, got ") and "--max-memory" in err
 
 
-def test_memory_for_fewer_pictures_at_a_time(folder, monkeypatch, capsys):
-    files, sizes = [picture(f"{k}.png", k, 0, 255 - k) for k in range(20)], []
+def test_memory_for_fewer_images_at_a_time(folder, monkeypatch, capsys):
+    files, sizes = [image(f"{k}.png", k, 0, 255 - k) for k in range(20)], []
     assert run(*files) == 0
     expected = capsys.readouterr()
     monkeypatch.setattr(predict, "read_pictures", lambda files, *rest: sizes.append(len(files)) or read_pictures(files, *rest))
@@ -300,5 +300,5 @@ def test_without_a_checkpoint(capsys):
 
 def test_a_configuration_file(folder, capsys):
     (folder / "run.toml").write_text('checkpoint = "net.safetensors"\ntop = 1\njson = true\n')
-    assert predict.main([picture("a.png", 255, 0, 0), "--config", "run.toml", "--top", "2"]) == 0
+    assert predict.main([image("a.png", 255, 0, 0), "--config", "run.toml", "--top", "2"]) == 0
     assert len(json.loads(capsys.readouterr().out)["classes"]) == 2

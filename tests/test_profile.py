@@ -283,7 +283,7 @@ def test_fit_profiles_the_training_and_not_the_tests(peaks, clock, monkeypatch):
     monkeypatch.setattr(module, "measure", test)
     (plain, losses, vector), (state, profiled, profiled_vector) = train(), train(profile=True)
     assert losses == profiled and (vector == profiled_vector).all()
-    assert plain.profile is None and state.profile.steps == 9       # 20 pictures in batches of 8, three times
+    assert plain.profile is None and state.profile.steps == 9       # 20 images in batches of 8, three times
     assert by_name(state.profile)["conv1+maxpool1", "forward", "conv2d_maxpool2d_forward"]["calls"] == 9
     assert state.profile.seconds == 9 and len(peaks) == 1
 

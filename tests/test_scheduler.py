@@ -126,9 +126,9 @@ def test_pictures_without_an_axis_of_channels(dtype):
 
 
 @pytest.mark.parametrize(("images", "message"), [
-    (np.zeros((2, 4, 10, 9)), r"conv1: expected pictures \(N, 3, H, W\), got \(N, 4, 10, 9\)"),
-    (np.zeros((3, 10, 9)), r"conv1: expected pictures \(N, 3, H, W\), got \(N, 10, 9\) from images of shape \(3, 10, 9\); "
-                           "a single picture is"),
+    (np.zeros((2, 4, 10, 9)), r"conv1: expected images \(N, 3, H, W\), got \(N, 4, 10, 9\)"),
+    (np.zeros((3, 10, 9)), r"conv1: expected images \(N, 3, H, W\), got \(N, 10, 9\) from images of shape \(3, 10, 9\); "
+                           "a single image is"),
     (np.zeros((2, 3, 32, 32)), r"linear1: expected vectors \(N, 16\), got \(N, \d+\)"),
 ])
 def test_a_wrong_shape_names_the_layer(images, message):

@@ -376,7 +376,7 @@ def test_boundscheck_reaches_into_each_verb(tmp_path):
 
 
 def test_boundscheck_reaches_into_the_tile(tmp_path):
-    """With NUMBA_BOUNDSCHECK=1 a second picture in a buffer for one is noticed; a legal call is not."""
+    """With NUMBA_BOUNDSCHECK=1 a second image in a buffer for one is noticed; a legal call is not."""
     done = run(CHECKED.format(n=2), NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0 and done.stdout == "IndexError: a tile reaches outside its array\n", done.stderr
     done = run(CHECKED.format(n=1), NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))

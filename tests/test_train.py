@@ -27,20 +27,20 @@ from nbcnn.threads import ThreadTrial
 CLASSES = [f"class{k}" for k in range(10)]
 
 
-def pictures(count, seed):
-    """Pictures of one colour per class: easy to tell apart."""
+def images(count, seed):
+    """Images of one colour per class: easy to tell apart."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 10
     images = rng.integers(0, 60, (count, 3, 32, 32)) + 150 * (labels[:, None] >> np.arange(3) & 1)[:, :, None, None]
     return Dataset(images.astype(np.uint8), labels, CLASSES, "shapes")
 
 
-SMALL = pictures(40, 0), pictures(20, 1)
+SMALL = images(40, 0), images(20, 1)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    """Small pictures instead of the built-in ones, in a folder of the test's own; one thread is faster for so little."""
+    """Small images instead of the built-in ones, in a folder of the test's own; one thread is faster for so little."""
     monkeypatch.setattr(choice, "shapes", lambda: SMALL)
     monkeypatch.chdir(tmp_path)
     threads = numba.get_num_threads()
@@ -178,7 +178,7 @@ def test_cifar10_is_taken_where_it_is_found(capsys, monkeypatch):
     assert recipes.EPOCHS["cifar10"] == 16
 
 
-def test_shapes_do_not_stand_in_for_pictures_that_are_not_where_somebody_says(capsys):
+def test_shapes_do_not_stand_in_for_images_that_are_not_where_somebody_says(capsys):
     assert "nowhere: no CIFAR-10 there" in fails(capsys, "--data-dir", "nowhere", "--quiet")
 
 
@@ -221,7 +221,7 @@ def test_profile_prints_a_table_and_changes_no_bit(small, monkeypatch, capsys):
     capsys.readouterr()
     assert run("--epochs", 2, "--out", "profiled", "--quiet", "--profile") == 0
     out = capsys.readouterr().out
-    assert "\n\n6 training steps, 1 thread, measured peak " in out      # 40 pictures in batches of 16, twice
+    assert "\n\n6 training steps, 1 thread, measured peak " in out      # 40 images in batches of 16, twice
     table = profile_rows(out, "done: ")
     kernels = [row for row in table if row[1] in ("forward", "both", "backward", "update")]
     assert [row[0] for row in table[-2:]] == ["everything", "total"] and len(kernels) == len(table) - 2 and table[-1][2] == "100.0%"
@@ -574,7 +574,7 @@ def test_help_shows_the_defaults(capsys):
         assert default in text
 
 
-# ---- a network and pictures of one's own ----
+# ---- a network and images of one's own ----
 
 NET = """
 import nbcnn
@@ -743,7 +743,7 @@ def test_networks_that_cannot_be_trained_are_one_line(small, capsys, function, m
 
 
 def test_pictures_of_ones_own(small, capsys):
-    """Folders of pictures of any size; mean and standard deviation are those of the training pictures."""
+    """Folders of images of any size; mean and standard deviation are those of the training images."""
     for split, dataset in zip(("train", "test"), SMALL, strict=True):
         for k, (image, label) in enumerate(zip(dataset.images, dataset.labels, strict=True)):
             folder = small / "pets" / split / ("cat" if label % 2 else "dog")
@@ -772,7 +772,7 @@ def test_pictures_of_ones_own(small, capsys):
         capsys, "--dataset", "folder", "--data-dir", "pets", "--size", 48)
 
 
-def test_mean_and_standard_deviation_of_any_pictures():
+def test_mean_and_standard_deviation_of_any_images():
     images = np.random.default_rng(0).integers(0, 256, (250, 3, 5, 4), dtype=np.uint8)
     images[:, 1] = 77       # a channel without any deviation: that of one step of a byte stands in
     mean, std = recipes.mean_std(images)
@@ -816,7 +816,7 @@ def test_no_colour_where_there_is_no_terminal(small, monkeypatch, capsys):
 # ---- as a process ----
 
 def process(*arguments, before=""):
-    """The command in a process of its own, on small pictures; `before` it is a line of Python."""
+    """The command in a process of its own, on small images; `before` it is a line of Python."""
     tests = os.path.dirname(os.path.abspath(__file__))
     code = textwrap.dedent("""
         import os, sys, time

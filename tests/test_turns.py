@@ -136,7 +136,7 @@ def test_a_backward_pass_after_another_threads_forward_is_refused():
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 @pytest.mark.parametrize("k", range(8))
 def test_buffers_that_could_not_be_made_are_never_used(k, error, monkeypatch):
-    # At ac8c110 the last answers and gradients are those of other pictures.
+    # At ac8c110 the last answers and gradients are those of other images.
     def make():
         model = nbcnn.Sequential([nbcnn.Conv2d(1, 2, 2), nbcnn.ReLU(), nbcnn.Flatten(), nbcnn.Linear(8, 2)], input_shape=(1, 3, 3))
         return nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss())

@@ -18,7 +18,7 @@ from nbcnn.kernels.shown import one_line, shown
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 LARGEST = float(np.finfo(np.float32).max)
 MOST = 2**31 - 1        # of a size: the product of two is an int64, as the kernels compute with
-FEW = 64                # the padding that even the smallest picture may have
+FEW = 64                # the padding that even the smallest image may have
 INT64 = 2**63 - 1
 SEEDS = 2**128 - 1      # the largest seed
 MOST_ITEMS = 1_000_000  # of a sequence: one may have no end
@@ -124,7 +124,7 @@ def pair(value, name, minimum):
 
 
 def four_sizes(value, name):
-    """The shape of pictures (N, C, H, W), as ints."""
+    """The shape of images (N, C, H, W), as ints."""
     sizes = ints(value, name, "four sizes (N, C, H, W)", 0, 4)
     if math.prod(max(size, 1) for size in sizes) > sys.maxsize // 8:
         raise ValueError(f"{name}: expected the shape of an array that memory can hold, got {shown(sizes)}")
@@ -287,7 +287,7 @@ def _from(size, kernel, stride, padding, dilation):
 
 
 def _require_padding(padding, size, window):
-    """Raise ValueError when the padding of an axis is larger than what a picture and a window could need: it fills memory."""
+    """Raise ValueError when the padding of an axis is larger than what an image and a window could need: it fills memory."""
     most = max(FEW, size, window)
     if padding > most:
         raise ValueError(f"padding: expected at most {most} for an input of {size} pixels along that axis, got {padding}")

@@ -164,7 +164,7 @@ class DeviceBackend(Backend, Protocol):
     state : module
         `make_state()`: the numbers from which kernels learn which step it is.
     images : module
-        `gather_call(...)`: the call that makes a batch of the pictures on the device. `gather(...)`: the same, at once.
+        `gather_call(...)`: the call that makes a batch of the images on the device. `gather(...)`: the same, at once.
     buffer, maxpool2d, sgd : modules
         `contiguous(x)`, `scatter(dy, argmax, x_shape)`, `overlap(a, b)`: what NumPy, or a kernel on its arrays, does on the CPU.
 

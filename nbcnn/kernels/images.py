@@ -1,4 +1,4 @@
-"""Pictures as stored, one byte a value, to a network's floating-point input."""
+"""Images as stored, one byte a value, to a network's floating-point input."""
 import numpy as np
 
 from nbcnn.kernels.arguments import axes, describe, finite_row, float_dtype, floats, integer, ints, same_dtype, same_shape
@@ -39,10 +39,10 @@ def normalization_table(mean, std, channels, dtype):
 
 
 @documented()
-def load_images(out, pictures, index, flip, shift, table):
-    """Gather, flip, shift and normalise pictures, written straight to where a network reads them.
+def load_images(out, images, index, flip, shift, table):
+    """Gather, flip, shift and normalise images, written straight to where a network reads them.
 
-    out[b, c, i, j] = table[c, v], where v is the byte of picture index[b] that its flip and the shift bring to (i, j).
+    out[b, c, i, j] = table[c, v], where v is the byte of image index[b] that its flip and the shift bring to (i, j).
     The gap that a shift leaves is filled with byte 0 before it is normalised. Exact: every value is one of table's, and the same
     for any number of threads.
 
@@ -50,9 +50,9 @@ def load_images(out, pictures, index, flip, shift, table):
     ----------
     out : float array (B, C, H, W)
         Written; any strides, usually a view of channels-last memory, for which the loops are made.
-    pictures : uint8 array (M, C, H, W)
+    images : uint8 array (M, C, H, W)
     index : int array (B,)
-        Which pictures, in [0, M), in any order, as often as one likes.
+        Which images, in [0, M), in any order, as often as one likes.
     flip : bool array (B,)
         Which of them to mirror left to right, before the shift.
     shift : pair of ints
@@ -66,7 +66,7 @@ def load_images(out, pictures, index, flip, shift, table):
         A number of index is out of range; the message says which.
 
     >>> rng = np.random.default_rng(0)
-    >>> pictures = rng.integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
+    >>> images = rng.integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
     >>> index, flip, shift = np.array([4, 0, 4]), np.array([True, False, False]), (1, -2)
     >>> table = normalization_table([0.4, 0.5, 0.6], None, 3, np.float32)
     >>> expected, out = np.empty((2, 3, 3, 4, 6), np.float32)
@@ -75,23 +75,23 @@ def load_images(out, pictures, index, flip, shift, table):
     ...     inside = 0 <= r < 4 and 0 <= s < 6
     ...     if flip[b]:
     ...         s = 5 - s
-    ...     expected[b, c, i, j] = table[c, pictures[index[b], c, r, s] if inside else 0]
-    >>> load_images(out, pictures, index, flip, shift, table)
+    ...     expected[b, c, i, j] = table[c, images[index[b], c, r, s] if inside else 0]
+    >>> load_images(out, images, index, flip, shift, table)
     >>> assert (out == expected).all()
     """
-    backend = backend_of(out=out, pictures=pictures, index=index, flip=flip, table=table)
+    backend = backend_of(out=out, images=images, index=index, flip=flip, table=table)
     array = floats(out, "out", "(B, C, H, W)")
     if not on_device(out) and not (isinstance(out, np.ndarray) and array.flags.writeable):
         raise ValueError("out: expected a writable NumPy array, got a read-only one or a list")
-    out, pictures = array, _array(pictures, "pictures", np.uint8, "(M, C, H, W)")
+    out, images = array, _array(images, "images", np.uint8, "(M, C, H, W)")
     batch, channels, height, width = out.shape
-    same_shape(out, "out", (batch, *pictures.shape[1:]), "B and the pictures' (C, H, W)")
+    same_shape(out, "out", (batch, *images.shape[1:]), "B and the images' (C, H, W)")
     index = _array(index, "index", np.integer, "(B,)")
     same_shape(index, "index", (batch,), "out's B")
     chosen = on_host(index)
-    bad = np.flatnonzero((chosen < 0) | (chosen >= len(pictures)))
+    bad = np.flatnonzero((chosen < 0) | (chosen >= len(images)))
     if bad.size:
-        raise IndexError(f"index: expected numbers in [0, {len(pictures)}), got {chosen[bad[0]]} at position {bad[0]}")
+        raise IndexError(f"index: expected numbers in [0, {len(images)}), got {chosen[bad[0]]} at position {bad[0]}")
     flip = _array(flip, "flip", np.bool_, "(B,)")
     same_shape(flip, "flip", (batch,), "out's B")
     dy, dx = ints(shift, "shift", "a pair of ints", count=2)
@@ -102,37 +102,37 @@ def load_images(out, pictures, index, flip, shift, table):
     same_dtype(table, "table", out, "out")
 
     if on_device(out):
-        return backend.images.gather(out, pictures, chosen, flip, (dy, dx), table)
-    if not pictures.flags.c_contiguous:     # copy only what is asked for
-        pictures, index = np.ascontiguousarray(pictures[index]), np.arange(batch)
-    pictures = pictures.view()
-    pictures.flags.writeable = False        # so that writable and read-only pictures share one compilation
-    launch(cpu.gather, out, pictures, np.ascontiguousarray(index, np.int64), np.ascontiguousarray(flip), (dy, dx),
+        return backend.images.gather(out, images, chosen, flip, (dy, dx), table)
+    if not images.flags.c_contiguous:     # copy only what is asked for
+        images, index = np.ascontiguousarray(images[index]), np.arange(batch)
+    images = images.view()
+    images.flags.writeable = False        # so that writable and read-only images share one compilation
+    launch(cpu.gather, out, images, np.ascontiguousarray(index, np.int64), np.ascontiguousarray(flip), (dy, dx),
            np.ascontiguousarray(table))
 
 
 @documented()
-def normalize_images(out, pictures, table):
-    """Normalise pictures in their order, unchanged otherwise: `load_images` without flips or shift.
+def normalize_images(out, images, table):
+    """Normalise images in their order, unchanged otherwise: `load_images` without flips or shift.
 
     Parameters
     ----------
     out : float array (N, C, H, W)
         Written; any strides.
-    pictures : uint8 array (N, C, H, W)
+    images : uint8 array (N, C, H, W)
     table : array (C, 256) of out's dtype
 
-    >>> pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), dtype=np.uint8)
-    >>> out = np.empty(pictures.shape)
-    >>> normalize_images(out, pictures, normalization_table(None, None, 3, np.float64))
-    >>> assert (out == pictures / 255).all()
+    >>> images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), dtype=np.uint8)
+    >>> out = np.empty(images.shape)
+    >>> normalize_images(out, images, normalization_table(None, None, 3, np.float64))
+    >>> assert (out == images / 255).all()
     """
-    shape = _array(pictures, "pictures", np.uint8, "(N, C, H, W)").shape
-    same_shape(as_array(out, "out"), "out", shape, "that of the pictures")
+    shape = _array(images, "images", np.uint8, "(N, C, H, W)").shape
+    same_shape(as_array(out, "out"), "out", shape, "that of the images")
     index, flip = np.arange(shape[0]), np.zeros(shape[0], bool)
     if on_device(out):
         index, flip = map(load_backend("cuda").to_device, (index, flip))
-    load_images(out, pictures, index, flip, (0, 0), table)
+    load_images(out, images, index, flip, (0, 0), table)
 
 
 def _array(value, name, dtype, layout):

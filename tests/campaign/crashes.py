@@ -214,12 +214,12 @@ def prepare(folder):
     rng = np.random.default_rng(1)
     for split, count in (("train", 8), ("test", 4)):
         for name, level in (("dark", 60), ("bright", 190), ("mid", 125)):
-            (folder / "pictures" / split / name).mkdir(parents=True)
+            (folder / "images" / split / name).mkdir(parents=True)
             for k in range(count):
-                picture = rng.normal(level, 60, (8, 8, 3)).clip(0, 255).astype(np.uint8)
-                Image.fromarray(picture).save(folder / "pictures" / split / name / f"{k}.png")
+                image = rng.normal(level, 60, (8, 8, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(image).save(folder / "images" / split / name / f"{k}.png")
     (folder / "net.py").write_text(NET)
-    base = ["--dataset", "folder", "--data-dir", folder / "pictures", "--size", 8, "--model", f"{folder / 'net.py'}:make",
+    base = ["--dataset", "folder", "--data-dir", folder / "images", "--size", 8, "--model", f"{folder / 'net.py'}:make",
             "--batch-size", 8, "--save-every", 1]
     whole = folder / "whole"
     assert train.main([*map(str, base), "--epochs", "4", "--out", str(whole), "--quiet"]) == 0

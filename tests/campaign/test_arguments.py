@@ -85,8 +85,8 @@ def table():
         "sgd_step": lambda: dict(param=f32(50), grad=f32(50), momentum_buffer=f32(50), lr=0.1, momentum=0.9, dampening=0.0,
                                  weight_decay=0.1, nesterov=False, maximize=False, first=False),
         "normalization_table": lambda: dict(mean=[0.5] * 3, std=[0.2] * 3, channels=3, dtype=np.float32),
-        "normalize_images": lambda: dict(out=f32(2, 3, 8, 8), pictures=u8(2, 3, 8, 8), table=f32(3, 256)),
-        "load_images": lambda: dict(out=f32(2, 3, 8, 8), pictures=u8(5, 3, 8, 8), index=rng.integers(0, 5, 2),
+        "normalize_images": lambda: dict(out=f32(2, 3, 8, 8), images=u8(2, 3, 8, 8), table=f32(3, 256)),
+        "load_images": lambda: dict(out=f32(2, 3, 8, 8), images=u8(5, 3, 8, 8), index=rng.integers(0, 5, 2),
                                     flip=np.array([True, False]), shift=(1, -1), table=f32(3, 256)),
     }
     calls = {name: (getattr(kernels, name), arguments) for name, arguments in entries.items()}

@@ -42,7 +42,7 @@ OFFSETS = [[0, 0], [0, 2**63], [2**64 - 1, 0], [-1, 4], [4, 0], [0, 10**12], [0]
 
 
 def networks():
-    """Most kinds of layers; and two that take pictures of any size."""
+    """Most kinds of layers; and two that take images of any size."""
     yield [("conv", nbcnn.Conv2d(3, 4, 3, padding=1)), ("relu", nbcnn.ReLU()), ("pool", nbcnn.MaxPool2d(2)),
            ("avg", nbcnn.AvgPool2d(2)), ("leaky", nbcnn.LeakyReLU(0.1)), ("gelu", nbcnn.GELU("tanh")),
            ("flatten", nbcnn.Flatten()), ("linear", nbcnn.Linear(16, 3))]
@@ -52,9 +52,9 @@ def networks():
 
 
 def prepare():
-    """Checkpoints as a run writes them, a picture, and ears for code that a file runs."""
+    """Checkpoints as a run writes them, an image, and ears for code that a file runs."""
     folder, bases, run = tempfile.mkdtemp(), [], []
-    Image.new("RGB", (16, 12), (200, 100, 0)).save(f"{folder}/picture.png")
+    Image.new("RGB", (16, 12), (200, 100, 0)).save(f"{folder}/image.png")
     for layers in networks():
         model = nbcnn.Sequential(layers, input_shape=(3, 8, 8), mean=[.5] * 3, std=[.2] * 3, classes=["a", "b", "c"])
         optimizer = nbcnn.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -113,7 +113,7 @@ def attempt(folder, content, run, always):
 def predicted(folder):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = predict.main([f"{folder}/picture.png", "--checkpoint", f"{folder}/file"])
+        status = predict.main([f"{folder}/image.png", "--checkpoint", f"{folder}/file"])
     return status, out.getvalue(), err.getvalue()
 
 

@@ -26,7 +26,7 @@ save-every = 1
 loss = "cross_entropy"
 schedule = "cosine"
 momentum = 0.9""".split(b"\n"), []),
-    (predict, [b"top = 3", b"json = true", b'checkpoint = "nowhere"', b"threads = 1"], ["picture.png"]),
+    (predict, [b"top = 3", b"json = true", b'checkpoint = "nowhere"', b"threads = 1"], ["image.png"]),
     (evaluate, [b'checkpoint = "nowhere"', b"batch-size = 8", b'split = "test"', b"json = false"], []),
 ]
 VALUES = [

@@ -12,7 +12,7 @@ from PIL import Image
 
 import nbcnn
 
-# One kernel, which compiles soon; two training steps; `nbcnn predict` of a picture.
+# One kernel, which compiles soon; two training steps; `nbcnn predict` of an image.
 RELU = """
 import nbcnn.kernels, numpy as np
 print(nbcnn.kernels.relu_forward(np.random.default_rng(0).standard_normal((2, 3, 4, 5), dtype=np.float32)).tobytes().hex())
@@ -27,7 +27,7 @@ for _ in range(2):
     step.train_step(rng.random((4, 3, 8, 8), dtype=np.float32), rng.integers(0, 3, 4), optimizer)
 print(b"".join(p.data.tobytes() for p in model.parameters()).hex())
 """
-PREDICT = ["-m", "nbcnn", "predict", "picture.png", "--checkpoint", "tiny.safetensors"]
+PREDICT = ["-m", "nbcnn", "predict", "image.png", "--checkpoint", "tiny.safetensors"]
 QUIET = ["empty", "half", "zeros", "garbage", "1 bit", "1 bit", "1 bit", "16 bits", "unreadable", "missing", "another's", "killed"]
 WARNED = ["folder", "full disk"]        # what a run cannot mend: one line says so
 
@@ -66,15 +66,15 @@ def damage(file, kind, others, rng):
 
 
 @pytest.fixture
-def pictures(monkeypatch, tmp_path):
+def images(monkeypatch, tmp_path):
     """A folder with what `nbcnn predict` takes."""
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (8, 8), "red").save("picture.png")
+    Image.new("RGB", (8, 8), "red").save("image.png")
     layers = [("conv1", nbcnn.Conv2d(3, 8, 3)), ("flatten", nbcnn.Flatten()), ("linear", nbcnn.Linear(288, 3))]
     nbcnn.Sequential(layers, seed=0, classes=["a", "b", "c"], input_shape=(3, 8, 8)).save("tiny.safetensors")
 
 
-def test_damaged_files_of_compiled_kernels(full, seed, pictures, tmp_path):
+def test_damaged_files_of_compiled_kernels(full, seed, images, tmp_path):
     programs, kinds, rng = [["-c", RELU]], ["half", "full disk"], random.Random(seed)
     if full:
         programs, kinds = [["-c", STEPS], PREDICT], QUIET * 16 + WARNED * 4

@@ -1,4 +1,4 @@
-"""Mutated pictures of every format that is read, and of some that are not: a picture or one line, soon, in little memory, and
+"""Mutated images of every format that is read, and of some that are not: an image or one line, soon, in little memory, and
 nothing is run. And the example files that once ran a program and took gigabytes."""
 import io
 import os
@@ -25,10 +25,10 @@ RUNS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen",
 
 
 def bases():
-    """(format, bytes) of pictures of all kinds."""
+    """(format, bytes) of images of all kinds."""
     rng, found = np.random.default_rng(0), []
 
-    def picture(mode):
+    def image(mode):
         if mode == "I;16":
             return Image.fromarray(rng.integers(0, 65536, (30, 40), dtype=np.uint16))
         if mode in ("F", "I"):
@@ -38,7 +38,7 @@ def bases():
     def add(kind, modes, **options):
         for mode in modes.split():
             stream = io.BytesIO()
-            picture(mode).save(stream, kind, **options)
+            image(mode).save(stream, kind, **options)
             found.append((kind, stream.getvalue()))
     exif = Image.Exif()
     exif[0x0112], exif[0x010e] = 6, "x" * 50
@@ -47,9 +47,9 @@ def bases():
     add("PNG", "RGB", exif=exif, transparency=(1, 2, 3))
     add("JPEG", "RGB L CMYK")
     add("JPEG", "RGB L CMYK", progressive=True, exif=exif)
-    add("MPO", "RGB", save_all=True, append_images=[picture("RGB")])
+    add("MPO", "RGB", save_all=True, append_images=[image("RGB")])
     add("GIF", "P")
-    add("GIF", "P", save_all=True, append_images=[picture("P"), picture("P")], transparency=1, disposal=2)
+    add("GIF", "P", save_all=True, append_images=[image("P"), image("P")], transparency=1, disposal=2)
     add("BMP", "RGB L P 1 RGBA")
     add("PPM", "RGB L 1 I;16 F")
     add("TIFF", "RGB L RGBA CMYK I;16 I F 1 P LAB")
@@ -58,7 +58,7 @@ def bases():
     add("TIFF", "1", compression="group4")
     add("WEBP", "RGB")
     add("WEBP", "RGBA", lossless=True, exif=exif)
-    add("WEBP", "RGB", save_all=True, append_images=[picture("RGB")])
+    add("WEBP", "RGB", save_all=True, append_images=[image("RGB")])
     add("AVIF", "RGB RGBA", speed=10)
     found += [("PPM", b"P3 3 2 255\n" + b"1 2 3 " * 6), ("PPM", b"P5 4 4 77\n" + bytes(16)), ("BMP", bmp_of_runs())]
     # Not read: what they are taken for once some bytes are others.
@@ -115,7 +115,7 @@ def mend_checksums(data):
 
 def prepare():
     warnings.simplefilter("ignore")
-    found, started, path = bases(), [], os.path.join(os.environ["TMPDIR"], "picture.png")
+    found, started, path = bases(), [], os.path.join(os.environ["TMPDIR"], "image.png")
     sys.addaudithook(lambda event, arguments: started.append(event) if event in RUNS else None)
     read_picture(io.BytesIO(found[0][1]), (3, 32, 32))        # what is imported late
     return found, [content for _, content in found], started, path
@@ -130,14 +130,14 @@ def case(shared, rng):
         Path(path).write_bytes(data)
         started.clear()
         try:
-            picture = read_picture(path, shape)
-            assert picture.shape == shape and picture.dtype == np.uint8
+            image = read_picture(path, shape)
+            assert image.shape == shape and image.dtype == np.uint8
         finally:
             assert not started, started
     return kind, read
 
 
-def test_a_mutated_picture_is_a_picture_or_one_line(full, seed):
+def test_a_mutated_image_is_a_image_or_one_line(full, seed):
     records = survey(__name__, 100_000 if full else 1500, seed)
     for record in records:
         if record["seconds"] >= 2:      # may be a busy machine's: once more by itself
@@ -147,7 +147,7 @@ def test_a_mutated_picture_is_a_picture_or_one_line(full, seed):
         assert record["outcome"] in ("ok", "ValueError"), record
         assert record["seconds"] < 2 and record["bytes"] < GIB, record
         if record["outcome"] != "ok":
-            assert "picture.png: not an image that can be read: " in record["message"], record
+            assert "image.png: not an image that can be read: " in record["message"], record
     kinds = {record["what"] for record in records if record["outcome"] == "ok"}
     assert set(FORMATS) <= kinds       # mutations leave some whole
 

@@ -23,10 +23,10 @@ PROGRESS = [
 
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
-    """Few pictures, in a folder of the test's own; nothing is trained to have its kernels compiled."""
+    """Few images, in a folder of the test's own; nothing is trained to have its kernels compiled."""
     rng = np.random.default_rng(0)
-    pictures = Dataset(rng.integers(0, 256, (16, 3, 8, 8), np.uint8), np.arange(16) % 2, ["dark", "light"], "shapes")
-    monkeypatch.setattr(choice, "shapes", lambda: (pictures, pictures))
+    images = Dataset(rng.integers(0, 256, (16, 3, 8, 8), np.uint8), np.arange(16) % 2, ["dark", "light"], "shapes")
+    monkeypatch.setattr(choice, "shapes", lambda: (images, images))
     monkeypatch.setattr(train, "fit", lambda *rest, **options: nbcnn.fit(*rest, **options) if "on_step" in options else None)
     monkeypatch.chdir(tmp_path)
 

@@ -185,7 +185,7 @@ def test_tiles_fit_into_a_block(monkeypatch):
             assert 0 < shared <= 48 * 1024 and 1 <= call.kernel.block <= 1024, (shared, call.kernel.block, operation.__dict__)
 
 
-def test_kernels_and_pictures_that_do_not_fit():
+def test_kernels_and_images_that_do_not_fit():
     with pytest.raises(ValueError, match=r"w: expected kernels of which one channel fits into a GPU's shared memory, got 60x60"):
         conv2d.correlation_tile((1, 60, 60), (1, 1, 1), (1, 1), False, (60, 60), ((0, 1, 1), (0, 1, 1)), 4)
     with pytest.raises(ValueError, match=r"x: expected images of which a few rows fit .*, got 9000 columns"):

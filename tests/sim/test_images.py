@@ -14,14 +14,14 @@ pytestmark = pytest.mark.sim
 DTYPES = [np.float32, np.float64]
 SHAPE = (3, 4, 5)
 RNG = np.random.default_rng(0)
-PICTURES = RNG.integers(1, 256, (6, *SHAPE), dtype=np.uint8)       # no 0, which fills the gap
+IMAGES = RNG.integers(1, 256, (6, *SHAPE), dtype=np.uint8)       # no 0, which fills the gap
 INDEX, FLIP = np.array([4, 0, 5, 4]), np.array([True, False, True, False])
 TABLE = normalization_table([0.4, 0.5, 0.6], [0.25, 0.5, 1], 3, np.float64)
 
 
-def expected(index, flip, shift, table, pictures=PICTURES):
-    out = np.empty((len(index), *pictures.shape[1:]), table.dtype)
-    load_images(out, pictures, index, flip, shift, table)
+def expected(index, flip, shift, table, images=IMAGES):
+    out = np.empty((len(index), *images.shape[1:]), table.dtype)
+    load_images(out, images, index, flip, shift, table)
     return out
 
 
@@ -30,7 +30,7 @@ def expected(index, flip, shift, table, pictures=PICTURES):
 def test_equals_cpu(dtype, shift):
     table = TABLE.astype(dtype)
     out = to_device(np.full((4, *SHAPE), np.nan, dtype))
-    load_images(out, *map(to_device, (PICTURES, INDEX, FLIP)), shift, to_device(table))
+    load_images(out, *map(to_device, (IMAGES, INDEX, FLIP)), shift, to_device(table))
     assert (to_host(out) == expected(INDEX, FLIP, shift, table)).all()
 
 
@@ -39,43 +39,43 @@ def test_steps_of_an_epoch(dtype):
     """Each step takes its own part of the index, the flips and the shifts; the last batch is smaller."""
     index, flip, shifts = RNG.permutation(6)[:5], RNG.random(5) < 0.5, np.array([[1, -1], [0, 2], [-1, 0]])
     table, state = TABLE.astype(dtype), make_state()
-    arrays = [to_device(a) for a in (PICTURES.ravel(), index, flip.view(np.uint8), shifts.ravel(), table.ravel())]
+    arrays = [to_device(a) for a in (IMAGES.ravel(), index, flip.view(np.uint8), shifts.ravel(), table.ravel())]
     for step, count in enumerate((2, 2, 1)):
         state[STEP] = step
         out = to_device(np.full((2, *SHAPE), np.nan, dtype))
-        pictures, index_on_gpu, *more = arrays
-        run([gather_call(out.reshape(out.size), pictures, SHAPE, index_on_gpu, *more, state, 2, count)])
+        images, index_on_gpu, *more = arrays
+        run([gather_call(out.reshape(out.size), images, SHAPE, index_on_gpu, *more, state, 2, count)])
         own = slice(2 * step, 2 * step + count)
         assert (to_host(out)[:count] == expected(index[own], flip[own], shifts[step].tolist(), table)).all()
         assert np.isnan(to_host(out)[count:]).all()
 
 
 def test_any_layout_and_int_type():
-    table, pictures = TABLE.astype(np.float32), PICTURES[:, :, :, ::-1]
+    table, images = TABLE.astype(np.float32), IMAGES[:, :, :, ::-1]
     out = to_device(np.full((4, 4, 5, 3), np.nan, np.float32))
-    load_images(transposed(out, (0, 3, 1, 2)), transposed(to_device(pictures.transpose(3, 0, 1, 2).copy()), (1, 2, 3, 0)),
+    load_images(transposed(out, (0, 3, 1, 2)), transposed(to_device(images.transpose(3, 0, 1, 2).copy()), (1, 2, 3, 0)),
                 to_device(INDEX.astype(np.int8)), to_device(FLIP), (1, 1), transposed(to_device(table.T.copy()), (1, 0)))
-    assert (to_host(out).transpose(0, 3, 1, 2) == expected(INDEX, FLIP, (1, 1), table, pictures)).all()
+    assert (to_host(out).transpose(0, 3, 1, 2) == expected(INDEX, FLIP, (1, 1), table, images)).all()
     out = to_device(np.full((0, *SHAPE), np.nan, np.float32))
-    load_images(out, to_device(pictures), to_device(INDEX[:0]), to_device(FLIP[:0]), (1, 1), to_device(table))
+    load_images(out, to_device(images), to_device(INDEX[:0]), to_device(FLIP[:0]), (1, 1), to_device(table))
 
 
 def test_normalize_images():
     out = to_device(np.full((2, *SHAPE), np.nan))
-    normalize_images(out, to_device(PICTURES[:2]), to_device(TABLE))
+    normalize_images(out, to_device(IMAGES[:2]), to_device(TABLE))
     assert (to_host(out) == expected(np.arange(2), np.zeros(2, bool), (0, 0), TABLE)).all()
 
 
-GOOD = dict(out=np.ones((4, *SHAPE)), pictures=PICTURES, index=INDEX, flip=FLIP, table=TABLE)
+GOOD = dict(out=np.ones((4, *SHAPE)), images=IMAGES, index=INDEX, flip=FLIP, table=TABLE)
 
 
 @pytest.mark.parametrize("name, value, error, message", [
-    ("out", GOOD["out"], TypeError, "^out: expected device arrays, as pictures, index, flip, table is one"),
-    ("pictures", PICTURES, TypeError, "^pictures: expected device arrays"),
+    ("out", GOOD["out"], TypeError, "^out: expected device arrays, as images, index, flip, table is one"),
+    ("images", IMAGES, TypeError, "^images: expected device arrays"),
     ("index", INDEX.tolist(), TypeError, "^index: expected device arrays"),
     ("flip", FLIP, TypeError, "^flip: expected device arrays"),
     ("table", TABLE, TypeError, "^table: expected device arrays"),
-    ("pictures", to_device(PICTURES.astype(int)), TypeError, "pictures: expected an array of dtype uint8, got .* int64"),
+    ("images", to_device(IMAGES.astype(int)), TypeError, "images: expected an array of dtype uint8, got .* int64"),
     ("index", to_device(INDEX + 1), IndexError, r"index: expected numbers in \[0, 6\), got 6 at position 2"),
     ("index", to_device(INDEX - 1), IndexError, r"index: expected numbers in \[0, 6\), got -1 at position 1"),
     ("table", to_device(TABLE.astype(np.float32)), TypeError, "table: expected float64, the dtype of out, got float32"),

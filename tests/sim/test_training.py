@@ -1,6 +1,6 @@
 """Training on a simulated GPU: the steps, bits and errors of the CPU.
 
-Pictures are black and white and become -1 and 1, parameters are multiples of 1/2, learning rates and momentum powers of two: with
+Images are black and white and become -1 and 1, parameters are multiples of 1/2, learning rates and momentum powers of two: with
 MSE the first two steps of a network of two layers are exact in float64.
 """
 import numpy as np
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.sim
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 14)
-PICTURES = Dataset(RNG.integers(0, 2, (14, 1, 4, 4)).astype(np.uint8) * 255, LABELS, ["a", "b"], "checks")
+IMAGES = Dataset(RNG.integers(0, 2, (14, 1, 4, 4)).astype(np.uint8) * 255, LABELS, ["a", "b"], "checks")
 GREY = Dataset(RNG.integers(0, 256, (14, 1, 4, 4)).astype(np.uint8), LABELS, ["a", "b"], "noise")
-TWO_STEPS = Dataset(PICTURES.images[:6], LABELS[:6], ["a", "b"], "few")      # batches of 4 and 2
+TWO_STEPS = Dataset(IMAGES.images[:6], LABELS[:6], ["a", "b"], "few")      # batches of 4 and 2
 
 
 def network(device="cpu", dtype=np.float64):
@@ -67,7 +67,7 @@ def test_exact_steps_equal_the_cpus(nesterov, augment):
 
 @pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-5), (np.float64, 1e-14)])
 def test_within_rounding(dtype, tolerance):
-    """Cross-entropy of grey pictures with everything on: seven steps, each with sums of up to 16 terms of order 1."""
+    """Cross-entropy of grey images with everything on: seven steps, each with sums of up to 16 terms of order 1."""
     results = []
     for device in ("cpu", "cuda"):
         model = network(device, dtype)
@@ -80,7 +80,7 @@ def test_within_rounding(dtype, tolerance):
 
 
 def train(monkeypatch, device="cuda", graph=True, **options):
-    """Two epochs of 2, 2, 2, 1 pictures, in graphs of two steps and of one."""
+    """Two epochs of 2, 2, 2, 1 images, in graphs of two steps and of one."""
     monkeypatch.setattr(steps, "GRAPH_STEPS", 2)
     model = network(device, np.float32)
     data = Dataset(GREY.images[:7], LABELS[:7], ["a", "b"], "noise")
@@ -136,7 +136,7 @@ def test_on_step_comes_after_every_so_many(monkeypatch):
     def on_step(state):
         seen.append((state.progress.epoch, state.progress.step, state.progress.samples, state.optimizer.lr))
         state.stop = len(seen) == 3
-    state = fit(model, PICTURES, epochs=5, batch_size=4, optimizer=sgd(model), schedule=lambda k: 0.5 ** k, on_step=on_step)
+    state = fit(model, IMAGES, epochs=5, batch_size=4, optimizer=sgd(model), schedule=lambda k: 0.5 ** k, on_step=on_step)
     assert seen == [(0, 3, 12, 0.5 ** 2), (0, 4, 14, 0.5 ** 3), (1, 3, 12, 0.5 ** 6)] and state.progress.step == 3
     other = network("cpu")
     count = [0]
@@ -144,7 +144,7 @@ def test_on_step_comes_after_every_so_many(monkeypatch):
     def on_cpu(state):
         count[0] += 1
         state.stop = count[0] == 7
-    fit(other, PICTURES, epochs=5, batch_size=4, optimizer=sgd(other), schedule=lambda k: 0.5 ** k, on_step=on_cpu)
+    fit(other, IMAGES, epochs=5, batch_size=4, optimizer=sgd(other), schedule=lambda k: 0.5 ** k, on_step=on_cpu)
     assert_same(model, other, 1e-12, 1e-12)     # cross-entropy, in seven steps of float64
 
 
@@ -153,7 +153,7 @@ def test_on_step_comes_after_every_so_many(monkeypatch):
 def test_a_loss_that_is_not_finite(monkeypatch, graph_steps, momentum):
     """The second step of the second epoch: named as on the CPU, with the parameters as they were before it, whatever came later."""
     monkeypatch.setattr(steps, "GRAPH_STEPS", graph_steps)
-    results, data = [], Dataset(PICTURES.images[:10], LABELS[:10], ["a", "b"], "ten")
+    results, data = [], Dataset(IMAGES.images[:10], LABELS[:10], ["a", "b"], "ten")
     for device in ("cpu", "cuda"):
         model = network(device)
         with pytest.raises(NonFiniteLoss) as caught:
@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite(monkeypatch, graph_steps, momentum):
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
 def test_the_layer_is_that_of_the_step_that_failed():
-    """Of three steps the second has bright pictures, which overflow; the steps after it are finite, and change nothing."""
+    """Of three steps the second has bright images, which overflow; the steps after it are finite, and change nothing."""
     bright = np.zeros((6, 1, 4, 4), np.uint8)
     bright[2:4] = 255
     data, results = Dataset(bright, LABELS[:6], ["a", "b"], "flash"), []
@@ -186,7 +186,7 @@ def test_the_layer_is_that_of_the_step_that_failed():
 
 def test_evaluate_equals_the_cpus():
     """Loss and confusion matrix, in batches of which the last one is short."""
-    cpu, gpu = (measure(nbcnn.BackpropScheduler(network(device), nbcnn.MSELoss()), PICTURES, 4) for device in ("cpu", "cuda"))
+    cpu, gpu = (measure(nbcnn.BackpropScheduler(network(device), nbcnn.MSELoss()), IMAGES, 4) for device in ("cpu", "cuda"))
     assert cpu.loss == gpu.loss > 0 and (cpu.confusion == gpu.confusion).all()
 
 
@@ -210,8 +210,8 @@ def test_training_goes_on_with_the_optimizer_and_the_scheduler():
     """What fit leaves behind is what steps by hand go on from."""
     results = []
     for device in ("cpu", "cuda"):
-        model, first = network(device), Dataset(PICTURES.images[:4], LABELS[:4], ["a", "b"], "one batch")
+        model, first = network(device), Dataset(IMAGES.images[:4], LABELS[:4], ["a", "b"], "one batch")
         state = fit(model, first, batch_size=4, loss=nbcnn.MSELoss(), optimizer=sgd(model))
-        state.scheduler.train_step(PICTURES.images[4:8], np.eye(2)[LABELS[4:8]], state.optimizer)
+        state.scheduler.train_step(IMAGES.images[4:8], np.eye(2)[LABELS[4:8]], state.optimizer)
         results.append(model)
     assert_same(*results)

@@ -112,7 +112,8 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, LANES):
     """The kernel of the weight gradient, for a tile of P x Q taps, each a vector of channels."""
 
     @njit(parallel=PARALLEL, error_model="numpy")
-    def conv2d_maxpool2d_backward_weight(dw_parts, db_parts, dy, argmax, x, work, values, places, counts, place_of_cell, g, s):
+    def conv2d_maxpool2d_backward_weight(dw_parts, db_parts, dy, argmax, x, work, values, places, counts, place_of_window,
+                                         place_of_cell, g, s):
         """dw_parts[part, block, o, p, q] = sum over m, i, j of dy[m, i, j, o] * x[m, r + p, s + q, block], vectors of LANES.
 
         (r, s) is the pixel that won window (i, j) of sample m and output o. db_parts[part, o] = sum of these dy.
@@ -129,12 +130,8 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, LANES):
                 m_end = min(m + s.samples, stop)
                 for i in range(0, g.OH, s.rows):
                     i_end, begins = min(i + s.rows, g.OH), m == first and i == 0
-                    for o in range(o_first, o_end):
-                        begin, at_db = lists + (o - o_first) * capacity, part * g.O + o
-                        end, total = list_winners(values, places, begin, dy, argmax, place_of_cell, g, s, m, m_end, i, i_end, o,
-                                                  LANES)
-                        tile.put(counts, task * g.O + o, end - begin)
-                        tile.put(db_parts, at_db, total if begins else total + tile.get(db_parts, at_db))
+                    list_winners(values, places, lists, counts, task * g.O, db_parts, part * g.O, dy, argmax, place_of_window,
+                                 place_of_cell, g, s, m, m_end, i, i_end, o_first, o_end, begins, LANES)
                     for block in range(s.blocks):
                         unfold(work, task * size, (task + 1) * size, x, g, s, m, m_end, i, i_end, block * LANES, LANES)
                         for o in range(o_first, o_end):
@@ -159,23 +156,25 @@ helper = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @helper
-def list_winners(values, places, count, dy, argmax, place_of_cell, g, s, m, m_end, i, i_end, o, LANES):
-    """List output o's dy of a strip from place `count` on, but for windows without a winner; where the list ends, and its sum."""
-    total = dy.dtype.type(0)
-    for sample in range(m, m_end):
-        for row in range(i, i_end):
-            at = sample * g.y_step + row * g.OW * g.O + o
-            place = ((sample - m) * (s.rows * g.stride_h + g.KH - 1) + (row - i) * g.stride_h) * s.columns * LANES
-            for _ in range(g.OW):
+def list_winners(values, places, begin, counts, at_counts, db, at_db, dy, argmax, place_of_window, place_of_cell, g, s, m, m_end,
+                 i, i_end, o_first, o_end, begins, LANES):
+    """List each output's dy of a strip, but for windows without a winner, and add them to what `db` has from other strips."""
+    for o in range(o_first, o_end):
+        count, total = begin, dy.dtype.type(0)
+        for sample in range(m, m_end):
+            at = sample * g.y_step + i * g.OW * g.O + o
+            place = (sample - m) * (s.rows * g.stride_h + g.KH - 1) * s.columns * LANES
+            for window in range((i_end - i) * g.OW):
                 cell, value = tile.get(argmax, at), tile.get(dy, at)
                 wins = cell != np.uint8(NO_WINNER)
                 tile.put(values, count, value)
-                tile.put(places, count, np.int32(place + tile.get(place_of_cell, cell)))
+                tile.put(places, count, np.int32(place + tile.get(place_of_window, window) + tile.get(place_of_cell, cell)))
                 total += value if wins else dy.dtype.type(0)
                 count += wins
                 at += g.O
-                place += g.stride_w * LANES
-    return count, total
+        tile.put(counts, at_counts + o, count - begin)
+        tile.put(db, at_db + o, total if begins else total + tile.get(db, at_db + o))
+        begin += s.samples * s.rows * g.OW
 
 
 @helper
@@ -268,7 +267,8 @@ class Conv2dMaxPool2d(Conv2d):
         self.strips = Strips(1, 1, samples, rows, columns, taps, -(-self.channels // width))
         self.work = (samples * read * columns + -(-(columns + KW) * self.C // width) + 1) * width
         self.capacity = self.O * samples * rows * self.size[1]
-        u, v = np.divmod(np.arange(256), pool_w)
+        (i, j), (u, v) = np.divmod(np.arange(rows * self.size[1]), self.size[1]), np.divmod(np.arange(256), pool_w)
+        self.place_of_window = ((i * pool_h * columns + j * pool_w) * width).astype(np.int32)
         self.place_of_cell = ((u * columns + v) * width).astype(np.int32)
 
         P = KW + pool_w - 1
@@ -322,8 +322,8 @@ class Conv2dMaxPool2d(Conv2d):
         return [
             Call(make_conv2d_maxpool2d_backward_weight(*self.dw_tile), (
                 self.dw_parts, self.db_parts, dy.array, self.argmax.array, x.array, self.workspace[:tasks],
-                self.values[:tasks], self.places[:tasks], self.counts, self.place_of_cell, self.geometry(n, x, dy), s),
-                self.flop(n)),
+                self.values[:tasks], self.places[:tasks], self.counts, self.place_of_window, self.place_of_cell,
+                self.geometry(n, x, dy), s), self.flop(n)),
             Call(make_add_parts(tile.lanes(self.dtype)), (
                 dw, self.zeros[:0] if db is None else db, self.dw_parts, self.db_parts, s.parts, s.blocks, self.O,
                 self.kernel_size[0] * s.taps, self.channels, *add))]

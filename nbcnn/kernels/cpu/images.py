@@ -6,16 +6,16 @@ from nbcnn.kernels.cpu.launch import PARALLEL
 
 
 @njit(parallel=PARALLEL)
-def gather(out, pictures, index, flip, shift, table):
-    """out[b, c, i, j] = table[c, byte], the byte of picture index[b] at (i, j) after its flip and the shift; 0 in the gap.
+def gather(out, images, index, flip, shift, table):
+    """out[b, c, i, j] = table[c, byte], the byte of image index[b] at (i, j) after its flip and the shift; 0 in the gap.
 
-    out (B, C, H, W) with any strides, though channels last is fastest; pictures (M, C, H, W) uint8;
+    out (B, C, H, W) with any strides, though channels last is fastest; images (M, C, H, W) uint8;
     index (B,) int64 below M; flip (B,) bool; shift (dy, dx); table (C, 256).
     """
     batch, channels, height, width = out.shape
     dy, dx = shift
     for b in prange(batch):
-        picture = pictures[index[b]]
+        image = images[index[b]]
         for i in range(height):
             r = i - dy
             for j in range(width):
@@ -24,4 +24,4 @@ def gather(out, pictures, index, flip, shift, table):
                 if flip[b]:
                     s = width - 1 - s
                 for c in range(channels):
-                    out[b, c, i, j] = table[c, picture[c, r, s] if inside else 0]
+                    out[b, c, i, j] = table[c, image[c, r, s] if inside else 0]

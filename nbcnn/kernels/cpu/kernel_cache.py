@@ -178,14 +178,14 @@ class KernelCache(NullCache):
         return folder() / f"{function.__name__}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}{ENDING}"
 
 
-_warned = False
+warned = False      # whether this process has said that it can keep nothing
 
 
 def _warn(error):
     """Say, once in a process, why every process compiles its kernels."""
-    global _warned
-    if not _warned:
-        _warned = True
+    global warned
+    if not warned:
+        warned = True
         reason = said(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         warnings.warn(f"compiled kernels cannot be kept, so every start compiles them: {reason}; NUMBA_CACHE_DIR can name another "
                       "folder", RuntimeWarning, stacklevel=2)
