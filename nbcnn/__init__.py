@@ -33,3 +33,16 @@ from nbcnn.progress import Progress
 from nbcnn.scheduler import BackpropScheduler
 
 __version__ = "0.1.0"
+
+INSTEAD = {     # names that PyTorch has, and what to write here
+    "Module": "a network is nbcnn.Sequential([layer, ...]); a layer of your own derives from nbcnn.Activation or nbcnn.Layer",
+    "DataLoader": "write nbcnn.datasets.Loader(dataset, batch_size)",
+    "Softmax": "nbcnn.CrossEntropyLoss takes logits, and nbcnn.kernels.softmax(logits) gives probabilities",
+    "Adam": "the optimizer is nbcnn.SGD",
+    "no_grad": "nothing records what is computed: model(images) needs no such block",
+    "tensor": "arrays are NumPy's: write numpy.array",
+}
+
+
+def __getattr__(name):
+    raise AttributeError(f"nbcnn has no {name}" + (f": {INSTEAD[name]}" if name in INSTEAD else ""))

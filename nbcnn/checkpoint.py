@@ -15,8 +15,8 @@ from safetensors.numpy import save as safetensors_bytes
 
 from nbcnn.files import require_file, write_atomically
 from nbcnn.kernels import turns
-from nbcnn.kernels.arguments import instance
 from nbcnn.kernels.shown import one_line
+from nbcnn.layers import require_network
 from nbcnn.memory import machine_memory
 from nbcnn.model import MissingLayer, Sequential, classes_by_name
 from nbcnn.optim import SGD
@@ -72,7 +72,7 @@ def save(path, model, *, optimizer=None, progress=None, options=None):
 
 def to_bytes(model, optimizer=None, progress=None, options=None):
     """The bytes that `save` writes. For what `load` gave they are the bytes that it read."""
-    instance(model, "model", Sequential, "a nbcnn.Sequential")
+    require_network(model)
     with turns.lock:        # another thread may train: all values are taken between the same two updates
         tensors, state = model.state_dict(), None if optimizer is None else optimizer.state_dict()
     about = {"format": FORMAT, "structure": model.structure(), **{name: getattr(model, name) for name in ABOUT_MODEL},

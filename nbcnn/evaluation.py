@@ -6,9 +6,9 @@ import numpy as np
 from nbcnn.datasets import Dataset, Loader
 from nbcnn.kernels.arguments import function, instance, integer
 from nbcnn.kernels.shown import one_line
-from nbcnn.losses import CrossEntropyLoss, Loss
+from nbcnn.layers import require_network
+from nbcnn.losses import CrossEntropyLoss, require_loss
 from nbcnn.memory import max_memory
-from nbcnn.model import Sequential
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.steps import DeviceSteps
 from nbcnn.table import format_table
@@ -117,7 +117,7 @@ def evaluate(model, dataset, loss=None, batch_size=256):
     array([[1, 0],
            [1, 1]])
     """
-    instance(model, "model", Sequential, "a nbcnn.Sequential")
+    require_network(model)
     return measure(BackpropScheduler(model, CrossEntropyLoss() if loss is None else loss), dataset, batch_size)
 
 
@@ -157,7 +157,7 @@ def measure(scheduler, dataset, batch_size=256, on_batch=None):
 
 def require_mean(loss):
     """Raise TypeError or ValueError unless the loss of a batch is a mean."""
-    if instance(loss, "loss", Loss, "a loss of nbcnn.losses").reduction != "mean":
+    if require_loss(loss).reduction != "mean":
         raise ValueError(f"loss: expected reduction 'mean', got {loss.reduction!r}")
 
 

@@ -10,11 +10,12 @@ from nbcnn.datasets import Loader
 from nbcnn.evaluation import make_targets, measure, require_dataset, require_mean
 from nbcnn.kernels.arguments import flag, function, instance, integer, rate
 from nbcnn.kernels.shown import one_line
+from nbcnn.layers import require_network
 from nbcnn.losses import CrossEntropyLoss
 from nbcnn.model import Sequential
-from nbcnn.optim import SGD
+from nbcnn.optim import RECIPE, SGD, one_cycle
 from nbcnn.profile import Profile
-from nbcnn.progress import Progress
+from nbcnn.progress import Progress, ProgressBar, epoch_line
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.steps import DeviceSteps, HostSteps
 
@@ -51,8 +52,8 @@ class State:
         Of the last batch.
     history : list of dict
         For each epoch finished in this call: epoch (counted from 1), lr (of its last step), train_loss (mean over its images,
-        each with the parameters of its step), test_loss, test_accuracy (None without test images), images_per_second (of training
-        alone), seconds (of the whole epoch, or of this call's part of it).
+        each with the parameters of its step), test_loss, test_accuracy (None without test images), val_loss, val_accuracy (only
+        with `val`), images_per_second (of training alone), seconds (of the whole epoch, or of this call's part of it).
     stop : bool
         A callback sets it to end the training after this batch or epoch.
     profile : Profile or None
@@ -71,8 +72,8 @@ class State:
 
 
 def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimizer=None, schedule=None, shuffle=True,
-        augment=False, seed=0, progress=None, on_step=None, on_epoch=None, profile=False):
-    """Train a model.
+        augment=True, seed=0, progress=None, val=None, on_step=None, on_epoch=None, profile=False, verbose=1):
+    """Train a model, by default with the default recipe of `nbcnn train`.
 
     Parameters
     ----------
@@ -86,20 +87,24 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     loss : loss of `nbcnn.losses`, optional
         CrossEntropyLoss() by default. Any other loss gets one-hot rows as targets: 1 in the column of the class, 0 elsewhere.
     optimizer : SGD, optional
-        By default SGD(model.parameters(), lr=0.01).
+        By default SGD(model.parameters(), lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4).
     schedule : callable, optional
-        From the number of a step, counted from 0 over all epochs, to its learning rate; see `nbcnn.optim`. By default the
-        optimizer's rate stays as it is.
+        From the number of a step, counted from 0 over all epochs, to its learning rate; see `nbcnn.optim`. By default the default
+        optimizer's rate follows `nbcnn.optim.one_cycle`, and any other one's stays as it is.
     shuffle, augment, seed
         As of `nbcnn.datasets.Loader`.
     progress : Progress, optional
         Where to go on. Model and optimizer must be as they were then, and all other arguments the same.
+    val : Dataset, optional
+        Images to choose the best epoch with, measured after each. Without them it is the one that is best on the test images.
     on_step, on_epoch : callable, optional
         Called with the State after each batch and after each epoch. On a GPU, which does many batches without waiting for the host,
         on_step is called after these.
     profile : bool
         Whether to measure in `State.profile` the time of the training, kernel by kernel, without tests and `on_epoch`. See
         `BackpropScheduler.profile`.
+    verbose : {0, 1}
+        1 prints a line for each epoch, and shows a bar within it on a terminal or in a notebook; 0 is silent.
 
     Returns
     -------
@@ -108,9 +113,9 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     Raises
     ------
     TypeError
-        When train or test is no Dataset.
+        When train, test or val is no Dataset.
     ValueError
-        When there are no images or they do not fit the network; when train, test and the network differ in their classes; when the
+        When there are no images or they do not fit the network; when data sets and network differ in their classes; when the
         loss's reduction is not "mean"; when the optimizer has none of the model's parameters.
     NonFiniteLoss
         As soon as the loss of a batch or of a test is not finite. That batch changes nothing.
@@ -122,26 +127,32 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     >>> images = np.full((64, 1, 4, 4), 255, np.uint8) * labels[:, None, None, None].astype(np.uint8)
     >>> train = nbcnn.datasets.Dataset(images, labels, ["dark", "bright"], "lamps")
     >>> model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(16, 2)], input_shape=(1, 4, 4))
-    >>> nbcnn.fit(model, train, train, epochs=10, batch_size=8).history[-1]["test_accuracy"]
+    >>> nbcnn.fit(model, train, train, epochs=10, batch_size=8, verbose=0).history[-1]["test_accuracy"]
     1.0
     """
-    instance(model, "model", Sequential, "a nbcnn.Sequential")
+    require_network(model)
     loss = CrossEntropyLoss() if loss is None else loss
     require_mean(loss)
     require_dataset(model, train, "train")
-    if test is not None:
-        require_dataset(model, test, "test")
-        if test.classes != train.classes:
-            raise ValueError(f"test: expected the classes of train, {one_line(', '.join(train.classes))}, "
-                             f"got {one_line(', '.join(test.classes))}")
-    optimizer = SGD(model.parameters(), lr=0.01) if optimizer is None else instance(optimizer, "optimizer", SGD, "a nbcnn.SGD")
+    for name, dataset in (("test", test), ("val", val)):
+        if dataset is not None:
+            require_dataset(model, dataset, name)
+            if dataset.classes != train.classes:
+                raise ValueError(f"{name}: expected the classes of train, {one_line(', '.join(train.classes))}, "
+                                 f"got {one_line(', '.join(dataset.classes))}")
+    epochs, verbose = integer(epochs, "epochs", 0), integer(verbose, "verbose", 0, 1)
+    own = optimizer is not None
+    optimizer = instance(optimizer, "optimizer", SGD, "a nbcnn.SGD") if own else SGD(model.parameters(), **RECIPE)
     if not set(optimizer.params) & set(model.parameters()):
         raise ValueError("optimizer: expected one with parameters of the model, got one with none of them")
     progress = Progress() if progress is None else replace(instance(progress, "progress", Progress))
     profile = flag(profile, "profile")
     for name, call in (("schedule", schedule), ("on_step", on_step), ("on_epoch", on_epoch)):
         function(call, name)
-    loader = Loader(train, batch_size, shuffle, seed, augment, mean=model.mean, std=model.std, dtype=model.dtype)
+    loader = Loader(train, batch_size, shuffle, seed, augment, shift=min(2, *train.images.shape[2:]), mean=model.mean,
+                    std=model.std, dtype=model.dtype)
+    if schedule is None and not own:
+        schedule = one_cycle(optimizer.lr, max(1, epochs * len(loader)))
     scheduler = BackpropScheduler(model, loss)
     scheduler.plan(train.images.shape[1:])
     rates = schedule and (lambda k: rate(schedule(k), "schedule"))
@@ -149,8 +160,8 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         steps = HostSteps(scheduler, optimizer, loader, make_targets(loss, len(train.classes), model.dtype), rates)
     else:
         steps = DeviceSteps(scheduler, optimizer, loader, rates)
-    state = State(model, optimizer, scheduler, progress, integer(epochs, "epochs", 0), len(loader),
-                  profile=Profile(model.dtype) if profile else None)
+    state = State(model, optimizer, scheduler, progress, epochs, len(loader), profile=Profile(model.dtype) if profile else None)
+    bar = ProgressBar(len(train), silent=not verbose)
     while progress.epoch < epochs and not state.stop:
         with scheduler.profile(state.profile) if profile else contextlib.nullcontext():
             started, before = time.perf_counter(), progress.samples
@@ -163,6 +174,7 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
                     progress.step += 1
                     progress.samples += count
                     progress.loss_sum += state.loss * count
+                bar.show(state)
                 if on_step:
                     on_step(state)
         trained = time.perf_counter()
@@ -171,19 +183,23 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
                 raise NonFiniteLoss(progress.epoch + 1, progress.step, state.loss, name.split(".")[0])
         if state.stop:
             break
-        test_loss, accuracy = None, None
-        if test is not None:
-            evaluation = measure(scheduler, test, max(batch_size, 64))
-            test_loss, accuracy = evaluation.loss, evaluation.accuracy
-        if test_loss is not None and not math.isfinite(test_loss):
-            raise NonFiniteLoss(progress.epoch + 1, progress.step, test_loss, scheduler.first_nonfinite() or "loss")
+        measured = {"test_loss": None, "test_accuracy": None}
+        for name, dataset in (("test", test), ("val", val)):
+            if dataset is not None:
+                found = measure(scheduler, dataset, max(batch_size, 64))
+                measured |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
+                if not math.isfinite(found.loss):
+                    raise NonFiniteLoss(progress.epoch + 1, progress.step, found.loss, scheduler.first_nonfinite() or "loss")
+        accuracy = measured["test_accuracy" if val is None else "val_accuracy"]
         state.history.append({
-            "epoch": progress.epoch + 1, "lr": optimizer.lr, "train_loss": progress.loss_sum / progress.samples,
-            "test_loss": test_loss, "test_accuracy": accuracy,
+            "epoch": progress.epoch + 1, "lr": optimizer.lr, "train_loss": progress.loss_sum / progress.samples, **measured,
             "images_per_second": (progress.samples - before) / (trained - started), "seconds": time.perf_counter() - started})
         progress.epoch, progress.step, progress.loss_sum, progress.samples = progress.epoch + 1, 0, 0.0, 0
         if accuracy is not None and (progress.best_accuracy is None or accuracy > progress.best_accuracy):
             progress.best_accuracy, progress.best_epoch = accuracy, progress.epoch
+        bar.close()
+        if verbose:
+            print(epoch_line(state), flush=True)
         if on_epoch:
             on_epoch(state)
     return state

@@ -5,12 +5,15 @@ backward stand one under the other in `kernels/cpu/`. Shapes here are those of o
 """
 import inspect
 import math
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
+
+import numpy as np
 
 from nbcnn.kernels.activations import GELUS, kernels_of
-from nbcnn.kernels.arguments import conv_size, finite, flag, integer, one_of, pair, pooled_size
-from nbcnn.kernels.shown import one_line
-from nbcnn.parameter import Parameter
+from nbcnn.kernels.arguments import FLOATS, conv_size, finite, flag, integer, one_of, pair, pooled_size
+from nbcnn.kernels.backend import as_array
+from nbcnn.kernels.shown import one_line, shown
+from nbcnn.parameter import Parameter, ParameterVector
 
 __all__ = [
     "Layer", "Activation",      # to derive one's own from; the others are the layers there are
@@ -28,8 +31,11 @@ class Layer:
     arguments : mapping
         The constructor's arguments, as a checkpoint stores them.
     weight, bias : Parameter or None
+    seed : int
+        For the initial values of a layer that is called before it is part of a model.
     """
     weight = bias = None
+    seed, alone = 0, False      # `alone`: whether the parameters have values without a model
     arguments = MappingProxyType({})
 
     @property
@@ -44,11 +50,38 @@ class Layer:
 
     def output_shape(self, shape):
         """The output shape for an input shape, of one sample; ValueError where the input does not fit."""
-        raise TypeError(f"{type(self).__name__}: a layer defines output_shape(shape)")
+        raise TypeError(f"{type(self).__name__}: a layer defines output_shape(shape){self._forward_hint()}")
 
     def operation(self, backend, shape, dtype):
         """The backend's operation for inputs of the given shape."""
-        raise TypeError(f"{type(self).__name__}: a layer defines operation(backend, shape, dtype)")
+        raise TypeError(f"{type(self).__name__}: a layer defines operation(backend, shape, dtype){self._forward_hint()}")
+
+    def _forward_hint(self):
+        """What to write instead of a class with a forward that calls its layers, as in PyTorch."""
+        return ", and no forward(x); a network of several layers is a nbcnn.Sequential of them" if hasattr(self, "forward") else ""
+
+    def __call__(self, x):
+        """What the layer makes of a batch, as a model of this layer alone gives it: to look at, not to train with.
+
+        A layer that is part of no model gets its initial values at its first call, drawn from `seed`, in the dtype of x, or in
+        float32 where x holds bytes. A model that takes it later takes these values over.
+
+        Parameters
+        ----------
+        x : uint8 or float array (N, C, H, W) or (N, F)
+        """
+        from nbcnn.model import Sequential  # it imports this module
+        x = as_array(x, "x")
+        parameters = list(self.parameters.values())
+        if any(p.vector is None for p in parameters):
+            drawn = Sequential([type(self)(**self.arguments)], seed=self.seed, dtype=x.dtype if x.dtype in FLOATS else np.float32)
+            ParameterVector(parameters, drawn.dtype)
+            for parameter, values in zip(parameters, drawn.parameters(), strict=True):
+                parameter.set(values.data)
+            self.alone = True
+        dtype = parameters[0].data.dtype if parameters else x.dtype if x.dtype in FLOATS else np.float32
+        state = {f"0.{name}": p.data for name, p in self.parameters.items()}
+        return Sequential([type(self)(**self.arguments)], state=state, dtype=dtype).predict(x)
 
     def fuse(self, following, shape):
         """A layer that computes this one and some that follow it, in one kernel.
@@ -329,6 +362,31 @@ class Linear(Layer):
 
     def flop(self, shape):
         return 2 * self.weight.size
+
+
+def require_network(model):
+    """Raise TypeError unless this is a model; for a class of one's own the message says what to write instead."""
+    def is_network(value):
+        return all(hasattr(value, name) for name in ("layers", "vector", "shapes")) and not isinstance(value, type)
+    if is_network(model):
+        return
+    inside = vars(model) if hasattr(model, "__dict__") and not isinstance(model, type | ModuleType) else {}
+    models = [name for name, value in inside.items() if is_network(value)]
+    layers = [name for name, value in inside.items() if isinstance(value, Layer)]
+    kind = type(model).__name__
+    if isinstance(model, type):
+        hint = f"; write {model.__name__}() for an object of the class"
+    elif isinstance(model, Layer):
+        hint = f"; write nbcnn.Sequential([{model!r}])"
+    elif models:
+        hint = f"; give the model that it holds, as {kind.lower()}.{models[0]}"
+    elif layers:
+        rows = ", ".join(f'("{name}", {inside[name]!r})' for name in layers)
+        hint = f"; layers run in the order of a list, without a forward of one's own: write nbcnn.Sequential([{rows}])"
+    else:
+        hint = ""
+    got = shown(model) if isinstance(model, type) else kind
+    raise TypeError(one_line(f"model: expected a nbcnn.Sequential, got {got}{hint}", 1000))
 
 
 def _require_images(shape, channels="C"):

@@ -11,6 +11,8 @@ import numpy as np
 from nbcnn.kernels import losses
 from nbcnn.kernels.arguments import INT64, floats, fraction, integer, numeric, one_of
 from nbcnn.kernels.backend import as_array, backend_of, on_host
+from nbcnn.kernels.number import loss_number
+from nbcnn.kernels.shown import one_line, shown
 
 
 class Loss:
@@ -47,7 +49,7 @@ class Loss:
 
     def forward(self, x, t):
         """The loss: a scalar of x's dtype, or an array with reduction "none"."""
-        return self.kernels[0](x, t, **self._arguments(x))
+        return loss_number(self.kernels[0](x, t, **self._arguments(x)))
 
     def backward(self, x, t, dloss=1.0):
         """dx = dLoss/dx for the upstream gradient `dloss`, a number or an array of the loss's shape."""
@@ -147,6 +149,18 @@ class BCEWithLogitsLoss(Loss):
 
 
 LOSSES = {"cross_entropy": CrossEntropyLoss, "mse": MSELoss, "l1": L1Loss, "bce": BCEWithLogitsLoss}     # by the names of --loss
+
+
+def require_loss(loss):
+    """The loss itself; TypeError where it is none, which says what to write for a class or a name."""
+    if isinstance(loss, Loss):
+        return loss
+    kinds = {kind.__name__: kind for kind in LOSSES.values()} | LOSSES | {"BCELoss": BCELoss}
+    kind = loss if isinstance(loss, type) and issubclass(loss, Loss) else kinds.get(loss) if isinstance(loss, str) else None
+    there = ", ".join(sorted({kind.__name__ for kind in kinds.values()}))
+    hint = f"; write nbcnn.{kind.__name__}()" if kind else f"; there are {there}"
+    got = shown(loss) if isinstance(loss, str | type) else one_line(type(loss).__name__)
+    raise TypeError(f"loss: expected a loss of nbcnn.losses, got {got}{hint}")
 
 
 def _zeros(shape, dtype):

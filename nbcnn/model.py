@@ -42,7 +42,7 @@ class Sequential:
 
     Parameters
     ----------
-    layers : sequence of layers or of (name, layer) pairs, or mapping of names to layers
+    *layers : layers, or one sequence of layers or of (name, layer) pairs, or one mapping of names to layers
         A layer without a name gets its position as name, "0", "1", ..., as in PyTorch.
     input_shape : tuple, optional
         (C, H, W) of an image, or (F,). Needed only by `summary()`, and by `BackpropScheduler.images` before the first batch.
@@ -67,33 +67,37 @@ class Sequential:
     ((8, 3, 3, 3), None)
     """
 
-    def __init__(self, layers, *more, input_shape=None, mean=None, std=None, classes=None, seed=0, dtype=np.float32,
-                 state=None):
-        if more or isinstance(layers, Layer):
-            raise TypeError("layers: expected one list of layers or of (name, layer) pairs, got the layers themselves")
+    def __init__(self, *layers, input_shape=None, mean=None, std=None, classes=None, seed=0, dtype=np.float32, state=None):
+        layers = layers[0] if len(layers) == 1 and not isinstance(layers[0], Layer) else layers
         self.dtype = float_dtype(dtype, "dtype")
         self.input_shape = None if input_shape is None else ints(input_shape, "input_shape", "a tuple of ints", 1)
         self.mean, self.std = (None if value is None else finite_row(value, name).tolist()
                                for name, value in (("mean", mean), ("std", std)))
         self.classes = None if classes is None else strings(classes, "classes")
         self.seed = integer(seed, "seed", 0, SEEDS)
-        self.layers, self.vector, self._forward, added = {}, None, BackpropScheduler(self, None), set()
+        self.layers, self.vector, added = {}, None, set()
         layers = layers.items() if isinstance(layers, Mapping) else layers
         for position, item in enumerate(iterator(layers, "layers", "a list of layers or of (name, layer) pairs")):
             name, layer = item if isinstance(item, tuple | list) and len(item) == 2 else (str(position), item)
             self._add(name, layer, added)
         if not self.layers:
-            raise ValueError("layers: expected at least one layer, got none")
+            raise ValueError("layers: expected at least one layer, got none; write nbcnn.Sequential([layer, ...]), without a class "
+                             "derived from it")
         if state is not None:       # a file's shapes are checked before memory is allocated
             state = self._arrays(state)
+        called = {parameter: parameter.numpy() for parameter in self.parameters() if parameter.vector is not None}
         self.vector = ParameterVector(self.parameters(), self.dtype)
+        self._forward = BackpropScheduler(self, None)
         if state is not None:
             self.load_state_dict(state)
         else:
             rng = np.random.default_rng(self.seed)
             for parameter in self.parameters():
                 bound = parameter.fan_in ** -0.5
-                parameter.set(rng.uniform(-bound, bound, parameter.shape))
+                drawn = rng.uniform(-bound, bound, parameter.shape)     # even where there are values: the others stay the same
+                parameter.set(called.get(parameter, drawn))
+        for layer in self.layers.values():
+            layer.alone = False
         if self.input_shape is not None:
             outputs = self.output_shape(self.input_shape)
             if self.classes is not None and outputs != (len(self.classes),):
@@ -113,7 +117,7 @@ class Sequential:
             raise ValueError(f"layers: expected at most {MOST_LAYERS}, got more")
         if name in self.layers or name in vars(self) or hasattr(type(self), name):
             raise ValueError(f"layers: the name {shown(name)} is taken")
-        if any(parameter.vector is not None for parameter in layer.parameters.values()) or layer in added:
+        if (any(p.vector is not None for p in layer.parameters.values()) and not layer.alone) or layer in added:
             raise ValueError(f"layers: {shown(name)} is already part of a model; make a new {type(layer).__name__}")
         self.layers[name] = layer
         added.add(layer)
@@ -132,6 +136,18 @@ class Sequential:
 
     def __call__(self, images):
         return self.predict(images)
+
+    def __repr__(self):
+        rows = (f"  ({name}): {layer!r}\n" for name, layer in self.layers.items())
+        return f"{type(self).__name__}(\n{''.join(rows)})"
+
+    def train(self, mode=True):
+        """The model itself: it has no layer that behaves differently in training."""
+        return self
+
+    def eval(self):
+        """The model itself; see `train`."""
+        return self
 
     def predict(self, images, batch_size=256):
         """Logits of a batch of images. Any number of threads may call this at once: they take turns.

@@ -16,6 +16,8 @@ from nbcnn.kernels.arguments import INT64, flag, fraction, instance, integer, ne
 from nbcnn.kernels.shown import shown
 from nbcnn.parameter import Parameter
 
+RECIPE = dict(lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4)      # what `nbcnn.fit` and `nbcnn train` begin with
+
 
 class SGD:
     """Stochastic gradient descent; `nbcnn.kernels.sgd_step` says what an update is.

@@ -83,6 +83,38 @@ class Parameter:
             self.write(self.flat_grad, numeric(value, "grad", self.shape, "that of the parameter"))
         self.has_grad = value is not None
 
+    def __array__(self, dtype=None, copy=None):
+        return self.numpy() if dtype is None else self.numpy().astype(dtype, copy=False)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+    def __setitem__(self, index, values):
+        self.data[index] = values
+
+    @property
+    def dtype(self):
+        """float32 or float64."""
+        return self._memory().data.dtype
+
+    @property
+    def ndim(self):
+        return len(self.shape)
+
+    @property
+    def requires_grad(self):
+        """Always True: backward computes every gradient."""
+        return True
+
+    @requires_grad.setter
+    def requires_grad(self, value):
+        if not value:
+            raise ValueError("requires_grad: expected True, as every parameter gets a gradient, got False; leave one that is not "
+                             "to change out of the optimizer: nbcnn.SGD([p for p in model.parameters() if p is not this], lr=...)")
+
     def numpy(self):
         """A copy of the values as a NumPy array."""
         return self._memory().backend.to_host(self.data)
@@ -108,7 +140,7 @@ class Parameter:
 
     def _memory(self):
         if self.vector is None:
-            raise RuntimeError("a parameter has values once its layer is part of a nbcnn.Sequential")
+            raise RuntimeError("a parameter has values once its layer was called or is part of a nbcnn.Sequential")
         return self.vector
 
     def __repr__(self):

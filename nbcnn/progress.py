@@ -1,4 +1,5 @@
-"""How far a training is."""
+"""How far a training is, and how that is shown."""
+import importlib
 import sys
 from dataclasses import dataclass
 
@@ -43,3 +44,41 @@ class Progress:
             fraction(self.best_accuracy, "best_accuracy")
         elif self.best_epoch:
             raise ValueError(f"best_accuracy: expected that of epoch {self.best_epoch}, got None")
+
+
+class ProgressBar:
+    """A bar of the images of an epoch, on a terminal or in a notebook; elsewhere nothing."""
+
+    def __init__(self, total, silent=False):
+        self.total, self.silent, self.bar = total, silent, None
+
+    def show(self, state):
+        """Show how far the epoch is."""
+        if self.silent:
+            return
+        if self.bar is None:
+            notebook = "ipykernel" in sys.modules
+            tqdm = importlib.import_module("tqdm.auto" if notebook else "tqdm").tqdm
+            self.bar = tqdm(desc=f"epoch {state.progress.epoch + 1}/{state.epochs}", total=self.total, unit=" images", leave=False,
+                            disable=False if notebook else None)        # None: unless it is a terminal
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"loss {state.progress.loss_sum / state.progress.samples:.4f}", refresh=False)
+            self.bar.update(state.progress.samples - self.bar.n)
+
+    def close(self):
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def epoch_line(state, mark=str):
+    """What is said of the epoch that has just ended. `mark` changes the accuracy that is the best one so far."""
+    row, best = state.history[-1], state.progress.best_epoch == state.progress.epoch
+    parts = [f"epoch {row['epoch']:{len(str(state.epochs))}}/{state.epochs}", f"train loss {row['train_loss']:.4f}"]
+    for name in ("val", "test"):
+        if row.get(f"{name}_loss") is not None:
+            chosen = best and (name == "val" or "val_loss" not in row)
+            parts += [f"{name} loss {row[f'{name}_loss']:.4f}",
+                      (mark if chosen else str)(f"{'val ' if name == 'val' else ''}accuracy {row[f'{name}_accuracy']:6.2%}")]
+    return "  ".join([*parts, f"lr {row['lr']:.2e}", f"{row['images_per_second']:6,.0f} images/s", f"{row['seconds']:5.1f} s"])

@@ -1,5 +1,6 @@
 """What --recipe and the other options of `nbcnn train` mean: values, images, network, optimizer and learning rates."""
 import zlib
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -10,13 +11,12 @@ from nbcnn.files import about
 from nbcnn.model import Sequential
 
 RECIPES = {
-    "default": dict(epochs=None, batch_size=64, lr=0.02, schedule="one_cycle", momentum=0.9, nesterov=True, weight_decay=5e-4,
-                    augment=True, normalize=True, shuffle=True),
+    "default": dict(epochs=None, batch_size=64, schedule="one_cycle", **optim.RECIPE, augment=True, normalize=True, shuffle=True),
     "tutorial": dict(epochs=20, batch_size=64, lr=0.01, schedule="constant", momentum=0.0, nesterov=False, weight_decay=0.0,
                      augment=False, normalize=False, shuffle=True),
 }
 EPOCHS = {"cifar10": 16, "shapes": 6, "folder": 16}     # of the default recipe
-OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", size=32, model="cifar10_quick",
+OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", val_share=0.0, size=32, model="cifar10_quick",
               loss="cross_entropy", label_smoothing=0.0, seed=0, threads=None, save_every=None, fingerprint=None)
 FREE = {"data_dir", "threads", "save_every"}      # these change no bit of the result
 MEAN_STD = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "shapes": ((0.5,) * 3, (0.29,) * 3)}
@@ -57,7 +57,7 @@ def resumed_options(given, saved, source, parse):
     `source` is the checkpoint's file. `parse` makes options of arguments: those in a file must obey the rules of the command line.
     """
     options = dict(saved.options)
-    for name in ("size", "fingerprint"):        # the first checkpoints do not have these
+    for name in ("size", "fingerprint", "val_share"):       # the first checkpoints do not have these
         options.setdefault(name, OTHERS[name])
     if saved.optimizer is None or set(options) != {*OTHERS, *RECIPES["default"]}:
         raise ValueError(f"--resume: {source} was not written by this command and does not say how it was trained")
@@ -90,13 +90,18 @@ def _argument(name, value):
 
 
 def load_datasets(options, source=None, saved=None, max_pixels=None):
-    """(training set, test set, where they are from) as the options ask for; dataset, epochs and fingerprint become known there.
+    """(training set, validation set or None, test set, where they are from) as the options ask for.
+
+    The options dataset, epochs and fingerprint become known there.
 
     A resumed run goes on from the checkpoint `saved` of the file `source`, which must fit.
     """
     size, classes = options["size"], saved and saved.model.classes
-    (train, test), why = datasets.choose(options["dataset"], options["data_dir"], shape=(3, size, size), classes=classes,
-                                         max_pixels=max_pixels)
+    wanted = ["train", "test"]
+    if options["dataset"] == "folder" and (Path(options["data_dir"]) / "val").is_dir():
+        wanted.append("val")
+    (train, test, *more), why = datasets.choose(options["dataset"], options["data_dir"], wanted, shape=(3, size, size),
+                                                classes=classes, max_pixels=max_pixels)
     if classes not in (None, train.classes):
         raise ValueError(f"--resume: {source} knows the classes {', '.join(classes)}, the images have "
                          f"{', '.join(train.classes)}")
@@ -106,12 +111,30 @@ def load_datasets(options, source=None, saved=None, max_pixels=None):
     if train.name != "folder" and size != OTHERS["size"]:
         raise ValueError(f"--size: expected with --dataset folder only, got {size} with {train.name}")
     # A CRC-32 of images and labels; the built-in images and CIFAR-10's are always the same.
-    fingerprint = zlib.crc32(train.labels, zlib.crc32(train.images)) if train.name == "folder" else None
+    fingerprint = 0 if train.name == "folder" else None
+    for part in (train, *more) if train.name == "folder" else ():
+        fingerprint = zlib.crc32(part.labels, zlib.crc32(part.images, fingerprint))
     if source and options["fingerprint"] != fingerprint:
         raise ValueError(f"--resume: the training images in {options['data_dir']} are not those of {source} any more")
     options["fingerprint"] = fingerprint
     options["epochs"] = options["epochs"] or EPOCHS[train.name]
-    return train, test, why
+    if more and options["val_share"]:
+        raise ValueError(f"--val-share: expected none, as {options['data_dir']} has val, got {options['val_share']}")
+    train, val = (train, more[0]) if more else split_off(train, options["val_share"], options["seed"])
+    return train, val, test, why
+
+
+def split_off(dataset, share, seed):
+    """(the rest, a share of each class) of a data set, drawn by the seed, in the order that they had; (all, None) for none."""
+    if not share:
+        return dataset, None
+    rng, chosen = np.random.default_rng([seed, 3]), np.zeros(len(dataset), bool)        # 0 to 2 are the loader's
+    for label in range(len(dataset.classes)):
+        places = rng.permutation(np.flatnonzero(dataset.labels == label))
+        chosen[places[:round(share * len(places))]] = True
+    if not chosen.any() or chosen.all():
+        raise ValueError(f"--val-share: expected a part of {len(dataset)} images that leaves some on both sides, got {share}")
+    return dataset[~chosen], dataset[chosen]
 
 
 def make_network(maker, options, train):

@@ -16,6 +16,7 @@ BEST = "best.safetensors"
 FILES = r"config\.json|metrics\.csv|(last|best|epoch-\d+)\.safetensors"
 LONGEST_METRICS = 10**7      # bytes of metrics.csv; a line has about a hundred
 COLUMNS = ["epoch", "lr", "train_loss", "test_loss", "test_accuracy", "images_per_second", "seconds"]
+COLUMNS_VAL = [*COLUMNS[:5], "val_loss", "val_accuracy", *COLUMNS[5:]]      # of a run with images to choose the best epoch with
 
 
 class RunFolder:
@@ -158,7 +159,8 @@ class RunFolder:
 
     def _write_metrics(self):
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, COLUMNS_VAL if any("val_loss" in row for row in self.rows) else COLUMNS,
+                                lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         files.write_atomically(self.path / "metrics.csv", text.getvalue().encode())
@@ -197,7 +199,7 @@ def read_metrics(path, epochs):
         with open(path, newline="") as file:
             reader = csv.DictReader(file)
             rows = [row for row in reader if int(row["epoch"]) <= epochs]
-        if reader.fieldnames != COLUMNS or any(None in row or None in row.values() for row in rows):
+        if reader.fieldnames not in (COLUMNS, COLUMNS_VAL) or any(None in row or None in row.values() for row in rows):
             raise ValueError
         return rows
     except FileNotFoundError:

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbcnn.kernels import turns
-from nbcnn.kernels.arguments import flag, instance, integer, ints
+from nbcnn.kernels.arguments import flag, integer, ints
 from nbcnn.kernels.backend import as_array, on_device
 from nbcnn.kernels.images import normalize_images
+from nbcnn.kernels.number import loss_number
 from nbcnn.kernels.shown import one_line, shown
-from nbcnn.layers import MOST_FUSED
-from nbcnn.losses import Loss
+from nbcnn.layers import MOST_FUSED, require_network
+from nbcnn.losses import require_loss
 from nbcnn.memory import max_memory
 from nbcnn.profile import Profile
 from nbcnn.table import format_table
@@ -121,7 +122,8 @@ class BackpropScheduler:
     """
 
     def __init__(self, model, loss, *, fuse=True):
-        if loss is not None and instance(loss, "loss", Loss, "a loss of nbcnn.losses").reduction == "none":
+        require_network(model)
+        if loss is not None and require_loss(loss).reduction == "none":
             raise ValueError("loss: expected reduction 'mean' or 'sum', a single number to differentiate, got 'none'")
         self.model, self.loss, self.fuse = model, loss, flag(fuse, "fuse")
         self.shape = self.backend = None        # of a sample and of the parameters, which the plan is made for
@@ -172,7 +174,7 @@ class BackpropScheduler:
         loss, self._dlogits = _call(profile, key, self.backend.run_loss, self.loss, logits, targets, training)
         if profile:
             profile.steps += 1
-        return loss
+        return loss_number(loss)
 
     def predict(self, images):
         """The model's output for a batch, as a copy: a device array for a device array, else one of NumPy."""

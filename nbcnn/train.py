@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numba
 import numpy as np
-from tqdm import tqdm
 
 import nbcnn
 from nbcnn import cli, datasets, models, optim, recipes
@@ -26,7 +25,7 @@ from nbcnn.fit import NonFiniteLoss, fit
 from nbcnn.interrupts import StopSignals
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
-from nbcnn.progress import Progress
+from nbcnn.progress import Progress, ProgressBar, epoch_line
 from nbcnn.recipes import RECIPES, SCHEDULES
 from nbcnn.run_folder import RunFolder
 from nbcnn.threads import ThreadTrial
@@ -75,7 +74,8 @@ class Run:
         if o["label_smoothing"] and o["loss"] != "cross_entropy":
             raise ValueError(f"--label-smoothing: expected 0 with --loss {o['loss']}, got {o['label_smoothing']}")
         cli.set_threads(o["threads"])
-        self.train_set, self.test_set, self.why = recipes.load_datasets(o, self.source, saved, max_pixels)
+        self.train_set, self.val_set, self.test_set, self.why = recipes.load_datasets(o, self.source, saved, max_pixels)
+        self.bar = ProgressBar(len(self.train_set), self.quiet)
         self.loss = cli.make_loss(o)
         self.batches = -(-len(self.train_set) // o["batch_size"])
         if (step := self.checkpoint.progress.step) > self.batches:
@@ -86,7 +86,7 @@ class Run:
             self.checkpoint.model = recipes.make_network(maker, o, self.train_set)
             self.checkpoint.optimizer = recipes.make_optimizer(self.checkpoint.model, o)
         self.checkpoint.model.to(self.device)
-        self.bar = self.trial = None
+        self.trial = None
         self.signals = StopSignals(self.leave)
         self.folder = RunFolder(out, o, self.source, saved)
 
@@ -112,12 +112,12 @@ class Run:
             done = fit(self.checkpoint.model, self.train_set, self.test_set, epochs=o["epochs"], batch_size=o["batch_size"],
                        loss=self.loss, optimizer=self.checkpoint.optimizer, schedule=self.schedule, shuffle=o["shuffle"],
                        augment=o["augment"], seed=o["seed"], progress=self.checkpoint.progress, on_step=self._on_step,
-                       on_epoch=self._on_epoch, profile=self.profile)
+                       val=self.val_set, on_epoch=self._on_epoch, profile=self.profile, verbose=0)
             self.checkpoint.progress = progress = done.progress
             if self.signals.number:
                 self.folder.save_last(self.checkpoint)
         finally:
-            self._close_bar()
+            self.bar.close()
             if self.trial:
                 self.trial.stop()
             self.signals.restore()
@@ -126,7 +126,8 @@ class Run:
             say(f"stopped: {self._where()}. To go on: python -m nbcnn.train --resume {shlex.quote(str(self.folder.last))}{own}")
         else:
             best = f" as {self.folder.best.name}" if self.folder.best.exists() else ""
-            say(f"done: test accuracy at best {progress.best_accuracy:.2%} after epoch {progress.best_epoch}, "
+            chosen = "validation" if self.val_set else "test"
+            say(f"done: {chosen} accuracy at best {progress.best_accuracy:.2%} after epoch {progress.best_epoch}, "
                 f"kept in {self.folder.path}{best}")
         if self.profile:
             say("", *str(done.profile).split("\n"))
@@ -138,7 +139,8 @@ class Run:
             cli.remark("WARNING", "--split test trains on the TEST images, as some tutorials do. The test accuracy below is "
                                   "measured on the very images trained on: it does not say how well the network does on others.",
                        "yellow")
-        self._say(f"data     {self.train_set.name}: {len(self.train_set):,} images to train, {len(self.test_set):,} to test; "
+        val = f"{len(self.val_set):,} to validate, " if self.val_set else ""
+        self._say(f"data     {self.train_set.name}: {len(self.train_set):,} images to train, {val}{len(self.test_set):,} to test; "
                   f"{self.why}")
         if self.device_why:
             self._say(f"device   {self.device}: {self.device_why}")
@@ -158,30 +160,20 @@ class Run:
         optimizer = optim.SGD(model.parameters(), lr=0, momentum=self.checkpoint.optimizer.momentum)
         # On a GPU the first step is not like the others: it has no momentum yet.
         epochs = 1 if self.device == "cpu" else 2
-        fit(model, few, few, epochs=epochs, batch_size=size, loss=self.loss, optimizer=optimizer)
+        fit(model, few, few, epochs=epochs, batch_size=size, loss=self.loss, optimizer=optimizer, augment=False, verbose=0)
         self._say(f"{time.perf_counter() - started:.1f} s")
 
     def _on_step(self, state):
-        if self.bar is None:
-            self.bar = tqdm(desc=f"epoch {state.progress.epoch + 1}/{state.epochs}", total=len(self.train_set), unit=" images",
-                            leave=False, disable=self.quiet or None)     # None: unless it is a terminal
-        if not self.bar.disable:
-            self.bar.set_postfix_str(f"loss {state.progress.loss_sum / state.progress.samples:.4f}", refresh=False)
-            self.bar.update(state.progress.samples - self.bar.n)
+        self.bar.show(state)
         state.stop = self.signals.number is not None
         if self.device == "cpu":
             self.trial.step()
 
     def _on_epoch(self, state):
-        self._close_bar()
+        self.bar.close()
         self.checkpoint.progress, metrics = state.progress, state.history[-1]
         self.folder.save_epoch(metrics, self.checkpoint)
-        accuracy = f"accuracy {metrics['test_accuracy']:6.2%}"
-        if state.progress.best_epoch == metrics["epoch"]:
-            accuracy = paint(accuracy, "bold", sys.stdout)
-        cli.put(f"epoch {metrics['epoch']:{len(str(state.epochs))}}/{state.epochs}  train loss {metrics['train_loss']:.4f}  "
-                f"test loss {metrics['test_loss']:.4f}  {accuracy}  lr {metrics['lr']:.2e}  "
-                f"{metrics['images_per_second']:6,.0f} images/s  {metrics['seconds']:5.1f} s")
+        cli.put(epoch_line(state, lambda text: paint(text, "bold", sys.stdout)))
         if self.trial.hint:
             self._hint(self.trial.hint)
             self.trial.hint = ""
@@ -202,11 +194,6 @@ class Run:
     def _say(self, *lines, end="\n"):
         if not self.quiet:
             say(*lines, end=end)
-
-    def _close_bar(self):
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
 
 
 def _parser():
@@ -232,6 +219,8 @@ def _parser():
     add("--size", "images of --dataset folder are scaled to N x N", type=whole(2, 65_535), metavar="N")
     parser.add_max_pixels()
     add("--split", "images to train on; test is for comparison with tutorials that do so", choices=["train", "test"])
+    add("--val-share", "part of the training images, from 0 to 0.9, that is not trained on: the best epoch is chosen with it, not "
+                       "with the test images; a folder may have val/CLASS/... for this", type=number(0.9), metavar="P")
     add("--model", "network: a name of --list-models, or module:function or FILE.py:function that returns a nbcnn.Sequential; it "
                    "is called with those of input_shape, mean, std, classes and seed that it has parameters for", metavar="NAME")
     add("--epochs", "passes over the training images", type=whole(1), metavar="N")

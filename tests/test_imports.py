@@ -15,8 +15,8 @@ LAYERS = [      # the lowest first; a module imports those of its own line and o
     "cli recipes run_folder",
     "cache evaluate.__main__ predict train __main__",
 ]
-LATER = {       # imports within functions that would close a circle at the top of the module: methods that are named functions, too
-    ("nbcnn.model", "nbcnn.checkpoint"), ("nbcnn.model", "nbcnn.evaluation")}
+LATER = {       # imports within functions that go up, or would close a circle: methods that are named functions, and a layer's call
+    ("nbcnn.model", "nbcnn.checkpoint"), ("nbcnn.model", "nbcnn.evaluation"), ("nbcnn.layers", "nbcnn.model")}
 
 
 def imports(package):
@@ -87,7 +87,7 @@ def test_no_import_goes_up():
 
 def test_imports_within_functions():
     assert upward(WITHIN) == LATER
-    assert {edge for edge in WITHIN if circle(TOP | {edge})} == LATER
+    assert {edge for edge in WITHIN if circle(TOP | {edge})} <= LATER
 
 
 def test_circles_are_found_by_name(tmp_path):

@@ -1,4 +1,5 @@
 """Layers, parameters and Sequential."""
+import collections
 import copy
 import pickle
 
@@ -129,7 +130,7 @@ def test_what_is_no_state_changes_nothing(change, error, message):
 ])
 def test_arguments_of_the_wrong_kind(options, error, message):
     with pytest.raises(error, match=f"^{message}"):
-        nbcnn.Sequential(**{"layers": [nbcnn.ReLU()]} | options)
+        nbcnn.Sequential(options.pop("layers", [nbcnn.ReLU()]), **options)
 
 
 @pytest.mark.parametrize("value, error, message", [
@@ -217,7 +218,7 @@ def test_summary_without_input_shape():
     (lambda: nbcnn.MaxPool2d("2"), TypeError, "kernel_size: .* got '2'"),
     (lambda: Layer().output_shape((3,)), TypeError, "a layer defines output_shape"),
     (lambda: small().conv7, AttributeError, "no layer 'conv7'; it has conv1, relu1, maxpool1, flatten, linear1"),
-    (lambda: nbcnn.Linear(3, 2).weight.data, RuntimeError, "once its layer is part of"),
+    (lambda: nbcnn.Linear(3, 2).weight.data, RuntimeError, "once its layer was called or is part of"),
 ])
 def test_errors(make, error, message):
     with pytest.raises(error, match=message):
@@ -233,12 +234,126 @@ def test_a_layer_belongs_to_one_model():
         nbcnn.Sequential([layer])
 
 
-def test_layers_by_name_in_a_mapping_and_pytorchs_other_form():
-    model = nbcnn.Sequential({"flatten": nbcnn.Flatten(), "linear": nbcnn.Linear(4, 2)})
+@pytest.mark.parametrize("kind", [dict, collections.OrderedDict])
+def test_layers_by_name_in_a_mapping(kind):
+    model = nbcnn.Sequential(kind(flatten=nbcnn.Flatten(), linear=nbcnn.Linear(4, 2)))
     assert list(model.layers) == ["flatten", "linear"]
-    for layers in ((nbcnn.Flatten(),), (nbcnn.Flatten(), nbcnn.Linear(4, 2))):
-        with pytest.raises(TypeError, match=r"layers: expected one list of layers .* got the layers themselves"):
-            nbcnn.Sequential(*layers)
+
+
+def test_layers_one_by_one_as_in_pytorch():
+    model, listed = nbcnn.Sequential(nbcnn.Flatten(), nbcnn.Linear(4, 2)), nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(4, 2)])
+    assert model.structure() == listed.structure() and (model[1].weight.data == listed[1].weight.data).all()
+    assert list(nbcnn.Sequential(nbcnn.Flatten()).layers) == ["0"]
+    with pytest.raises(TypeError, match=r"^layers: expected layers .* got 3 as '1'$"):
+        nbcnn.Sequential(nbcnn.Flatten(), 3)
+
+
+def test_a_model_is_shown_as_in_pytorch():
+    assert str(nbcnn.Sequential([("flatten", nbcnn.Flatten()), ("linear", nbcnn.Linear(4, 2))])) == """Sequential(
+  (flatten): Flatten()
+  (linear): Linear(in_features=4, out_features=2)
+)"""
+
+
+def test_train_and_eval_are_there():
+    model = small()
+    assert model.train() is model.train(False) is model.eval() is model
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_layer_can_be_called(dtype):
+    """Alone it has the initial values of a model of it, and takes them along; within a model it has the model's."""
+    layer, x = nbcnn.Conv2d(3, 4, 3, padding=1), np.random.default_rng(0).standard_normal((2, 3, 5, 6)).astype(dtype)
+    y = layer(x)
+    expected = nbcnn.Sequential([nbcnn.Conv2d(3, 4, 3, padding=1)], dtype=dtype)
+    assert y.dtype == dtype and (y == expected(x)).all() and (layer(x) == y).all()
+    layer.weight.set(2 * layer.weight.numpy())
+    with pytest.raises(AssertionError):
+        assert (layer(x) == y).all()
+    model = nbcnn.Sequential([("conv", layer), ("again", nbcnn.Conv2d(4, 4, 1))], dtype=dtype)
+    assert (model(x) == model.again(layer(x))).all()
+    assert (model.conv.weight.data == 2 * expected[0].weight.data).all()
+    with pytest.raises(ValueError, match="already part of a model"):
+        nbcnn.Sequential([layer])
+    other = nbcnn.Conv2d(3, 4, 3, padding=1)
+    other.seed = 1
+    assert (other(x) != y).any()
+
+
+def test_layers_without_parameters_can_be_called():
+    x = np.array([[-1.0, 2.0]])
+    assert (nbcnn.ReLU()(x) == [[0, 2]]).all() and nbcnn.Tanh()(x).dtype == np.float64
+    assert nbcnn.MaxPool2d(2)(np.zeros((1, 1, 4, 4), np.uint8)).shape == (1, 1, 2, 2)
+
+
+def test_parameters_are_like_arrays():
+    weight = nbcnn.Sequential([nbcnn.Linear(4, 2)])[0].weight
+    assert (np.asarray(weight) == weight.data).all() and np.mean(weight) == weight.data.mean()
+    assert np.asarray(weight, np.float64).dtype == np.float64 and (len(weight), weight.ndim, weight.dtype) == (2, 2, np.float32)
+    weight[0, 1] = 7
+    assert weight.data[0, 1] == 7 == weight[0][1] and [row.shape for row in weight] == [(4,), (4,)]
+    np.asarray(weight)[...] = 0     # a copy
+    assert weight[0, 1] == 7
+
+
+def test_requires_grad_is_never_nothing():
+    weight = nbcnn.Sequential([nbcnn.Linear(4, 2)])[0].weight
+    weight.requires_grad = True
+    with pytest.raises(ValueError, match=r"^requires_grad: .* leave one that is not to change out of the optimizer"):
+        weight.requires_grad = False
+    assert weight.requires_grad is True
+
+
+class Holder:
+    """A class as the tutorials write it, of something to hold."""
+
+    def __init__(self, **held):
+        vars(self).update(held)
+
+    def forward(self, x):
+        return self.model1(x)
+
+
+class Forward(nbcnn.Layer):
+    def __init__(self):
+        self.model1 = nbcnn.Sequential([nbcnn.Flatten()])
+
+    def forward(self, x):
+        return self.model1(x)
+
+
+class Network(nbcnn.Sequential):
+    def __init__(self):
+        super().__init__()
+
+
+@pytest.mark.parametrize("make, hint", [
+    (lambda: Holder(model1=nbcnn.Sequential([nbcnn.Flatten()])), "got Holder; give the model that it holds, as holder.model1"),
+    (lambda: Holder(a=nbcnn.Flatten(), b=nbcnn.Linear(4, 2)),
+     r'got Holder; .* write nbcnn.Sequential\(\[\("a", Flatten\(\)\), \("b", Linear\(in_features=4, out_features=2\)\)\]\)'),
+    (lambda: Holder, r"got <class '.*Holder'>; write Holder\(\) for an object of the class"),
+    (lambda: nbcnn.Linear(4, 2), r"got Linear; write nbcnn.Sequential\(\[Linear\(in_features=4, out_features=2\)\]\)"),
+    (lambda: "net", "got str$"), (lambda: None, "got NoneType$"),
+])
+def test_what_is_no_model_gets_a_line_that_says_what_to_write(make, hint, tmp_path):
+    uses = [lambda model: nbcnn.BackpropScheduler(model, nbcnn.MSELoss()), lambda model: nbcnn.save(model, tmp_path / "file"),
+            lambda model: nbcnn.evaluate(model, None), lambda model: nbcnn.fit(model, None)]
+    for use in uses:
+        with pytest.raises(TypeError, match=f"^model: expected a nbcnn.Sequential, {hint}"):
+            use(make())
+    assert not list(tmp_path.iterdir())
+
+
+def test_classes_with_a_forward_are_told_what_to_write():
+    for use in (lambda: Forward()(np.zeros((1, 4))), lambda: nbcnn.Sequential(Forward()).predict(np.zeros((1, 4)))):
+        with pytest.raises(TypeError, match=r"Forward: a layer defines output_shape\(shape\), and no forward\(x\); a network of"):
+            use()
+    with pytest.raises(ValueError, match=r"at least one layer, got none; write nbcnn.Sequential\(\[layer, ...\]\)"):
+        Network()
+    with pytest.raises(AttributeError, match=r"^nbcnn has no Module: a network is nbcnn.Sequential\(\[layer, ...\]\)"):
+        _ = nbcnn.Module
+    with pytest.raises(AttributeError, match=r"^nbcnn has no Nothing$"):
+        _ = nbcnn.Nothing
 
 
 def test_classes_are_as_many_as_outputs():

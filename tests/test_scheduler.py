@@ -328,8 +328,11 @@ def test_training_follows_torch(make, dtype, momentum, steps, tolerance):
 
 
 def test_arguments_of_the_wrong_kind():
-    with pytest.raises(TypeError, match=r"^loss: expected a loss of nbcnn\.losses, got int$"):
+    with pytest.raises(TypeError, match=r"^loss: expected a loss of nbcnn\.losses, got int; there are BCELoss, "):
         nbcnn.BackpropScheduler(network(), 3)
+    for loss, got in ((nbcnn.MSELoss, "<class .*MSELoss'>"), ("mse", "'mse'"), ("MSELoss", "'MSELoss'")):
+        with pytest.raises(TypeError, match=rf"^loss: expected a loss of nbcnn\.losses, got {got}; write nbcnn\.MSELoss\(\)$"):
+            nbcnn.BackpropScheduler(network(), loss)
     step = nbcnn.BackpropScheduler(network(), nbcnn.MSELoss())
     with pytest.raises(TypeError, match=r"^shape: expected a tuple of ints, got 3$"):
         step.plan(3)

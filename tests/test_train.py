@@ -772,6 +772,44 @@ def test_pictures_of_ones_own(small, capsys):
         capsys, "--dataset", "folder", "--data-dir", "pets", "--size", 48)
 
 
+def test_a_part_of_the_training_images_chooses_the_best_epoch(small, capsys):
+    """A quarter of each class is not trained on; a resumed run has the same part, and ends with the same bits."""
+    assert run("--epochs", 4, "--val-share", 0.25, "--out", "run", "--save-every", 2) == 0
+    out = capsys.readouterr().out
+    assert "data     shapes: 30 images to train, 10 to validate, 20 to test;" in out and out.count("  val loss ") == 4
+    table = rows(small / "run")
+    accuracies = [float(row["val_accuracy"]) for row in table]
+    assert list(table[0])[3:7] == ["test_loss", "test_accuracy", "val_loss", "val_accuracy"]
+    best = checkpoint.load("run/best.safetensors").progress
+    assert best.best_epoch == best.epoch == accuracies.index(max(accuracies)) + 1
+    assert f"done: validation accuracy at best {max(accuracies):.2%} after epoch {best.epoch}, kept in run" in out
+    assert train.main(["--resume", "run/epoch-2.safetensors", "--out", "again", "--quiet"]) == 0
+    assert untimed(small / "again") == untimed(small / "run")
+    assert "--val-share 0.5 contradicts" in fails(capsys, "--resume", "run/epoch-2.safetensors", "--val-share", 0.5)
+    assert "expected a part of 40 images that leaves some on both sides, got 0.01" in fails(capsys, "--val-share", 0.01)
+    part, val = recipes.split_off(SMALL[0], 0.25, 0)
+    assert len(part) == 30 and sorted(val.labels) == sorted(SMALL[0].labels)[::4]        # 4 images of each of 10 classes
+    whole = {image.tobytes() for image in SMALL[0].images}
+    assert {image.tobytes() for image in part.images} | {image.tobytes() for image in val.images} == whole
+
+
+def test_a_folder_may_have_validation_images(small, capsys):
+    for split, dataset in zip(("train", "test", "val"), (*SMALL, SMALL[1]), strict=True):
+        for k, (image, label) in enumerate(zip(dataset.images, dataset.labels, strict=True)):
+            folder = small / "pets" / split / ("cat" if label % 2 else "dog")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{k}.png")
+    assert run("--dataset", "folder", "--data-dir", "pets", "--epochs", 2, "--out", "run") == 0
+    assert "data     folder: 40 images to train, 20 to validate, 20 to test; from pets" in capsys.readouterr().out
+    assert all(row["val_loss"] == row["test_loss"] for row in rows(small / "run"))
+    assert "--val-share: expected none, as pets has val, got 0.5" in fails(
+        capsys, "--dataset", "folder", "--data-dir", "pets", "--val-share", 0.5)
+    assert evaluate.main(["--checkpoint", "run/last.safetensors", "--split", "val", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == float(rows(small / "run")[-1]["val_accuracy"])
+    (small / "pets" / "val" / "cat" / "1.png").unlink()
+    assert "the training images in pets are not those of run/last" in fails(capsys, "--resume", "run/last.safetensors")
+
+
 def test_mean_and_standard_deviation_of_any_images():
     images = np.random.default_rng(0).integers(0, 256, (250, 3, 5, 4), dtype=np.uint8)
     images[:, 1] = 77       # a channel without any deviation: that of one step of a byte stands in
@@ -783,7 +821,7 @@ def test_mean_and_standard_deviation_of_any_images():
 def test_a_checkpoint_of_before_size_goes_on(small):
     run("--epochs", 2, "--out", "run", "--quiet", "--save-every", 1)
     found = checkpoint.load("run/epoch-1.safetensors")
-    del found.options["size"], found.options["fingerprint"]
+    del found.options["size"], found.options["fingerprint"], found.options["val_share"]
     checkpoint.save("old.safetensors", found.model, optimizer=found.optimizer, progress=found.progress, options=found.options)
     assert train.main(["--resume", "old.safetensors", "--out", "again", "--quiet"]) == 0
     again, whole = (checkpoint.load(f"{folder}/last.safetensors") for folder in ("again", "run"))

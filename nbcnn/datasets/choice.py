@@ -9,7 +9,7 @@ from nbcnn.kernels.arguments import one_of
 DATASETS = {
     "cifar10": "CIFAR-10: 50,000 + 10,000 images of 32x32 in ten classes, from its files in --data-dir",
     "shapes": "10,000 + 2,000 drawn images of 32x32, ten kinds of figures; built in",
-    "folder": "your own: --data-dir holds train/CLASS/... and test/CLASS/..., images of any kind and size",
+    "folder": "your own: --data-dir holds train/CLASS/..., test/CLASS/... and perhaps val/CLASS/..., images of any kind and size",
 }
 
 
@@ -22,7 +22,7 @@ def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=
         One of DATASETS, or "auto": CIFAR-10 where its files are found, else the built-in shapes.
     place : path
         The folder to look for files in.
-    splits : sequence of "train" and "test"
+    splits : sequence of "train", "test" and, for a "folder", "val"
         The wanted ones. For a single one, a "folder" that holds neither train nor test may hold the classes itself.
     shape, classes, max_pixels
         As of `folder`. The other splits must have the classes of the first one.
@@ -40,10 +40,10 @@ def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=
     """
     one_of(name, "name", ["auto", *DATASETS])
     for split in splits:
-        one_of(split, "splits", ["train", "test"])
+        one_of(split, "splits", ["train", "test", "val"][:3 if name == "folder" else 2])
     if name == "folder":
         found, home = [], Path(place)
-        holds_splits = len(splits) > 1 or any((home / split).is_dir() for split in ("train", "test"))
+        holds_splits = len(splits) > 1 or any((home / split).is_dir() for split in ("train", "test", "val"))
         for split in splits:
             if holds_splits and not (home / split).is_dir():
                 raise FileNotFoundError(f"{home / split}: no such folder; expected {home} to hold train and test, and these a "

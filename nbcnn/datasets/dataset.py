@@ -50,3 +50,11 @@ class Dataset:
 
     def __len__(self):
         return len(self.images)
+
+    def __getitem__(self, index):
+        """The image (C, H, W) and the label at a position; of a slice or of several positions a Dataset."""
+        try:
+            images, labels = self.images[index], self.labels[index]
+        except IndexError:
+            raise IndexError(f"index: expected positions of {len(self)} images, got {shown(index)}") from None
+        return (images, int(labels)) if images.ndim == 3 else Dataset(images, labels, self.classes, self.name)

@@ -44,7 +44,7 @@ class Loader:
     >>> from nbcnn.datasets import Dataset
     >>> images = np.zeros((5, 3, 32, 32), np.uint8)
     >>> loader = Loader(Dataset(images, np.array([0, 1, 1, 0, 1]), ["cat", "dog"], "pets"), 2, shuffle=False)
-    >>> [(images.shape, labels.tolist()) for images, labels in loader.epoch(0)]
+    >>> [(images.shape, labels.tolist()) for images, labels in loader]      # or loader.epoch(0)
     [((2, 3, 32, 32), [0, 1]), ((2, 3, 32, 32), [1, 0]), ((1, 3, 32, 32), [1])]
     """
 
@@ -58,10 +58,16 @@ class Loader:
             raise ValueError(f"shift: expected at most the images' {min(height, width)} pixels, got {shift}")
         self.dtype = float_dtype(dtype, "dtype")
         self.table = normalization_table(mean, std, channels, self.dtype)
+        self._next = 0              # the epoch that the next loop gets
 
     def __len__(self):
         """The number of batches in an epoch."""
         return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self):
+        """The batches of the next epoch: the first loop over a loader gives those of epoch 0, the second of epoch 1, and so on."""
+        self._next += 1
+        return self.epoch(self._next - 1)
 
     def order(self, epoch):
         """The images' numbers in the order of an epoch, (M,)."""

@@ -52,7 +52,7 @@ def _parser():
                choices=["auto", *datasets.DATASETS])
     parser.add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and "
                              "test, or the classes themselves (default: where training found them, else data)", metavar="DIR")
-    parser.add("--split", "which part of the data set (default: test)", choices=["train", "test"])
+    parser.add("--split", "which part of the data set (default: test)", choices=["train", "test", "val"])
     parser.add_max_pixels()
     parser.add("--batch-size", "images at a time (default: 256)", type=cli.whole(1), metavar="N")
     parser.add("--json", "one JSON object instead of tables", action="store_true")

@@ -16,6 +16,7 @@ from nbcnn.kernels.cuda.compat import SIMULATED, Launch, as_device_array, cuda, 
 from nbcnn.kernels.cuda.launch import THREADS, each, run
 from nbcnn.kernels.cuda.state import STEP, STOPPED, UPDATE, no_training
 from nbcnn.kernels.cuda.tile import CODE_VERSION
+from nbcnn.kernels.number import where_backward_is
 from nbcnn.kernels.operation import Call, LossOperation
 
 BLOCK = 4 if SIMULATED else THREADS      # a power of 2; threads that wait for each other take long to simulate
@@ -378,7 +379,7 @@ class LazyNumber:
     def __float__(self):
         return float(to_host(self.array).reshape(-1)[0])
 
-    item = __float__
+    item, __getattr__ = __float__, where_backward_is
 
     def __format__(self, spec):
         return format(float(self), spec)
