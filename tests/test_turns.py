@@ -70,7 +70,7 @@ def test_training_and_predicting_at_once(layer):
         data = Dataset(rng.integers(0, 256, (32, 3, 8, 8), dtype=np.uint8), rng.integers(0, 3, 32), ["a", "b", "c"], "x")
         def train(seed):
             own = make(seed)
-            nbcnn.fit(own, data, epochs=4, batch_size=8)
+            nbcnn.fit(own, data, epochs=4, batch_size=8, verbose=0)
             return [value.tobytes() for value in own.state_dict().values()]
         expected, alone, right = model(images), [train(0), train(1)], []
         def trains(seed):
