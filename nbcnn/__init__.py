@@ -10,7 +10,7 @@
     memory      how much of it buffers may take
     profile     where the time of a training step goes, and the processor's peak
     datasets    CIFAR-10, the built-in shapes, folders of images, and the loader
-    images    files of any kind and size as a network takes them
+    pictures    files of any kind and size as a network takes them
     fit         the training loop, with callbacks; progress: how far it is
     evaluation  accuracy, precision, recall, confusion matrix: `nbcnn.evaluate(model, dataset)`
 
@@ -23,6 +23,7 @@ from nbcnn.checkpoint import save_model as save
 from nbcnn.evaluate import evaluate
 from nbcnn.evaluation import Evaluation
 from nbcnn.fit import NonFiniteLoss, State, fit
+from nbcnn.instead import say_instead
 from nbcnn.layers import *
 from nbcnn.losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
 from nbcnn.memory import set_max_memory
@@ -33,16 +34,4 @@ from nbcnn.progress import Progress
 from nbcnn.scheduler import BackpropScheduler
 
 __version__ = "0.1.0"
-
-INSTEAD = {     # names that PyTorch has, and what to write here
-    "Module": "a network is nbcnn.Sequential([layer, ...]); a layer of your own derives from nbcnn.Activation or nbcnn.Layer",
-    "DataLoader": "write nbcnn.datasets.Loader(dataset, batch_size)",
-    "Softmax": "nbcnn.CrossEntropyLoss takes logits, and nbcnn.kernels.softmax(logits) gives probabilities",
-    "Adam": "the optimizer is nbcnn.SGD",
-    "no_grad": "nothing records what is computed: model(images) needs no such block",
-    "tensor": "arrays are NumPy's: write numpy.array",
-}
-
-
-def __getattr__(name):
-    raise AttributeError(f"nbcnn has no {name}" + (f": {INSTEAD[name]}" if name in INSTEAD else ""))
+__getattr__ = say_instead("nbcnn", globals())

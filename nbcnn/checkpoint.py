@@ -23,6 +23,7 @@ from nbcnn.optim import SGD
 from nbcnn.progress import Progress
 
 FORMAT = 1
+PYTORCH = int.from_bytes(b"PK\3\4", "little")      # a zip file, which torch.save writes
 MOST_HEADER = 10**7     # bytes of the description; as Python objects it takes many times that
 MOMENTUM = "optimizer.momentum."      # no parameter has such a name: theirs have one dot
 ABOUT_MODEL = ("input_shape", "mean", "std", "classes", "seed")
@@ -120,6 +121,9 @@ def load(path, layers=()):
     if 4 * size > machine_memory():      # loading needs the file, parameters, gradients and a copy
         raise ValueError(f"{path}: expected a file that memory of {machine_memory():,} bytes can hold, got one of {size:,} bytes")
     try:
+        if header_size & 0xffffffff == PYTORCH:
+            raise ValueError("it begins as PyTorch's do: write net.state_dict() with safetensors there, and hand what it holds to "
+                             "model.load_state_dict here")
         if header_size > MOST_HEADER:
             raise ValueError(f"its header has {header_size} bytes, more than {MOST_HEADER}")
         with safe_open(path, framework="numpy") as file:

@@ -30,7 +30,9 @@ def naming(path):
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None
+        error.filename = os.fspath(path)
+        with contextlib.suppress(AttributeError):       # None would be shown
+            del error.filename2
         raise
 
 

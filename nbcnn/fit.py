@@ -78,7 +78,7 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     Parameters
     ----------
     model : Sequential
-        Its mean and std normalise the images.
+        Its mean and std normalise the images. Where it has no input_shape or classes, it gets those of the images.
     train, test : Dataset
         What to learn from, and what to test with after each epoch.
     epochs : int
@@ -145,6 +145,10 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     optimizer = instance(optimizer, "optimizer", SGD, "a nbcnn.SGD") if own else SGD(model.parameters(), **RECIPE)
     if not set(optimizer.params) & set(model.parameters()):
         raise ValueError("optimizer: expected one with parameters of the model, got one with none of them")
+    if model.input_shape is None:
+        model.input_shape = train.images.shape[1:]
+    if model.classes is None and model.output_shape(model.input_shape) == (len(train.classes),):
+        model.classes = list(train.classes)
     progress = Progress() if progress is None else replace(instance(progress, "progress", Progress))
     profile = flag(profile, "profile")
     for name, call in (("schedule", schedule), ("on_step", on_step), ("on_epoch", on_epoch)):

@@ -38,6 +38,11 @@ class Layer:
     seed, alone = 0, False      # `alone`: whether the parameters have values without a model
     arguments = MappingProxyType({})
 
+    def __setattr__(self, name, value):
+        if isinstance(vars(self).get(name), Parameter) and not isinstance(value, Parameter):
+            raise TypeError(f"{name}: expected a Parameter, got {one_line(type(value).__name__)}; write layer.{name}.set(array)")
+        super().__setattr__(name, value)
+
     @property
     def parameters(self):
         """The parameters by name."""
@@ -71,17 +76,17 @@ class Layer:
         x : uint8 or float array (N, C, H, W) or (N, F)
         """
         from nbcnn.model import Sequential  # it imports this module
-        x = as_array(x, "x")
-        parameters = list(self.parameters.values())
+        x, name = as_array(x, "x"), type(self).__name__
+        parameters, dtype = list(self.parameters.values()), x.dtype if x.dtype in FLOATS else np.float32
         if any(p.vector is None for p in parameters):
-            drawn = Sequential([type(self)(**self.arguments)], seed=self.seed, dtype=x.dtype if x.dtype in FLOATS else np.float32)
+            drawn = Sequential([(name, type(self)(**self.arguments))], seed=self.seed, dtype=dtype)
             ParameterVector(parameters, drawn.dtype)
             for parameter, values in zip(parameters, drawn.parameters(), strict=True):
                 parameter.set(values.data)
             self.alone = True
-        dtype = parameters[0].data.dtype if parameters else x.dtype if x.dtype in FLOATS else np.float32
-        state = {f"0.{name}": p.data for name, p in self.parameters.items()}
-        return Sequential([type(self)(**self.arguments)], state=state, dtype=dtype).predict(x)
+        dtype = parameters[0].data.dtype if parameters else dtype
+        state = {f"{name}.{key}": p.data for key, p in self.parameters.items()}
+        return Sequential([(name, type(self)(**self.arguments))], state=state, dtype=dtype).predict(x)
 
     def fuse(self, following, shape):
         """A layer that computes this one and some that follow it, in one kernel.

@@ -44,6 +44,13 @@ class Loss:
                 array = array.astype(np.float64)
             setattr(self, name, array)
 
+    def __new__(cls, *arguments, **options):
+        if arguments and isinstance(arguments[-1], str):
+            raise TypeError(f"{cls.__name__}: options have names; write {cls.__name__}(reduction={arguments[-1]!r})")
+        if len(arguments) > 1:
+            raise TypeError(f"{cls.__name__}: a loss is made first, and then called; write {cls.__name__}()(x, t)")
+        return super().__new__(cls)
+
     def __call__(self, x, t):
         return self.forward(x, t)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from nbcnn import layers as layer_types
+from nbcnn.instead import NAMES
 from nbcnn.kernels import turns
 from nbcnn.kernels.arguments import (
     SEEDS,
@@ -45,7 +46,8 @@ class Sequential:
     *layers : layers, or one sequence of layers or of (name, layer) pairs, or one mapping of names to layers
         A layer without a name gets its position as name, "0", "1", ..., as in PyTorch.
     input_shape : tuple, optional
-        (C, H, W) of an image, or (F,). Needed only by `summary()`, and by `BackpropScheduler.images` before the first batch.
+        (C, H, W) of an image, or (F,). By default that of the first images trained on; `summary()`, `BackpropScheduler.images` and
+        the commands predict and evaluate need it.
     mean, std : sequence of C floats, optional
         uint8 images become (byte / 255 - mean) / std. Images of floats are taken as they are.
     classes : sequence of str, optional
@@ -123,10 +125,23 @@ class Sequential:
         added.add(layer)
 
     def __getattr__(self, name):
-        try:
-            return self.__dict__["layers"][name]
-        except KeyError:
-            raise AttributeError(f"the model has no layer {name!r}; it has {', '.join(self.__dict__.get('layers', {}))}") from None
+        layers = self.__dict__.get("layers")
+        if layers is None:
+            raise AttributeError(f"the model has no {name!r}: it was not made by nbcnn.Sequential([layer, ...])")
+        if name not in layers:
+            hint = NAMES["model"].get(name, f"it has {', '.join(layers)}")
+            raise AttributeError(f"the model has no layer {name!r}; {hint}")
+        return layers[name]
+
+    def __setattr__(self, name, value):
+        if isinstance(value, Layer | Sequential):
+            raise TypeError(f"{name}: a layer set as an attribute would never run; write nbcnn.Sequential([...]) with all layers")
+        super().__setattr__(name, value)
+
+    def __init_subclass__(cls):
+        if "forward" in vars(cls):
+            raise TypeError(f"{cls.__name__}: a nbcnn.Sequential runs its layers in their order and calls no forward(x); write "
+                            "nbcnn.Sequential([...]) with all layers, or a function that returns it")
 
     def __getitem__(self, position):
         return list(self.layers.values())[position]
@@ -244,6 +259,8 @@ class Sequential:
 
     def _arrays(self, state):
         """The arrays of a state by name, on the host or on a device; raises as `load_state_dict`."""
+        if isinstance(state, Sequential):
+            raise TypeError("state: expected arrays by name, as state_dict() gives them, got a model, which needs no more loading")
         instance(state, "state", Mapping, "arrays by name, as state_dict() gives them")
         arrays = {instance(name, "state", str, "names"): numeric(value, f"state[{shown(name)}]") for name, value in state.items()}
         own = dict(self.named_parameters())
@@ -294,10 +311,11 @@ class Sequential:
         """The shape of a sample after the last layer; raises as `shapes`."""
         return list(self.shapes(input_shape).values())[-1]
 
-    def summary(self):
-        """A table of the layers: output shape, parameters, and MFLOP of forward for one sample."""
-        shapes = self.shapes(self.input_shape) if self.input_shape else {}
-        rows, before, total = [], self.input_shape, 0
+    def summary(self, input_shape=None):
+        """A table of the layers: output shape, parameters, and MFLOP of forward, for a sample, by default of the model's shape."""
+        before = self.input_shape if input_shape is None else ints(input_shape, "input_shape", "a tuple of ints", 1)
+        shapes = self.shapes(before) if before else {}
+        rows, total = [], 0
         for name, layer in self.layers.items():
             flop = layer.flop(before) if shapes else 0
             count = sum(parameter.size for parameter in layer.parameters.values())

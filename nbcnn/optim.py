@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Mapping
 
+from nbcnn.instead import say_instead
 from nbcnn.kernels.arguments import INT64, flag, fraction, instance, integer, nesterov_fits, numeric, rate, sequence
 from nbcnn.kernels.shown import shown
 from nbcnn.parameter import Parameter
@@ -48,6 +49,8 @@ class SGD:
     """
 
     def __init__(self, params, lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, maximize=False):
+        if callable(getattr(params, "parameters", None)):
+            raise TypeError("params: expected a list of nbcnn Parameters, got a model; write model.parameters()")
         self.params = sequence(params, "params", "a list of nbcnn Parameters")
         if not self.params:
             raise ValueError("params: expected at least one Parameter, got none")
@@ -268,3 +271,6 @@ def one_cycle(max_lr, total, pct_start=0.2, div_factor=25.0, final_div_factor=1e
 def _cosine(start, end, part):
     """From start to end along half a cosine, a `part` of the way; `end` where the part is above 1."""
     return end + (start - end) * (1 + math.cos(math.pi * min(part, 1))) / 2
+
+
+__getattr__ = say_instead("nbcnn.optim", globals())

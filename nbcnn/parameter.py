@@ -46,7 +46,7 @@ class Parameter:
     grad : float array or None
         dLoss/d(data), a writable view; None before the first backward and after zero_grad(). Unlike PyTorch's it is the same
         memory every time: copy what you need after the next step. Assigning an array copies its values, assigning None removes
-        the gradient.
+        the gradient. Assigning an array to `data` copies its values, too.
     """
 
     def __init__(self, shape, fan_in):
@@ -73,6 +73,10 @@ class Parameter:
     def data(self):
         return self.shaped(self.flat)
 
+    @data.setter
+    def data(self, values):
+        self.set(values)
+
     @property
     def grad(self):
         return self.shaped(self.flat_grad) if self.has_grad else None
@@ -95,14 +99,11 @@ class Parameter:
     def __setitem__(self, index, values):
         self.data[index] = values
 
-    @property
-    def dtype(self):
-        """float32 or float64."""
-        return self._memory().data.dtype
-
-    @property
-    def ndim(self):
-        return len(self.shape)
+    def __getattr__(self, name):
+        """Whatever else an array has: dtype, mean(), ..."""
+        if name.startswith("_") or self.vector is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.data, name)
 
     @property
     def requires_grad(self):
@@ -144,4 +145,4 @@ class Parameter:
         return self.vector
 
     def __repr__(self):
-        return f"Parameter{self.shape}"
+        return f"Parameter{self.shape}" if self.vector is None else f"Parameter({self.data!r})"

@@ -168,6 +168,8 @@ class BackpropScheduler:
         self._dlogits, self._thread = None, threading.get_ident()
         profile = self._profile if training else None
         logits = self._run(images, profile)
+        if training and self.model.input_shape is None:
+            self.model.input_shape = self.shape
         key = "loss", "both", type(self.loss).__name__
         if self.loss is None:
             raise RuntimeError("forward: expected a scheduler with a loss; predict(images) needs none")
@@ -355,6 +357,8 @@ class BackpropScheduler:
             self.plan(images.shape[1:])
         except ValueError as error:
             hint = "; a single image is a batch as images[None]" if images.ndim == 3 else ""
+            if images.ndim in (3, 4) and images.shape[-1] in (1, 3):
+                hint = f"; axes are C, H, W: images.transpose{'(2, 0, 1)[None]' if images.ndim == 3 else '(0, 3, 1, 2)'}"
             raise ValueError(f"{error} from images of shape {images.shape}{hint}") from None
 
     def at_once(self, images, n):

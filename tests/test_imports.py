@@ -4,7 +4,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "nbcnn"
 LAYERS = [      # the lowest first; a module imports those of its own line and of lines before it
-    "files interrupts table threads user_cache",
+    "files instead interrupts table threads user_cache",
     "kernels",
     "layers losses memory optim parameter pictures profile progress",
     "scheduler steps",

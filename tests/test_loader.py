@@ -113,7 +113,7 @@ def test_how_often_and_how_far():
     (dict(flip=1.5), ValueError, "flip: expected a number in .0, 1., got 1.5"),
     (dict(flip="x"), TypeError, "flip: expected a number in .0, 1., got 'x'"),
     (dict(shuffle=np.zeros(2)), TypeError, "shuffle: expected True or False"),
-    (dict(dataset=3), TypeError, "dataset: expected a Dataset, got int"),
+    (dict(dataset=3), TypeError, r"dataset: expected a nbcnn.datasets.Dataset\(images, labels, classes, name\), got int"),
     (dict(shift=-1), ValueError, "shift: expected an int >= 0"),
     (dict(shift=7, augment=True), ValueError, "shift: expected at most the images' 6 pixels, got 7"),
     (dict(mean=(0.5,)), ValueError, "mean: expected 3 finite numbers"),
@@ -153,3 +153,18 @@ def test_names_of_classes_and_data_sets_are_strings():
                                    ([1], "n", "classes: expected a sequence of str, got int")):
         with pytest.raises(TypeError, match=f"^{message}$"):
             Dataset(np.zeros((1, 3, 4, 4), np.uint8), [0], classes, name)
+
+
+def test_as_pytorchs_loader():
+    """drop_last leaves out what is less than a batch; num_workers is taken, and changes nothing."""
+    loader = Loader(numbered(10), 4, shuffle=False, drop_last=True, num_workers=2)
+    assert [labels.tolist() for _, labels in loader] == [[0, 1, 2, 3], [4, 5, 6, 7]] and len(loader) == 2
+    assert len(Loader(numbered(8), 4, drop_last=True)) == len(Loader(numbered(8), 4)) == 2
+
+
+def test_a_data_set_of_ones_own_is_told_what_it_lacks():
+    class Own(Dataset):
+        def __init__(self):
+            pass
+    with pytest.raises(TypeError, match=r"^dataset: expected images and labels, got none; Own is to call super\(\).__init__\("):
+        Loader(Own(), 4)

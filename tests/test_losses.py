@@ -326,7 +326,7 @@ def test_class_defaults(name):
     t = np.array([0, 1, -100, 2]) if name == "CrossEntropyLoss" else x[::-1]
     loss = getattr(nbcnn.losses, name)()
     assert loss.reduction == "mean" and loss(x, t) == getattr(losses, f"{CLASSES[name]}_forward")(x, t)
-    assert type(loss(x, t)) is np.float32
+    assert isinstance(loss(x, t), np.float32)
 
 
 @pytest.mark.parametrize("name", CLASSES)

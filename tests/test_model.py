@@ -327,6 +327,11 @@ class Network(nbcnn.Sequential):
         super().__init__()
 
 
+class Unmade(nbcnn.Sequential):
+    def __init__(self):
+        self.size = 3
+
+
 @pytest.mark.parametrize("make, hint", [
     (lambda: Holder(model1=nbcnn.Sequential([nbcnn.Flatten()])), "got Holder; give the model that it holds, as holder.model1"),
     (lambda: Holder(a=nbcnn.Flatten(), b=nbcnn.Linear(4, 2)),
@@ -350,10 +355,55 @@ def test_classes_with_a_forward_are_told_what_to_write():
             use()
     with pytest.raises(ValueError, match=r"at least one layer, got none; write nbcnn.Sequential\(\[layer, ...\]\)"):
         Network()
-    with pytest.raises(AttributeError, match=r"^nbcnn has no Module: a network is nbcnn.Sequential\(\[layer, ...\]\)"):
-        _ = nbcnn.Module
-    with pytest.raises(AttributeError, match=r"^nbcnn has no Nothing$"):
-        _ = nbcnn.Nothing
+    with pytest.raises(TypeError, match=r"^Late: a nbcnn.Sequential runs its layers in their order and calls no forward\(x\);"):
+        class Late(nbcnn.Sequential):
+            def forward(self, x):
+                return x
+    with pytest.raises(AttributeError, match=r"^the model has no '_forward': it was not made by nbcnn.Sequential"):
+        Unmade().predict(np.zeros((1, 4)))
+
+
+def test_what_would_be_set_and_never_run_is_refused():
+    model = small()
+    before = model.state_dict()
+    with pytest.raises(TypeError, match=r"^linear2: a layer set as an attribute would never run; write nbcnn.Sequential"):
+        model.linear2 = nbcnn.Linear(5, 2)
+    with pytest.raises(TypeError, match=r"^weight: expected a Parameter, got ndarray; write layer.weight.set\(array\)"):
+        model.conv1.weight = np.zeros((4, 3, 3, 3))
+    with pytest.raises(TypeError, match=r"^params: .* got a model; write model.parameters\(\)"):
+        nbcnn.SGD(model, lr=0.1)
+    with pytest.raises(TypeError, match=r"^state: .* got a model, which needs no more loading"):
+        model.load_state_dict(small(seed=1))
+    with pytest.raises(AttributeError, match=r"no layer 'children'; write model.layers.values\(\)"):
+        model.children()
+    assert all((value == before[name]).all() for name, value in model.state_dict().items())
+
+
+def test_data_of_a_parameter_can_be_assigned():
+    bias = small().conv1.bias
+    before = bias.numpy()
+    bias.data -= 0.5
+    assert (bias.data == before - np.float32(0.5)).all() and bias.mean() == bias.data.mean() and "array([" in repr(bias)
+    bias.data = np.ones(4)
+    assert (bias.data == 1).all()
+    with pytest.raises(AttributeError, match="detach"):
+        bias.detach()
+
+
+def test_the_shape_of_the_first_images_trained_on_is_kept():
+    model = nbcnn.Sequential(nbcnn.Conv2d(3, 4, 3), nbcnn.Flatten(), nbcnn.Linear(4 * 4 * 4, 2))
+    images = np.zeros((2, 3, 6, 6), np.float32)
+    model(images)
+    assert model.input_shape is None and "?" in model.summary() and "4 x 4 x 4" in model.summary((3, 6, 6))
+    nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()).forward(images, [0, 1])
+    assert model.input_shape == (3, 6, 6) and "?" not in model.summary()
+
+
+@pytest.mark.parametrize("shape, hint", [((6, 6, 3), r"images.transpose\(2, 0, 1\)\[None\]"),
+                                         ((2, 6, 6, 3), r"images.transpose\(0, 3, 1, 2\)")])
+def test_images_with_their_channels_last(shape, hint):
+    with pytest.raises(ValueError, match=f"; axes are C, H, W: {hint}$"):
+        small()(np.zeros(shape, np.uint8))
 
 
 def test_classes_are_as_many_as_outputs():

@@ -5,5 +5,7 @@ from nbcnn.datasets.dataset import Dataset
 from nbcnn.datasets.folder import folder
 from nbcnn.datasets.loader import Loader
 from nbcnn.datasets.shapes import shapes
+from nbcnn.instead import say_instead
 
 __all__ = ["Dataset", "Loader", "DATASETS", "choose", "cifar10", "find_cifar10", "folder", "shapes"]
+__getattr__ = say_instead("nbcnn.datasets", __all__)

@@ -24,8 +24,13 @@ class Loader:
     shift : int
         A batch moves by up to this number of pixels along each axis. Bytes of value 0 fill the gap before normalisation.
     mean, std : sequence of one float per channel, or None
-        Bytes become (byte / 255 - mean) / std. None stands for a mean of 0 and an std of 1.
+        Bytes become (byte / 255 - mean) / std. None stands for a mean of 0 and an std of 1. For a model that has them they are
+        model.mean and model.std: it takes floats as they are.
     dtype : float32 or float64
+    drop_last : bool
+        Whether a last batch with fewer images is left out.
+    num_workers : int
+        As in PyTorch, and without effect: batches are made on all cores, without processes of their own.
 
     Raises
     ------
@@ -49,20 +54,24 @@ class Loader:
     """
 
     def __init__(self, dataset, batch_size, shuffle=True, seed=0, augment=False, *,
-                 flip=0.5, shift=2, mean=None, std=None, dtype=np.float32):
-        channels, height, width = instance(dataset, "dataset", Dataset).images.shape[1:]
+                 flip=0.5, shift=2, mean=None, std=None, dtype=np.float32, drop_last=False, num_workers=0):
+        if not hasattr(instance(dataset, "dataset", Dataset, "a nbcnn.datasets.Dataset(images, labels, classes, name)"), "images"):
+            raise TypeError(f"dataset: expected images and labels, got none; {type(dataset).__name__} is to call "
+                            "super().__init__(images, labels, classes, name)")
+        channels, height, width = dataset.images.shape[1:]
         self.dataset, self.shuffle, self.augment = dataset, flag(shuffle, "shuffle"), flag(augment, "augment")
         self.batch_size, self.seed = integer(batch_size, "batch_size", 1), integer(seed, "seed", 0, SEEDS)
         self.flip, self.shift = fraction(flip, "flip"), integer(shift, "shift", 0)
         if self.augment and self.shift > min(height, width):
             raise ValueError(f"shift: expected at most the images' {min(height, width)} pixels, got {shift}")
-        self.dtype = float_dtype(dtype, "dtype")
+        self.dtype, self.drop_last = float_dtype(dtype, "dtype"), flag(drop_last, "drop_last")
+        integer(num_workers, "num_workers", 0)
         self.table = normalization_table(mean, std, channels, self.dtype)
         self._next = 0              # the epoch that the next loop gets
 
     def __len__(self):
         """The number of batches in an epoch."""
-        return -(-len(self.dataset) // self.batch_size)
+        return (len(self.dataset) if self.drop_last else len(self.dataset) + self.batch_size - 1) // self.batch_size
 
     def __iter__(self):
         """The batches of the next epoch: the first loop over a loader gives those of epoch 0, the second of epoch 1, and so on."""

@@ -19,6 +19,8 @@ def main(argv=None):
 def _main(argv):
     options = {"split": "test", "batch_size": 256, "json": False, **_parser().options(argv)}
     saved = cli.load_trained(options)
+    if saved.model.classes is None and "dataset" not in {**saved.options, **options}:
+        raise ValueError(f"--dataset: {options['checkpoint']} does not say what it was trained with; give one of --list-datasets")
     known = {"dataset": "auto", "data_dir": "data", **saved.options, **options}
     name, place, model = known["dataset"], known["data_dir"], saved.model
     if name == "shapes" and "data_dir" in options:

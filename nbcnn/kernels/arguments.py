@@ -28,7 +28,8 @@ def floats(value, name, *layouts):
     """`value` as a float32 or float64 array, of NumPy or of a GPU, with as many axes as a layout, for instance "(N, C, H, W)"."""
     array = as_array(value, name)
     if array.dtype not in FLOATS:
-        raise TypeError(f"{name}: expected a float32 or float64 array, got {describe(value, array)}")
+        hint = f"; write {name}.astype(numpy.float32)" if array.dtype.kind in "biu" else ""
+        raise TypeError(f"{name}: expected a float32 or float64 array, got {describe(value, array)}{hint}")
     axes(array, name, *layouts)
     return array
 
@@ -61,7 +62,8 @@ def axes(array, name, *layouts):
 def same_dtype(x, name, other, other_name):
     """Raise TypeError unless both arrays have the same dtype."""
     if x.dtype != other.dtype:
-        raise TypeError(f"{name}: expected {other.dtype}, the dtype of {other_name}, got {one_line(str(x.dtype))}")
+        raise TypeError(f"{name}: expected {other.dtype}, the dtype of {other_name}, got {one_line(str(x.dtype))}; write "
+                        f"{name}.astype({other_name}.dtype)")
 
 
 def same_shape(x, name, shape, reason):
@@ -162,7 +164,9 @@ def strings(value, name):
 def instance(value, name, kind, expected=""):
     """`value`, which must be an instance of a class."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name}: expected {expected or f'a {kind.__name__}'}, got {one_line(type(value).__name__)}")
+        itself = isinstance(value, type) and isinstance(kind, type) and issubclass(value, kind)
+        got = f"the class; write {value.__name__}(...)" if itself else one_line(type(value).__name__)
+        raise TypeError(f"{name}: expected {expected or f'a {kind.__name__}'}, got {got}")
     return value
 
 

@@ -353,7 +353,7 @@ def numeric_targets(t, x, integers=False):
     if array.dtype == x.dtype or (integers and kind in "iu"):
         return array
     if kind in "iub" and not integers:
-        raise TypeError(f"t: expected {x.dtype}, the dtype of x, got {one_line(str(array.dtype))}")
+        raise TypeError(f"t: expected {x.dtype}, the dtype of x, got {one_line(str(array.dtype))}; write t.astype(x.dtype)")
     return _like(t, "t", x)
 
 
@@ -372,7 +372,7 @@ def class_targets(t, x, ignore_index):
         raise ValueError(f"t: expected class indices of shape {shape} or class probabilities of shape {x.shape}, "
                          f"got shape {t.shape}")
     if t.dtype.kind not in "iu":
-        raise TypeError(f"t: expected class indices of an integer dtype, got {one_line(str(t.dtype))}")
+        raise TypeError(f"t: expected class indices of an integer dtype, got {one_line(str(t.dtype))}; write t.astype(int)")
     t = on_host(t)
     if t.dtype == np.uint64:
         t = np.minimum(t, np.uint64(INT64))         # no number wraps round to a negative one

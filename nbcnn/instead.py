@@ -1,0 +1,46 @@
+"""Names that PyTorch has and nbcnn has not, each with what to write here."""
+import difflib
+
+LATER = "not there yet"
+NAMES = {
+    "nbcnn": {
+        "Module": "a network is nbcnn.Sequential([layer, ...]); a layer of your own derives from nbcnn.Activation or nbcnn.Layer",
+        "nn": "layers and losses are in nbcnn itself: import nbcnn as nn",
+        "functional": "functions on arrays are in nbcnn.kernels, as conv2d_forward and conv2d_backward",
+        "DataLoader": "write nbcnn.datasets.Loader(dataset, batch_size)", "Dataset": "write nbcnn.datasets.Dataset",
+        "Softmax": "nbcnn.CrossEntropyLoss takes logits, and nbcnn.kernels.softmax(logits) gives probabilities",
+        "NLLLoss": "nbcnn.CrossEntropyLoss takes logits", "Adam": "the optimizer is nbcnn.SGD",
+        "BatchNorm2d": LATER, "Dropout": LATER,
+        "no_grad": "nothing records what is computed: model(images) needs no such block",
+        "tensor": "arrays are NumPy's: write numpy.array", "manual_seed": "seeds are arguments: nbcnn.Sequential(..., seed=1)",
+        "cuda": "write model.to('cuda')", "device": "write model.to('cuda') or model.to('cpu')",
+    },
+    "nbcnn.optim": {
+        "Adam": "the optimizer is nbcnn.SGD", "lr_scheduler": "schedules are functions here: one_cycle, cosine, step, constant",
+        "StepLR": "write nbcnn.optim.step", "OneCycleLR": "write nbcnn.optim.one_cycle",
+        "CosineAnnealingLR": "write nbcnn.optim.cosine",
+    },
+    "nbcnn.datasets": {
+        "CIFAR10": "write train, test = nbcnn.datasets.cifar10(folder)", "ImageFolder": "write nbcnn.datasets.folder(path)",
+        "DataLoader": "write nbcnn.datasets.Loader(dataset, batch_size)",
+    },
+    "model": {
+        "children": "write model.layers.values()", "modules": "write model.layers.values()",
+        "named_children": "write model.layers.items()", "forward": "write model(images)",
+        "add_module": "write nbcnn.Sequential([...]) with all layers", "append": "write nbcnn.Sequential([...]) with all layers",
+        "zero_grad": "write optimizer.zero_grad()", "cuda": "write model.to('cuda')", "cpu": "write model.to('cpu')",
+    },
+}
+
+
+def say_instead(place, names=()):
+    """A module's `__getattr__`: it raises an AttributeError that says what to write instead.
+
+    For a name of the table it is an ImportError, which `from nbcnn import Module` shows as it is, unlike an AttributeError.
+    """
+    def missing(name):
+        if name in NAMES[place]:
+            raise ImportError(f"{place} has no {name}: {NAMES[place][name]}")
+        found = [] if name.startswith("_") else difflib.get_close_matches(name, list(names), 1)
+        raise AttributeError(f"{place} has no {name}" + (f"; did you mean {found[0]}?" if found else ""))
+    return missing
