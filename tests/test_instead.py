@@ -19,8 +19,8 @@ def test_what_to_write_instead(module, name):
 
 def test_other_names():
     """A slip of the pen gets the nearest name; what only asks whether there is something is not disturbed."""
-    for ask, message in ((lambda: nbcnn.Conv2D, "nbcnn has no Conv2D; did you mean Conv2d?"), (lambda: nbcnn.Xyz, "nbcnn has no Xyz"),
-                         (lambda: nbcnn.optim.sdg, "nbcnn.optim has no sdg"),
+    for ask, message in ((lambda: nbcnn.Conv2D, "nbcnn has no Conv2D; did you mean Conv2d?"),
+                         (lambda: nbcnn.Xyz, "nbcnn has no Xyz"), (lambda: nbcnn.optim.sdg, "nbcnn.optim has no sdg"),
                          (lambda: nbcnn.datasets.cifar, "nbcnn.datasets has no cifar")):
         with pytest.raises(AttributeError) as caught:
             ask()
