@@ -24,7 +24,7 @@ class Loss:
     size_average, reduce
         Deprecated in PyTorch, refused here.
     **weights : arrays, optional
-        They must have the dtype of x; lists and numbers are converted to it.
+        Of any dtype of numbers; they are converted to that of x.
     """
 
     kernels = ()                # (forward, backward)
@@ -36,13 +36,8 @@ class Loss:
             if value is not None:
                 raise TypeError(f"{name} is retired: choose reduction='mean', 'sum' or 'none'")
         self.reduction = one_of(reduction, "reduction", losses.REDUCTIONS)
-        self._without_dtype = []
         for name, value in weights.items():
-            array = None if value is None else on_host(numeric(value, name))
-            if array is not None and not isinstance(value, np.ndarray):
-                self._without_dtype.append(name)
-                array = array.astype(np.float64)
-            setattr(self, name, array)
+            setattr(self, name, None if value is None else on_host(numeric(value, name)))
 
     def __new__(cls, *arguments, **options):
         if arguments and isinstance(arguments[-1], str):
@@ -76,15 +71,13 @@ class Loss:
     def numbers(self, dtype):
         """The options but the reduction, by name; arrays are converted to a dtype."""
         values = {name: getattr(self, name) for name in self.options if name != "reduction"}
-        return {name: value.astype(dtype) if isinstance(value, np.ndarray) else value for name, value in values.items()}
+        return {name: value.astype(dtype, copy=False) if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
     def _arguments(self, x):
-        arguments = {name: getattr(self, name) for name in self.options}
-        if self._without_dtype:
-            dtype = floats(x, "x").dtype
-            arguments.update({name: arguments[name].astype(dtype) for name in self._without_dtype})
         place = backend_of(x=x).place       # the weights go where x is
-        return {name: place(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+        numbers = self.numbers(floats(x, "x").dtype)
+        return {"reduction": self.reduction,
+                **{name: place(value) if isinstance(value, np.ndarray) else value for name, value in numbers.items()}}
 
     def __repr__(self):
         options = (f"{name}={getattr(self, name)!r}" for name in self.options if getattr(self, name) is not None)
