@@ -140,6 +140,10 @@ class Parser(argparse.ArgumentParser):
         self.add("--max-pixels", "how many pixels a file may have; each takes 4 to 16 bytes of memory (default: 110 million; TIFF "
                                  "80, WEBP and AVIF 50)", type=whole(1), metavar="N")
 
+    def add_skip_broken(self):
+        self.add("--skip-broken", "leave out files of --dataset folder that cannot be read, and list them",
+                 action=argparse.BooleanOptionalAction)
+
     def add_config(self):
         self.add_argument("--config", metavar="FILE", help="TOML file with options by their names, as batch-size = 32; those given "
                                                            "on the command line win")

@@ -9,39 +9,42 @@ import traceback
 
 import numpy as np
 
-from nbcnn.kernels.arguments import instance, strings
+from nbcnn.kernels.arguments import instance, ints, strings
 from nbcnn.kernels.shown import one_line, shown
 from nbcnn.layers import Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU
 from nbcnn.model import Sequential
 
 
-def cifar10_quick(*, mean=None, std=None, classes=None, seed=0, dtype=np.float32):
+def cifar10_quick(*, input_shape=(3, 32, 32), mean=None, std=None, classes=None, seed=0, dtype=np.float32):
     """The small CIFAR-10 network of the tutorials: three 5x5 convolutions with max-pooling, two linear layers, no activation.
 
-    For 32x32 images. There are ten classes unless `classes` says otherwise: then 145,578 parameters and 24.7 MFLOP forward. The
-    options are those of `nbcnn.Sequential`.
+    For images of any shape (C, H, W) from 8x8 pixels on. There are ten classes unless `classes` says otherwise: then, for images of
+    CIFAR-10, 145,578 parameters and 24.7 MFLOP forward. The options are those of `nbcnn.Sequential`.
 
     Source: the CIFAR-10 quick model of Caffe, in the form that the PyTorch tutorials use.
     """
-    return _quick(False, classes, mean=mean, std=std, seed=seed, dtype=dtype)
+    return _quick(False, input_shape, classes, mean=mean, std=std, seed=seed, dtype=dtype)
 
 
-def cifar10_quick_relu(*, mean=None, std=None, classes=None, seed=0, dtype=np.float32):
+def cifar10_quick_relu(*, input_shape=(3, 32, 32), mean=None, std=None, classes=None, seed=0, dtype=np.float32):
     """`cifar10_quick` with a ReLU after each pool and after linear1."""
-    return _quick(True, classes, mean=mean, std=std, seed=seed, dtype=dtype)
+    return _quick(True, input_shape, classes, mean=mean, std=std, seed=seed, dtype=dtype)
 
 
-def _quick(relu, classes, **options):
+def _quick(relu, input_shape, classes, **options):
+    channels, height, width = ints(input_shape, "input_shape", "the shape (C, H, W) of an image", 1, 3)
+    if min(height, width) < 8:
+        raise ValueError(f"input_shape: expected images of at least 8x8 pixels, for three poolings, got {height}x{width}")
     classes = None if classes is None else strings(classes, "classes")
     layers = [
-        ("conv1", Conv2d(3, 32, 5, padding=2)), ("maxpool1", MaxPool2d(2)), ("relu1", ReLU()),
+        ("conv1", Conv2d(channels, 32, 5, padding=2)), ("maxpool1", MaxPool2d(2)), ("relu1", ReLU()),
         ("conv2", Conv2d(32, 32, 5, padding=2)), ("maxpool2", MaxPool2d(2)), ("relu2", ReLU()),
         ("conv3", Conv2d(32, 64, 5, padding=2)), ("maxpool3", MaxPool2d(2)), ("relu3", ReLU()),
-        ("flatten", Flatten()), ("linear1", Linear(1024, 64)), ("relu4", ReLU()),
+        ("flatten", Flatten()), ("linear1", Linear(64 * (height // 8) * (width // 8), 64)), ("relu4", ReLU()),
         ("linear2", Linear(64, 10 if classes is None else len(classes))),
     ]
     return Sequential([(name, layer) for name, layer in layers if relu or not isinstance(layer, ReLU)],
-                      input_shape=(3, 32, 32), classes=classes, **options)
+                      input_shape=input_shape, classes=classes, **options)
 
 
 MODELS = {"cifar10_quick": cifar10_quick, "cifar10_quick_relu": cifar10_quick_relu}

@@ -142,6 +142,29 @@ def read_picture(file, shape, max_pixels=None):
     return array.reshape(height, width, channels).transpose(2, 0, 1)
 
 
+def fit_pictures(images, shape):
+    """Images of a data set, brought to another shape as `read_picture` does.
+
+    Parameters
+    ----------
+    images : uint8 array (M, C, H, W)
+    shape : tuple (C, H, W)
+
+    Returns
+    -------
+    images : uint8 array (M, C, H, W)
+        The same array where the shape is the same.
+    """
+    if images.shape[1:] == tuple(shape):
+        return images
+    channels, height, width = shape = picture_shape(shape)
+    fitted = np.empty((len(images), *shape), np.uint8)
+    for k, image in enumerate(images):
+        picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+        fitted[k] = _sized(_in_mode(picture, MODES[channels]), (width, height)).reshape(height, width, channels).transpose(2, 0, 1)
+    return fitted
+
+
 def picture_shape(shape):
     """`shape`, which must be that of an image: (C, H, W) with C 1 or 3."""
     expected = "(C, H, W) of an image with 1 or 3 channels"
@@ -227,9 +250,16 @@ def _fitted(image, mode, size):
     # An image that is upright and has the size already is not copied again.
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
-    if image.size != size:
-        image = ImageOps.fit(image, size)
-    return np.asarray(image)
+    return _sized(image, size)
+
+
+def _sized(image, size):
+    """The image as an array, its largest centred part with the proportions of `size` scaled to that."""
+    return np.asarray(image if image.size == size else ImageOps.fit(image, size))
+
+
+def _in_mode(image, mode):
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _reduced(image, mode, full, size):
@@ -275,4 +305,4 @@ def _plain(image, mode, full):
     elif image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == mode else image.convert(mode)
+    return _in_mode(image, mode)

@@ -16,9 +16,11 @@ RECIPES = {
                      augment=False, normalize=False, shuffle=True),
 }
 EPOCHS = {"cifar10": 16, "shapes": 6, "folder": 16}     # of the default recipe
-OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", val_share=0.0, size=32, model="cifar10_quick",
-              loss="cross_entropy", label_smoothing=0.0, seed=0, threads=None, save_every=None, fingerprint=None)
-FREE = {"data_dir", "threads", "save_every"}      # these change no bit of the result
+OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", val_share=0.0, size=None, channels=None,
+              skip_broken=False, model="cifar10_quick", loss="cross_entropy", label_smoothing=0.0, seed=0, threads=None,
+              save_every=None, fingerprint=None)
+BEFORE = dict(val_share=0.0, size=32, channels=3, skip_broken=False, fingerprint=None)      # of checkpoints that lack them
+FREE = {"data_dir", "threads", "save_every", "skip_broken"}     # these change no bit of the result
 MEAN_STD = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "shapes": ((0.5,) * 3, (0.29,) * 3)}
 SCHEDULES = {
     "constant": lambda lr, total: optim.constant(lr),
@@ -56,9 +58,7 @@ def resumed_options(given, saved, source, parse):
 
     `source` is the checkpoint's file. `parse` makes options of arguments: those in a file must obey the rules of the command line.
     """
-    options = dict(saved.options)
-    for name in ("size", "fingerprint", "val_share"):       # the first checkpoints do not have these
-        options.setdefault(name, OTHERS[name])
+    options = saved.options | {name: value for name, value in BEFORE.items() if name not in saved.options}
     if saved.optimizer is None or set(options) != {*OTHERS, *RECIPES["default"]}:
         raise ValueError(f"--resume: {source} was not written by this command and does not say how it was trained")
     if saved.progress.epoch and saved.progress.best_accuracy is None:
@@ -92,7 +92,7 @@ def _argument(name, value):
 def load_datasets(options, source=None, saved=None, max_pixels=None):
     """(training set, validation set or None, test set, where they are from) as the options ask for.
 
-    The options dataset, epochs and fingerprint become known there.
+    The options say afterwards what they had left open.
 
     A resumed run goes on from the checkpoint `saved` of the file `source`, which must fit.
     """
@@ -100,16 +100,15 @@ def load_datasets(options, source=None, saved=None, max_pixels=None):
     wanted = ["train", "test"]
     if options["dataset"] == "folder" and (Path(options["data_dir"]) / "val").is_dir():
         wanted.append("val")
-    (train, test, *more), why = datasets.choose(options["dataset"], options["data_dir"], wanted, shape=(3, size, size),
-                                                classes=classes, max_pixels=max_pixels)
+    (train, test, *more), why = datasets.choose(
+        options["dataset"], options["data_dir"], wanted, shape=(options["channels"], size, size), classes=classes,
+        max_pixels=max_pixels, skip_broken=options["skip_broken"])
     if classes not in (None, train.classes):
         raise ValueError(f"--resume: {source} knows the classes {', '.join(classes)}, the images have "
                          f"{', '.join(train.classes)}")
     if options["split"] == "test":
         train = test
-    options["dataset"] = train.name
-    if train.name != "folder" and size != OTHERS["size"]:
-        raise ValueError(f"--size: expected with --dataset folder only, got {size} with {train.name}")
+    options["dataset"], (options["channels"], options["size"]) = train.name, train.images.shape[1:3]
     # A CRC-32 of images and labels; the built-in images and CIFAR-10's are always the same.
     fingerprint = 0 if train.name == "folder" else None
     for part in (train, *more) if train.name == "folder" else ():
@@ -141,7 +140,9 @@ def make_network(maker, options, train):
     """The network that the options ask for, with the mean, std and classes of the training images."""
     shape, mean, std, classes = train.images.shape[1:], None, None, train.classes
     if options["normalize"]:
-        mean, std = MEAN_STD.get(train.name) or mean_std(train.images)
+        mean, std = MEAN_STD.get(train.name, ((), ()))
+        if len(mean) != shape[0]:
+            mean, std = mean_std(train.images)
     with about(f"--model {options['model']}"):
         model = models.make(maker, input_shape=shape, mean=mean, std=std, classes=classes, seed=options["seed"])
         outputs = model.output_shape(model.input_shape or shape)
@@ -158,8 +159,8 @@ def make_network(maker, options, train):
             model.structure(), model.state_dict(), model.own_layers(), input_shape=model.input_shape or shape, mean=mean, std=std,
             classes=model.classes or classes, seed=model.seed, dtype=model.dtype)
         if model.input_shape != shape:
-            hint = " (see --size)" if train.name == "folder" else ""
-            raise ValueError(f"expected a network for the images' {shape}{hint}, got one for {model.input_shape}")
+            raise ValueError(f"expected a network for the images' {shape}, got one for {model.input_shape}; --size and --channels "
+                             "change the images")
         if model.classes != classes:
             raise ValueError(f"expected the classes of the images, {', '.join(classes)}, got {', '.join(model.classes)}")
         model.table(shape[0])       # raises where mean and std do not fit

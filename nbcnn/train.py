@@ -216,8 +216,10 @@ def _parser():
     add("--dataset", "auto: CIFAR-10 where --data-dir holds it, else shapes", choices=["auto", *datasets.DATASETS])
     add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and test",
         metavar="DIR")
-    add("--size", "images of --dataset folder are scaled to N x N", type=whole(2, 65_535), metavar="N")
+    add("--size", "scale images to N x N (default: the data set's; 32 for folder)", type=whole(2, 65_535), metavar="N")
+    add("--channels", "1 for grey, 3 for colours (default: the data set's; 3 for folder)", type=whole(1), choices=[1, 3])
     parser.add_max_pixels()
+    parser.add_skip_broken()
     add("--split", "images to train on; test is for comparison with tutorials that do so", choices=["train", "test"])
     add("--val-share", "part of the training images, from 0 to 0.9, that is not trained on: the best epoch is chosen with it, not "
                        "with the test images; a folder may have val/CLASS/... for this", type=number(0.9), metavar="P")

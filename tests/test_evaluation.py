@@ -157,7 +157,7 @@ def test_where_the_images_are_from(small, monkeypatch, capsys):
     """Those of the training by default, from where they were; any others when asked for."""
     places = []
 
-    def folder(path, shape, classes, max_pixels):
+    def folder(path, shape, classes, max_pixels, skip_broken):
         places.append((str(path), tuple(shape), classes, max_pixels))
         return dataset(PAIRS)
     monkeypatch.setattr(choice, "folder", folder)

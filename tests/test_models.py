@@ -1,6 +1,8 @@
 """Networks by name: the ready-made ones, and functions of one's own, with all that can be wrong with them."""
 import sys
+import zlib
 
+import numpy as np
 import pytest
 
 import nbcnn
@@ -30,6 +32,7 @@ def leaves():
 
 number = 7
 """
+INITIAL = 0x8e60e647        # CRC-32 of the initial values at 9240e5b, where both networks were for 32x32 colours only
 OPTIONS = dict(input_shape=(3, 2, 2), mean=[0.5] * 3, std=[0.2] * 3, classes=["a", "b", "c"], seed=5)
 
 
@@ -45,10 +48,22 @@ def folder(monkeypatch, tmp_path):
 
 
 def test_ready_made_networks_take_what_they_need():
-    model = models.make("cifar10_quick", **OPTIONS)
+    model = models.make("cifar10_quick", **{**OPTIONS, "input_shape": (3, 32, 32)})
     assert model.classes == ["a", "b", "c"] and model.mean == [0.5] * 3 and model.seed == 5
     assert model.shapes((3, 32, 32))["linear2"] == (3,)
     assert models.make("cifar10_quick_relu").shapes((3, 32, 32))["linear2"] == (10,)
+
+
+@pytest.mark.parametrize("maker", models.MODELS.values())
+def test_ready_made_networks_take_images_of_any_shape(maker):
+    for shape in ((1, 8, 8), (1, 28, 28), (3, 48, 33)):
+        model = maker(input_shape=shape, classes=["a", "b"])
+        assert model.input_shape == shape and model(np.zeros((2, *shape), np.uint8)).shape == (2, 2)
+    for shape, error in (((1, 7, 8), "at least 8x8 pixels, for three poolings, got 7x8"), ((3, 32), r"got \(3, 32\)")):
+        with pytest.raises(ValueError, match=rf"^input_shape: expected .*{error}$"):
+            maker(input_shape=shape)
+    values = b"".join(value.tobytes() for value in maker().state_dict().values())
+    assert zlib.crc32(values) == INITIAL        # what runs of before begin with, too
 
 
 @pytest.mark.parametrize("place", ["own", "own.py", "./own.py"])

@@ -462,13 +462,42 @@ def test_a_folder_of_folders(folder, monkeypatch):
     (lambda folder: folder.mkdir(), ValueError, "pets: expected a folder for each class, with its images, got none"),
     (lambda folder: (folder / "cat").mkdir(parents=True), ValueError, "cat: expected images, got no file whose name ends"),
     (lambda folder: classes_of(folder, "cat", "dgo"), ValueError, "expected folders named after the classes cat, dog, got dgo"),
-    (lambda folder: [classes_of(folder, "cat"), (folder / "cat" / "1.png").write_bytes(b"?")], ValueError, "1.png: not an image"),
+    (lambda folder: [classes_of(folder, "cat"), (folder / "cat" / "1.png").write_bytes(b"?")], ValueError,
+     r"^pets: 1 of 3 images cannot be read: pets.cat.1.png: not an image.*\. --skip-broken \(skip_broken=True\) leaves them out$"),
     (lambda folder: None, FileNotFoundError, "pets"), (lambda folder: folder.touch(), NotADirectoryError, "pets"),
 ])
 def test_folders_that_are_no_data_set(folder, make, error, message):
     make(folder / "pets")
     with pytest.raises(error, match=message):
         datasets.folder("pets", classes=["cat", "dog"])
+
+
+def test_broken_files_are_listed_and_left_out(folder):
+    classes_of(folder / "pets", "dog", "cat")
+    for name in ("cat/0", "cat/2", "cat/3", "dog/0", "dog/2"):
+        (folder / "pets" / f"{name}.png").write_bytes(b"?")
+    with pytest.raises(ValueError, match=r"^pets: 5 of 7 images cannot be read: (pets.cat.[023].png: not [^;]*; ){3}and 2 more\. "):
+        datasets.folder("pets")
+    with pytest.warns(UserWarning, match="^left out: pets.(cat|dog).[023].png: not an image that can be read: none of") as warned:
+        dataset = datasets.folder("pets", skip_broken=True)
+    assert len(warned) == 5 and dataset.labels.tolist() == [0, 1] and dataset.images[:, 0, 9, 9].tolist() == [50, 0]
+    (folder / "pets" / "dog" / "1.png").write_bytes(b"?")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"^pets.dog: expected images, got none that can be read$"):
+        datasets.folder("pets", skip_broken=True)
+
+
+def test_the_commands_leave_out_broken_files(folder, capsys):
+    for split in ("train", "test"):
+        classes_of(folder / "pets" / split, "cat", "dog")
+        (folder / "pets" / split / "cat" / "bad.png").write_bytes(b"?")
+    where, last = ["--dataset", "folder", "--data-dir", "pets"], "run/last.safetensors"
+    assert train.main([*where, "--out", "run"]) == 2
+    assert "pets/train: 1 of 8 images cannot be read: pets/train/cat/bad.png" in capsys.readouterr().err.replace(os.sep, "/")
+    assert train.main([*where, "--out", "run", "--size", "8", "--epochs", "1", "--quiet", "--skip-broken"]) == 0
+    assert capsys.readouterr().err.replace(os.sep, "/").count("nbcnn train: left out: pets/t") == 2
+    assert train.main(["--resume", last, "--quiet"]) == 0 and capsys.readouterr().err.count("left out") == 2
+    assert evaluate.main(["--checkpoint", last]) == 2 and "--skip-broken" in capsys.readouterr().err
+    assert evaluate.main(["--checkpoint", last, "--skip-broken"]) == 0 and capsys.readouterr().err.count("left out") == 1
 
 
 def test_choose(folder):

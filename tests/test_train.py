@@ -512,7 +512,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeyp
     (["--dataset", "mnist"], "invalid choice: 'mnist'"),
     (["--learning-rate", 1], "unrecognized arguments: --learning-rate"), (["--epoch", 1], "unrecognized arguments"),
     (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere: no CIFAR-10 there"),
-    (["--size", 48], "--size: expected with --dataset folder only, got 48 with shapes"), (["--size", 1], "--size"),
+    (["--size", 7], "--model cifar10_quick: ValueError: input_shape: expected images of at least 8x8 pixels"),
+    (["--size", 1], "--size"),
+    (["--channels", 2], "argument --channels: invalid choice: 2 (choose from 1, 3)"),
     (["--out", "file/run"], "file/run: Not a directory"), (["--out", "file"], "file: File exists"),
     (["--resume", "nowhere.safetensors"], "nowhere.safetensors: No such file or directory"),
     (["--resume", "file"], "file: not a safetensors file"),
@@ -727,7 +729,7 @@ def test_what_a_network_of_ones_own_says_itself_stays(small):
 @pytest.mark.parametrize("function, message", [
     ("seven_outputs", "expected 10 outputs, one for each class of the images, got outputs of shape (7,)"),
     ("no_deviation", "std: expected positive numbers, got [0.0, 0.0, 0.0]"),
-    ("other_size", "expected a network for the images' (3, 32, 32), got one for (3, 8, 8)"),
+    ("other_size", "expected a network for the images' (3, 32, 32), got one for (3, 8, 8); --size and --channels change "),
     ("does_not_fit", "b: expected vectors (N, 99), got (N, 3072)"),
     ("other_classes", "expected the classes of the images, class0, "),
     ("own_layer", "expected layers that a checkpoint can name, got own_layer.<locals>.Mine; define the class at the top of its f"),
@@ -767,9 +769,31 @@ def test_pictures_of_ones_own(small, capsys):
     assert "the training images in pets are not those of run/last.safetensors any more" in fails(
         capsys, "--resume", "run/last.safetensors")
     (small / "pets" / "train" / "cat" / "more.png").unlink()
-    assert "(see --size)" in fails(capsys, "--dataset", "folder", "--data-dir", "pets", "--size", 48)
-    assert "cifar10_quick: expected a network for the images' (3, 48, 48)" in fails(
-        capsys, "--dataset", "folder", "--data-dir", "pets", "--size", 48)
+
+
+def test_images_of_another_size_in_grey(small, capsys):
+    """Of any data set, and for all that comes after training."""
+    for split, dataset in zip(("train", "test"), SMALL, strict=True):
+        for k, (image, label) in enumerate(zip(dataset.images, dataset.labels, strict=True)):
+            folder = small / "pets" / split / CLASSES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{k}.png")
+    last = "shapes/last.safetensors"
+    for out, more in (("shapes", []), ("folder", ["--dataset", "folder", "--data-dir", "pets"])):
+        assert run("--size", 40, "--channels", 1, "--epochs", 1, "--quiet", "--out", out, *more) == 0
+        found = checkpoint.load(f"{out}/last.safetensors")
+        assert found.model.input_shape == (1, 40, 40) and (found.options["size"], found.options["channels"]) == (40, 1)
+        grey = [Image.fromarray(image.transpose(1, 2, 0)).convert("L").resize((40, 40), Image.Resampling.BICUBIC)
+                for image in SMALL[0].images]
+        assert found.model.mean == pytest.approx([np.mean(grey) / 255]) and found.model.std == pytest.approx([np.std(grey) / 255])
+        assert train.main(["--resume", f"{out}/last.safetensors", "--quiet", "--channels", "1", "--size", "40"]) == 0
+        assert "--size 32 contradicts" in fails(capsys, "--resume", f"{out}/last.safetensors", "--size", 32)
+        assert evaluate.main(["--checkpoint", f"{out}/last.safetensors", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["loss"] == float(rows(small / out)[-1]["test_loss"])
+        assert predict.main(["pets/test/class3", "--checkpoint", f"{out}/last.safetensors", "--top", "1"]) == 0
+        assert capsys.readouterr().out.count("\n") == 2
+    assert evaluate.main(["--checkpoint", last, "--dataset", "folder", "--data-dir", "pets", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(float(rows(small / "shapes")[-1]["test_loss"]), rel=1e-5)
 
 
 def test_a_part_of_the_training_images_chooses_the_best_epoch(small, capsys):

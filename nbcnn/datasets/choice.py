@@ -1,10 +1,12 @@
 """Data sets by their names, as the commands offer them."""
+from dataclasses import replace
 from pathlib import Path
 
 from nbcnn.datasets.cifar10 import cifar10, find_cifar10
-from nbcnn.datasets.folder import folder
+from nbcnn.datasets.folder import SHAPE, folder
 from nbcnn.datasets.shapes import shapes
 from nbcnn.kernels.arguments import one_of
+from nbcnn.pictures import fit_pictures
 
 DATASETS = {
     "cifar10": "CIFAR-10: 50,000 + 10,000 images of 32x32 in ten classes, from its files in --data-dir",
@@ -13,7 +15,8 @@ DATASETS = {
 }
 
 
-def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=None, max_pixels=None):
+def choose(name, place, splits=("train", "test"), *, shape=None, classes=None, max_pixels=None,
+           skip_broken=False):
     """Data sets by name.
 
     Parameters
@@ -24,7 +27,9 @@ def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=
         The folder to look for files in.
     splits : sequence of "train", "test" and, for a "folder", "val"
         The wanted ones. For a single one, a "folder" that holds neither train nor test may hold the classes itself.
-    shape, classes, max_pixels
+    shape : tuple (C, H, W), optional
+        What the images are brought to. None, for all three or one of them, leaves the data set's own; a "folder" has 3, 32, 32.
+    classes, max_pixels, skip_broken
         As of `folder`. The other splits must have the classes of the first one.
 
     Returns
@@ -48,7 +53,7 @@ def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=
             if holds_splits and not (home / split).is_dir():
                 raise FileNotFoundError(f"{home / split}: no such folder; expected {home} to hold train and test, and these a "
                                         "folder for each class")
-            found.append(folder(home / split if holds_splits else home, shape, classes, max_pixels))
+            found.append(folder(home / split if holds_splits else home, _filled(shape, SHAPE), classes, max_pixels, skip_broken))
             classes = found[-1].classes
         return found, f"from {home / splits[0] if holds_splits and len(splits) == 1 else home}"
     found = find_cifar10(place) if name == "auto" else None
@@ -59,4 +64,15 @@ def choose(name, place, splits=("train", "test"), *, shape=(3, 32, 32), classes=
         if name == "auto":
             why += f", as there is no CIFAR-10 in {place} (see --data-dir)"
     both = {"train": train, "test": test}
-    return [both[split] for split in splits], why
+    return [_fitted(both[split], shape) for split in splits], why
+
+
+def _fitted(dataset, shape):
+    """The data set with images of a shape."""
+    return dataset if shape is None else replace(dataset, images=fit_pictures(
+        dataset.images, _filled(shape, dataset.images.shape[1:])))
+
+
+def _filled(shape, own):
+    """The shape, with what it leaves open as in `own`."""
+    return own if shape is None else tuple(given or mine for given, mine in zip(shape, own, strict=False))

@@ -1,16 +1,20 @@
 """Images of your own: a folder with a folder of images for each class."""
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from nbcnn.datasets.dataset import Dataset
+from nbcnn.files import said
 from nbcnn.pictures import find_pictures, picture_shape, read_pictures
 
 AT_ONCE = 1000      # images that are read together
+SHAPE = (3, 32, 32)
+LISTED = 3          # files that an error names
 
 
-def folder(path, shape=(3, 32, 32), classes=None, max_pixels=None):
+def folder(path, shape=SHAPE, classes=None, max_pixels=None, skip_broken=False):
     """Read the images of a folder that holds a folder for each class, as torchvision's ImageFolder.
 
     Parameters
@@ -23,6 +27,8 @@ def folder(path, shape=(3, 32, 32), classes=None, max_pixels=None):
         The names of all classes in the order of their labels; by default those of the folders, sorted.
     max_pixels : int, optional
         How many pixels a file may have; see `nbcnn.pictures.read_picture`.
+    skip_broken : bool
+        Whether files that cannot be read are left out, each with a warning.
 
     Returns
     -------
@@ -32,10 +38,10 @@ def folder(path, shape=(3, 32, 32), classes=None, max_pixels=None):
     Raises
     ------
     OSError
-        When a folder or a file cannot be read.
+        When a folder cannot be read.
     ValueError
-        When there are no classes, a class without images, a folder that is none of `classes`, or an image that cannot be read;
-        the message names the file or folder.
+        When there are no classes, a class without images, a folder that is none of `classes`, or images that cannot be read; the
+        message names the folder, or the first files.
     """
     shape = picture_shape(shape)
     names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != ".")
@@ -51,11 +57,24 @@ def folder(path, shape=(3, 32, 32), classes=None, max_pixels=None):
         if not found:
             raise ValueError(f"{Path(path) / name}: expected images, got no file whose name ends as an image's")
         files += [(file, classes.index(name)) for file in found]
-    images = np.empty((len(files), *shape), np.uint8)
+    images, broken = np.empty((len(files), *shape), np.uint8), {}
     for start in range(0, len(files), AT_ONCE):
         some = [file for file, _ in files[start:start + AT_ONCE]]
         for k, image in enumerate(read_pictures(some, shape, max_pixels=max_pixels), start):
             if isinstance(image, Exception):
-                raise image
-            images[k] = image
-    return Dataset(images, np.array([label for _, label in files]), classes, "folder")
+                broken[k] = said(image)
+            else:
+                images[k] = image
+    labels = np.array([label for _, label in files])
+    if broken:
+        if not skip_broken:
+            listed, more = list(broken.values())[:LISTED], len(broken) - LISTED
+            raise ValueError(f"{path}: {len(broken)} of {len(files)} images cannot be read: {'; '.join(listed)}"
+                             f"{f'; and {more} more' if more > 0 else ''}. --skip-broken (skip_broken=True) leaves them out")
+        for reason in broken.values():
+            warnings.warn(f"left out: {reason}", stacklevel=2)
+        images, labels = (np.delete(array, list(broken), 0) for array in (images, labels))
+        for name in names:
+            if classes.index(name) not in labels:
+                raise ValueError(f"{Path(path) / name}: expected images, got none that can be read")
+    return Dataset(images, labels, classes, "folder")

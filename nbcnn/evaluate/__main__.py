@@ -17,7 +17,7 @@ def main(argv=None):
 
 
 def _main(argv):
-    options = {"split": "test", "batch_size": 256, "json": False, **_parser().options(argv)}
+    options = {"split": "test", "batch_size": 256, "json": False, "skip_broken": False, **_parser().options(argv)}
     saved = cli.load_trained(options)
     if saved.model.classes is None and "dataset" not in {**saved.options, **options}:
         raise ValueError(f"--dataset: {options['checkpoint']} does not say what it was trained with; give one of --list-datasets")
@@ -29,7 +29,7 @@ def _main(argv):
     if model.input_shape is not None:
         scheduler.fitting(model.input_shape, 1)       # before images of that size are read
     (dataset,), why = datasets.choose(name, place, [options["split"]], shape=model.input_shape, classes=model.classes,
-                                      max_pixels=options.get("max_pixels"))
+                                      max_pixels=options.get("max_pixels"), skip_broken=options["skip_broken"])
     with tqdm(total=len(dataset), unit=" images", leave=False, disable=None) as bar:
         found = measure(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n))
     if options["json"]:
@@ -56,6 +56,7 @@ def _parser():
                              "test, or the classes themselves (default: where training found them, else data)", metavar="DIR")
     parser.add("--split", "which part of the data set (default: test)", choices=["train", "test", "val"])
     parser.add_max_pixels()
+    parser.add_skip_broken()
     parser.add("--batch-size", "images at a time (default: 256)", type=cli.whole(1), metavar="N")
     parser.add("--json", "one JSON object instead of tables", action="store_true")
     parser.add_device("where to compute")
