@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import numba
 
@@ -28,6 +29,20 @@ DEVICES = ["cpu", "cuda", "auto"]
 LONGEST_LINE = 2000             # characters of a message, which may quote a text of any length
 LONGEST_CONFIG = 8000           # bytes of a configuration file: the time to read a dotted key grows with the square of its length
 DIGITS = 40                     # of a whole number: a seed of 128 bits takes 39
+TRIED = {       # names that options have in scripts for PyTorch, and what there is here
+    "adagrad adam adamw opt optim optimizer rmsprop sgd":
+        "the only optimizer is SGD, with --lr, --momentum, --nesterov and --weight-decay",
+    "cosine gamma lr-decay lr-policy lr-schedule lr-scheduler milestones one-cycle sched scheduler step-size warmup":
+        "--schedule constant, step, cosine or one_cycle changes the rate",
+    "l2 wd": "it is --weight-decay", "learning-rate": "it is --lr", "b batch bs": "it is --batch-size",
+    "criterion loss-fn": "it is --loss", "a arch net network": "it is --model",
+    "cuda gpu gpus no-cuda use-cuda": "it is --device cpu, cuda or auto",
+    "j num-workers workers": "images are held in memory, without workers; --threads sets how many threads compute",
+    "data data-path dataroot root": "it is --data-dir", "output output-dir save save-dir": "it is --out",
+    "image-size img-size imgsz resize": "it is --size", "gray grayscale grey in-channels": "it is --channels",
+    "fine-tune finetune load pretrained weights": "it is --init-from CHECKPOINT",
+    "ckpt load-model model-path": "it is --checkpoint",
+}
 USED = {        # what commands use of a checkpoint's options, and the values allowed: anybody may have written the file
     "loss": lambda value: value in list(LOSSES),
     "label_smoothing": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
@@ -108,6 +123,13 @@ def nearest(name, names):
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def meant(name, known):
+    """A hint at the option that was probably meant, in any spelling; "" where there is none. All names may be without --."""
+    plain, there = name.lstrip("-").replace("_", "-").lower(), {option.lstrip("-") for option in known}
+    text = next((text for names, text in TRIED.items() if plain in names.split()), "")
+    return f"; {text}" if text and set(re.findall(r"--([a-z-]+)", text)) <= there else nearest(name, known)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that leaves out options not given, and raises ValueError instead of ending the process.
 
@@ -131,8 +153,8 @@ class Parser(argparse.ArgumentParser):
             self.positional = name
 
     def add_checkpoint(self):
-        self.add("--checkpoint", "file that training or nbcnn.save wrote; it holds the network, its classes and all else needed",
-                 metavar="FILE")
+        self.add("--checkpoint", "file that training or nbcnn.save wrote; it holds the network, its classes and all else needed. "
+                                 "Or a folder with best.safetensors, or latest: the newest in runs/", metavar="FILE")
         self.add_argument("--model", metavar="FILE.py", help="Python file, or module, that defines layers of your own which the "
                                                              "checkpoint has; it is run. No --config can hold this")
 
@@ -173,7 +195,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             name = unknown[0].partition("=")[0]
             known = [string for action in self._actions for string in action.option_strings]
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(name, known) if name[:1] == '-' else ''}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant(name, known) if name[:1] == '-' else ''}")
         given = self._values(given)
         if argv[end + 1:]:          # what follows -- is no option
             given[self.positional] = given.get(self.positional, []) + argv[end + 1:]
@@ -209,7 +231,7 @@ class Parser(argparse.ArgumentParser):
     def _arguments(self, key, value):
         """A key of a TOML file and its value, as arguments of the command line."""
         if key not in self.names:
-            raise ValueError(f"unknown key {shown(key)}{nearest(key, self.names)}")
+            raise ValueError(f"unknown key {shown(key)}{meant(key, self.names)}")
         if self.names[key].nargs == 0:
             if not isinstance(value, bool):
                 raise ValueError(f"{key}: expected true or false, got {shown(value)}")
@@ -302,6 +324,7 @@ def load_trained(options, memory=None):
     set_max_memory(options.get("max_memory", memory))
     if "checkpoint" not in options:
         raise ValueError("--checkpoint: expected a file that training or model.save wrote, got none")
+    options["checkpoint"] = checkpoint_file(options["checkpoint"])
     saved = load_checkpoint(options["checkpoint"], options.get("model"))
     for name, fits in USED.items():
         if name in saved.options and not fits(saved.options[name]):
@@ -310,6 +333,24 @@ def load_trained(options, memory=None):
     saved.options.setdefault("loss", "cross_entropy")
     saved.model.to(device)
     return saved
+
+
+def checkpoint_file(place, name="best.safetensors"):
+    """The file that --checkpoint, --init-from or --resume means: `place`, or the one called `name` in it where it is a folder.
+
+    "latest" stands for the folder in runs/ that holds the newest file of that name.
+    """
+    if place == "latest":
+        found = [(file.stat().st_mtime_ns, str(file)) for file in Path("runs").glob(f"*/{name}")]
+        if not found:
+            raise FileNotFoundError(f"latest: expected a run in {Path('runs').resolve()} with {name}, got none")
+        return max(found)[1]
+    if os.path.isdir(place):
+        there = sorted(file.name for file in Path(place).glob("*.safetensors"))
+        if name not in there:
+            raise FileNotFoundError(f"{place}: expected a folder with {name}, got one with {', '.join(there) or 'no checkpoint'}")
+        return os.path.join(place, name)
+    return place
 
 
 def load_checkpoint(path, model=None):

@@ -1,4 +1,5 @@
 """What --recipe and the other options of `nbcnn train` mean: values, images, network, optimizer and learning rates."""
+import shlex
 import zlib
 from pathlib import Path
 
@@ -17,11 +18,12 @@ RECIPES = {
 }
 EPOCHS = {"cifar10": 16, "shapes": 6, "folder": 16}     # of the default recipe
 OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", val_share=0.0, size=None, channels=None,
-              skip_broken=False, model="cifar10_quick", loss="cross_entropy", label_smoothing=0.0, seed=0, threads=None,
-              save_every=None, fingerprint=None)
-BEFORE = dict(val_share=0.0, size=32, channels=3, skip_broken=False, fingerprint=None)      # of checkpoints that lack them
+              skip_broken=False, model="cifar10_quick", init_from=None, loss="cross_entropy", label_smoothing=0.0, seed=0,
+              threads=None, save_every=None, fingerprint=None)
+BEFORE = dict(val_share=0.0, size=32, channels=3, skip_broken=False, init_from=None, fingerprint=None)  # of older checkpoints
 FREE = {"data_dir", "threads", "save_every", "skip_broken"}     # these change no bit of the result
 MEAN_STD = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "shapes": ((0.5,) * 3, (0.29,) * 3)}
+WIDTHS = {"Linear": "out_features", "Conv2d": "out_channels"}       # the arguments that say how many outputs there are
 SCHEDULES = {
     "constant": lambda lr, total: optim.constant(lr),
     "step": lambda lr, total: optim.step(lr, -(-total // 3)),
@@ -53,6 +55,18 @@ def new_options(given):
     return options
 
 
+def started_options(given, start):
+    """All options of a new run that begins with the weights of the Checkpoint `start`, whose network and images it takes over."""
+    for name in ("model", "normalize"):
+        if name in given and not (name == "model" and start.model.own_layers()):        # --model says where these are
+            raise ValueError(f"{flag(name)}: expected without --init-from, which says what network, mean and std to go on with")
+    options = new_options({"model": str(start.options.get("model", given["init_from"])), **given})
+    options["normalize"] = start.model.mean is not None or start.model.std is not None
+    for name, own in zip(("channels", "size"), start.model.input_shape or (), strict=False):
+        options[name] = options[name] or own
+    return options
+
+
 def resumed_options(given, saved, source, parse):
     """The options that the checkpoint `saved` was trained with, changed by those of the given ones that may differ.
 
@@ -74,8 +88,14 @@ def resumed_options(given, saved, source, parse):
             continue
         longer = name == "epochs" and options["schedule"] == "constant" and value >= saved.progress.epoch
         if not (value == options[name] or longer or name in FREE):
-            reason = f", which its {options['schedule']} schedule is laid out for" if name == "epochs" else ""
-            raise ValueError(f"{flag(name)} {value} contradicts {source}, trained with {options[name]}{reason}")
+            message = f"{flag(name)} {value} contradicts {source}, trained with {options[name]}"
+            if name == "epochs" and options["schedule"] != "constant":
+                message += f", which its {options['schedule']} schedule is laid out for"
+            message += "; leave it out"
+            if name == "epochs" and (more := value - saved.progress.epoch) > 0:
+                message += (f", or begin a new run of {more} epochs with its weights: --init-from {shlex.quote(str(source))} "
+                            f"--epochs {more}")
+            raise ValueError(message)
         options[name] = value
     if "threads" not in given and (options["threads"] or 0) > numba.config.NUMBA_NUM_THREADS:
         options["threads"] = None       # it was trained on a larger machine
@@ -134,6 +154,30 @@ def split_off(dataset, share, seed):
     if not chosen.any() or chosen.all():
         raise ValueError(f"--val-share: expected a part of {len(dataset)} images that leaves some on both sides, got {share}")
     return dataset[~chosen], dataset[chosen]
+
+
+def started_network(start, options, train):
+    """(network, remark): the network of the Checkpoint `start` for the training images, and what of it begins anew.
+
+    That is the last layer with parameters, where the classes of the images are not those it has learned.
+    """
+    old, classes = start.model, train.classes
+    structure, state, remark = old.structure(), old.state_dict(), ""
+    with about(f"--init-from {options['init_from']}"):
+        if old.output_shape(train.images.shape[1:]) != (len(classes),) or old.classes not in (None, classes):
+            learning = [entry for entry, layer in zip(structure, old, strict=True) if layer.parameters]
+            name, kind, arguments, *_ = learning[-1] if learning else ("", "none", {})
+            if WIDTHS.get(kind) not in arguments:
+                raise ValueError(f"expected a last layer that can be made anew for the classes {', '.join(classes)}, one of "
+                                 f"{', '.join(WIDTHS)}, got {kind}")
+            remark = (f"; {name} begins anew, for {len(classes)} classes instead of {arguments[WIDTHS[kind]]}"
+                      if arguments[WIDTHS[kind]] != len(classes) else f"; {name} begins anew, as the classes are others")
+            arguments[WIDTHS[kind]] = len(classes)
+            state = {key: value for key, value in state.items() if key.rpartition(".")[0] != name}
+        model = Sequential.from_structure(structure, None, old.own_layers(), input_shape=train.images.shape[1:], mean=old.mean,
+                                          std=old.std, classes=classes, seed=options["seed"], dtype=old.dtype)
+        model.load_state_dict(model.state_dict() | state)
+    return model, remark
 
 
 def make_network(maker, options, train):

@@ -31,6 +31,7 @@ from nbcnn.run_folder import RunFolder
 from nbcnn.threads import ThreadTrial
 
 NAME = "nbcnn train"
+UNBALANCED = 3      # a class with more than so many times the images of another is worth a hint
 
 
 def main(argv=None):
@@ -60,12 +61,20 @@ class Run:
         self.device, self.device_why = cli.choose_device(given.pop("device", "cpu"))
         if self.profile and self.device != "cpu":
             raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
-        self.source = saved = None
+        self.source = saved = start = None
+        self.remark = ""        # on the weights that a new run begins with
         if source is not None:
-            self.source = Path(source)
+            if "init_from" in given:
+                raise ValueError("--init-from: expected without --resume, which goes on with all of a run; choose one")
+            self.source = Path(cli.checkpoint_file(source, "last.safetensors"))
             saved = cli.load_checkpoint(self.source, given.get("model"))
             o = recipes.resumed_options(given, saved, self.source, _parser().options)
             self.checkpoint = replace(saved, options=o)      # of this run, as it stands
+        elif "init_from" in given:
+            given["init_from"] = cli.checkpoint_file(given["init_from"])
+            start = cli.load_checkpoint(given["init_from"], given.get("model"))
+            o = recipes.started_options(given, start)
+            self.checkpoint = Checkpoint(None, None, Progress(), o)
         else:
             o = recipes.new_options(given)
             self.checkpoint = Checkpoint(None, None, Progress(), o)
@@ -82,8 +91,11 @@ class Run:
             raise ValueError(f"--resume: {self.source} is {step} batches into an epoch, but these images make "
                              f"only {self.batches}")
         self.schedule = SCHEDULES[o["schedule"]](o["lr"], o["epochs"] * self.batches)
-        if not self.source:
+        if start:
+            self.checkpoint.model, self.remark = recipes.started_network(start, o, self.train_set)
+        elif not self.source:
             self.checkpoint.model = recipes.make_network(maker, o, self.train_set)
+        if not self.source:
             self.checkpoint.optimizer = recipes.make_optimizer(self.checkpoint.model, o)
         self.checkpoint.model.to(self.device)
         self.trial = None
@@ -147,8 +159,17 @@ class Run:
         self._say(f"recipe   {o['recipe']}: epochs {o['epochs']}, batches per epoch {self.batches}, "
                   f"images per batch {o['batch_size']}")
         self._say(f"folder   {self.folder.path}")
+        if o["init_from"]:
+            self._say(f"weights  from {o['init_from']}{self.remark}")
         if self.source:
             self._say(f"resume   {self.source}: {self._where()}")
+        classes = self.train_set.classes
+        counts = np.bincount(self.train_set.labels, minlength=len(classes))
+        if counts.max() > UNBALANCED * counts.min() and not self.quiet:
+            most, fewest = (f"{counts[k]:,} of {classes[k]}" for k in (counts.argmax(), counts.argmin()))
+            self._hint(f"there are {most} and {fewest} to train with, more than {UNBALANCED} to 1. A high accuracy may hide that "
+                       "small classes are not found: nbcnn evaluate shows the recall of each. More images of them help, or "
+                       "CrossEntropyLoss(weight=...) in Python.")
         self._say("", *self.checkpoint.model.summary().split("\n"), "")
 
     def _compile(self):
@@ -184,7 +205,7 @@ class Run:
         state.stop = self.signals.number is not None
 
     def _hint(self, text):
-        cli.put(f"{paint('hint:', 'yellow', sys.stdout)} {text}")
+        cli.put(f"{paint('hint:', 'yellow', sys.stdout)} {cli.printable(text)}")
 
     def _where(self):
         p = self.checkpoint.progress
@@ -244,8 +265,10 @@ def _parser():
     add("--out", "folder for config.json, metrics.csv, last.safetensors and best.safetensors; it must not hold a run yet "
                  "(default: a new runs/DATE-TIME-DATASET-MODEL, with --resume the checkpoint's folder)", metavar="DIR")
     add("--save-every", "also keep epoch-N.safetensors after every N-th epoch", type=whole(1), metavar="N")
-    add("--resume", "go on from a checkpoint, with its options; options given with it must not contradict these",
-        metavar="FILE")
+    add("--resume", "go on from a checkpoint, with its options; options given with it must not contradict these. Or a folder "
+                    "with last.safetensors, or latest: the newest in runs/", metavar="FILE")
+    add("--init-from", "begin a new run with the network and the weights of a checkpoint, a folder with best.safetensors, or "
+                       "latest; the last layer begins anew where the classes are others", metavar="FILE")
     add("--quiet", "only a line per epoch", action="store_true")
     add("--profile", "at the end print what each kernel of the training steps took, without tests: milliseconds, share, GFLOP/s "
                      "and share of the measured peak; changes no result", action="store_true")

@@ -71,6 +71,22 @@ def test_bad_options_name_the_nearest(parser, argv, message):
         parser.options(argv)
 
 
+@pytest.mark.parametrize("name, hint", [
+    ("-b", "it is --batch-size"), ("--bs", "it is --batch-size"), ("--learning_rate", "it is --lr"), ("--img-size", "it is --size"),
+    ("--weights", r" \(--help"), ("--gpu", r" \(--help")])        # what they stand for is no option of this parser
+def test_options_of_scripts_for_pytorch(parser, name, hint):
+    with pytest.raises(ValueError, match=f"unrecognized arguments: {name}(; )?{hint}"):
+        parser.options([name])
+
+
+def test_every_name_of_such_options_is_none_here():
+    known = {option.lstrip("-") for module in (train, predict, evaluate) for action in module._parser()._actions
+             for option in action.option_strings}
+    tried = " ".join(cli.TRIED).split()
+    assert len(tried) == len(set(tried)) and not set(tried) & known
+    assert set(re.findall("--([a-z-]+)", " ".join(cli.TRIED.values()))) <= known
+
+
 # ---- configuration files ----
 
 @pytest.mark.parametrize(("text", "size"), [("1", 1), ("500M", 500 * 2**20), ("2g", 2**31), ("1T", 2**40), ("64K", 2**16)])
@@ -99,6 +115,7 @@ def test_a_configuration_file_holds_options_by_their_names_and_flags_win(parser)
     ("zzz = 3", "run.toml: unknown key 'zzz'"), ("file = 'a'", "unknown key 'file'"), ("config = 'a'", "unknown key 'config'"),
     ("help = true", "unknown key 'help'"), ("no-augment = true", "unknown key 'no-augment'; did you mean augment?"),
     ("list-models = true", "unknown key 'list-models'"),
+    ("learning_rate = 3", "run.toml: unknown key 'learning_rate'; it is --lr"),
     ("lr = -1", "run.toml: argument --lr: expected a number from 0 to 3.4e\\+38, got '-1'"),
     ("lr = 'fast'", "run.toml: argument --lr"), ("lr = true", "run.toml: lr: expected a string or a number, got True"),
     ("lr = [1, 2]", r"lr: expected a string or a number, got \[1, 2\]"), ("[lr]\na = 1", "lr: expected a string or a number"),

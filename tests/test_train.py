@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import nbcnn
 from nbcnn import checkpoint, cli, models, optim, predict, recipes, run_folder, train
 from nbcnn.datasets import Dataset, choice
 from nbcnn.evaluate import __main__ as evaluate
@@ -207,6 +208,15 @@ def test_a_hint_where_nothing_is_learned(capsys):
     assert hint not in capsys.readouterr().out
 
 
+def test_a_hint_where_a_class_has_few_images(monkeypatch, capsys):
+    for counts, hint in (((27, 9), False), ((28, 9), True), ((20, 0), True)):
+        some = Dataset(SMALL[0].images[:sum(counts)], np.repeat([0, 1], counts), ["cat\x1b", "dog"], "shapes")
+        monkeypatch.setattr(choice, "shapes", lambda some=some: (some, some))
+        run("--epochs", 1, "--out", f"run{counts}")
+        expected = f"hint: there are {counts[0]} of cat\\x1b and {counts[1]} of dog to train with, more than 3 to 1."
+        assert (expected in capsys.readouterr().out) == hint
+
+
 def profile_rows(out, first):
     """The rows of the table below a line that begins with `first`: by their first words, the numbers behind them."""
     lines = out.splitlines()
@@ -355,7 +365,7 @@ def test_a_constant_rate_may_be_trained_on_with(small, capsys):
     run("--recipe", "tutorial", "--epochs", 1, "--out", "run", "--quiet")
     assert train.main(["--resume", "run/last.safetensors", "--epochs", "3", "--quiet"]) == 0
     assert (small / "run" / "last.safetensors").read_bytes() == (small / "whole" / "last.safetensors").read_bytes()
-    assert "contradicts" in fails(capsys, "--resume", "run/last.safetensors", "--epochs", 2)
+    assert "trained with 3; leave it out\n" in fails(capsys, "--resume", "run/last.safetensors", "--epochs", 2)
 
 
 def test_resume_takes_flags_that_contradict_nothing(capsys):
@@ -370,8 +380,70 @@ def test_resume_takes_flags_that_contradict_nothing(capsys):
             (["--no-augment"], "--augment False contradicts"),
             (["--recipe", "tutorial"], "--recipe tutorial contradicts"),
             (["--batch-size", 64], "trained with 16"),
-            (["--epochs", 2], "--epochs 2 contradicts run/last.safetensors, trained with 1, which its one_cycle schedule")):
+            (["--epochs", 22], "--epochs 22 contradicts run/last.safetensors, trained with 1, which its one_cycle schedule is laid "
+                               "out for; leave it out, or begin a new run of 21 epochs with its weights: --init-from "
+                               "run/last.safetensors --epochs 21\n")):
         assert message in fails(capsys, "--resume", "run/last.safetensors", *flags)
+
+
+def test_a_folder_or_latest_stands_for_the_checkpoint_in_it(small, capsys):
+    for name in ("one", "two"):
+        assert run("--epochs", 2, "--out", f"runs/{name}", "--quiet", "--save-every", 1, "--seed", len(os.listdir("."))) == 0
+    os.utime("runs/one/best.safetensors", (2e9, 2e9))
+    capsys.readouterr()
+    for place, found in (("runs/two", "two"), ("latest", "one")):
+        assert evaluate.main(["--checkpoint", place, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["checkpoint"] == os.path.join("runs", found, "best.safetensors")
+    shutil.copy("runs/two/epoch-1.safetensors", "runs/two/last.safetensors")
+    assert train.main(["--resume", "latest"]) == 0 and "resume   runs/two/last.safetensors: 1 of 2" in capsys.readouterr().out
+    assert train.main(["--resume", "runs/one", "--quiet"]) == 0
+    os.remove("runs/one/best.safetensors")
+    assert predict.main(["a.png", "--checkpoint", "runs/one"]) == 2
+    assert ("runs/one: expected a folder with best.safetensors, got one with epoch-1.safetensors, epoch-2.safetensors, last.safet"
+            in capsys.readouterr().err)
+
+
+def test_a_new_run_from_the_weights_of_another(small, monkeypatch, capsys):
+    """Its network, mean and std, but options of its own; the last layer begins anew where the classes are not the same."""
+    assert run("--epochs", 1, "--out", "first", "--quiet", "--model", "cifar10_quick_relu", "--size", 16) == 0
+    first = checkpoint.load("first/best.safetensors")
+
+    def start(out, *more):
+        assert run("--init-from", "first", "--epochs", 1, "--lr", 0, "--out", out, "--momentum", 0, *more) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights ")]
+        assert line.startswith("weights  from first/best.safetensors")
+        return checkpoint.load(f"{out}/last.safetensors"), line
+
+    def same(found, *but):
+        old, new = first.model.state_dict(), found.model.state_dict()
+        assert (found.model.mean, found.model.std) == (first.model.mean, first.model.std) and found.model.input_shape == (3, 16, 16)
+        return all(np.array_equal(old[name], new[name]) == (name.split(".")[0] not in but) for name in old)
+    found, line = start("second", "--seed", 3)
+    assert same(found) and line.endswith("best.safetensors") and found.progress.epoch == 1
+    expected = dict(model="cifar10_quick_relu", init_from=os.path.join("first", "best.safetensors"), seed=3, lr=0)
+    assert {name: found.options[name] for name in expected} == expected
+    assert train.main(["--resume", "second", "--quiet"]) == 0
+    for classes, remark in ((["a", "b"], "for 2 classes instead of 10"), ([*"abcdefghij"], "as the classes are others")):
+        some = [Dataset(part.images, part.labels % len(classes), classes, "shapes") for part in SMALL]
+        monkeypatch.setattr(choice, "shapes", lambda some=some: some)
+        found, line = start(remark)
+        assert same(found, "linear2") and line.endswith(f"; linear2 begins anew, {remark}") and found.model.classes == classes
+    for more in (["--model", "cifar10_quick"], ["--no-normalize"]):
+        assert "expected without --init-from" in fails(capsys, "--init-from", "first", *more)
+    assert "--init-from first/best.safetensors: linear1: expected vectors (N, 256)" in fails(
+        capsys, "--init-from", "first", "--size", 32)
+
+
+def test_a_library_users_weights_to_begin_with(small, capsys):
+    layers = [nbcnn.Conv2d(1, 4, 3), nbcnn.ReLU(), nbcnn.Conv2d(4, 3, 1), nbcnn.GlobalAvgPool2d(), nbcnn.Flatten()]
+    nbcnn.Sequential(layers, input_shape=(1, 9, 9), dtype="float64").save("own.safetensors")
+    assert run("--init-from", "own.safetensors", "--epochs", 1, "--size", 20, "--quiet", "--out", "run") == 0
+    found = checkpoint.load("run/last.safetensors")
+    assert found.model.input_shape == (1, 20, 20) and found.model.classes == CLASSES and found.model.dtype == np.float64
+    assert found.model.mean is None and found.options["normalize"] is False and found.options["model"] == "own.safetensors"
+    assert train.main(["--resume", "run", "--quiet"]) == 0
+    nbcnn.Sequential([nbcnn.Flatten(), nbcnn.ReLU()]).save("none.safetensors")
+    assert "none.safetensors: expected a last layer that can be made anew" in fails(capsys, "--init-from", "none.safetensors")
 
 
 def test_a_run_that_has_just_begun_is_not_overwritten(small, monkeypatch, capsys):
@@ -518,7 +590,11 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeyp
     (["--out", "file/run"], "file/run: Not a directory"), (["--out", "file"], "file: File exists"),
     (["--resume", "nowhere.safetensors"], "nowhere.safetensors: No such file or directory"),
     (["--resume", "file"], "file: not a safetensors file"),
-    (["--resume", "."], ".: Is a directory"),
+    (["--resume", "."], ".: expected a folder with last.safetensors, got one with no checkpoint"),
+    (["--resume", "latest"], "with last.safetensors, got none"), (["--init-from", "latest"], "with best.safetensors, got none"),
+    (["--init-from", "file"], "file: not a safetensors file"), (["--init-from", "file", "--resume", "file"], "choose one"),
+    (["--optimizer", "adam"], "unrecognized arguments: --optimizer adam; the only optimizer is SGD, with --lr, --momentum, "),
+    (["--adam"], "--adam; the only optimizer is SGD"), (["--lr_scheduler=step"], "--schedule constant, step, cosine or one_cycle"),
 ])
 def test_errors_are_one_line_and_leave_nothing_behind(small, capsys, arguments, message):
     (small / "file").write_text("no checkpoint")
