@@ -22,7 +22,7 @@ from nbcnn.kernels.shown import shown
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
 from nbcnn.model import MissingLayer
-from nbcnn.table import format_table, printable
+from nbcnn.table import fill, format_table, printable
 
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
 DEVICES = ["cpu", "cuda", "auto"]
@@ -110,6 +110,11 @@ def say(*lines, end="\n"):
     put("\n".join(map(printable, lines)), end)
 
 
+def tell(text, indent=0):
+    """Print a text as `say` does, in several lines where it is too long for one, all but the first indented."""
+    say(*fill(printable(text), indent))
+
+
 def paint(text, colour, stream):
     """The text in a colour where the stream is a terminal that wants colours: https://no-color.org."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
@@ -140,8 +145,9 @@ class Parser(argparse.ArgumentParser):
         self.names = {}             # the actions of the options that a configuration file may hold
         self.positional = None      # the name of arguments without --
         super().__init__(prog=name, usage=usage, argument_default=argparse.SUPPRESS, allow_abbrev=False,
-                         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                         epilog=f"examples:\n{examples}\n\nexit status: {status}\n")
+                         description="\n".join("\n".join(fill(line)) for line in description.split("\n")),
+                         formatter_class=argparse.RawDescriptionHelpFormatter,
+                         epilog="\n".join([f"examples:\n{examples}\n", *fill(f"exit status: {status}"), ""]))
         self.register("type", None, text)
 
     def add(self, name, text, **arguments):

@@ -11,7 +11,7 @@ from nbcnn.losses import CrossEntropyLoss, require_loss
 from nbcnn.memory import max_memory
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.steps import DeviceSteps
-from nbcnn.table import format_table
+from nbcnn.table import fill, format_table
 
 SHOWN = 100         # a confusion matrix of more classes is not printed
 
@@ -73,7 +73,8 @@ class Evaluation:
         classes = format_table(["class", "images", "accuracy", "precision", "recall"], [
             [name, f"{count:,}", *("-" if np.isnan(share) else f"{share:.2%}" for share in shares)]
             for name, count, *shares in self._rows()])
-        confusion = f"the confusion matrix of more than {SHOWN} classes is not shown; it is in `confusion`, and in --json"
+        confusion = "\n".join(fill(f"the confusion matrix of more than {SHOWN} classes is not shown; it is in `confusion`, and in "
+                                   "--json"))
         if len(self.classes) <= SHOWN:
             confusion = format_table(["is \\ taken for", *self.classes], [
                 [name, *(str(count) for count in row)] for name, row in zip(self.classes, self.confusion, strict=True)])

@@ -4,6 +4,7 @@ import json
 import keyword
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 
@@ -320,7 +321,7 @@ class Sequential:
             flop = layer.flop(before) if shapes else 0
             count = sum(parameter.size for parameter in layer.parameters.values())
             before, total = shapes.get(name), total + flop
-            rows.append([name, repr(layer), " x ".join(map(str, before)) if shapes else "?", f"{count:,}",
+            rows.append([name, _written(layer), " x ".join(map(str, before)) if shapes else "?", f"{count:,}",
                          f"{flop / 1e6:.2f}" if shapes else "?"])
         count = sum(parameter.size for parameter in self.parameters())
         rows.append(["total", "", "", f"{count:,}", f"{total / 1e6:.2f}" if shapes else "?"])
@@ -384,6 +385,16 @@ def classes_by_name(layers):
         if found.setdefault(kind.__name__, kind) is not kind:
             raise ValueError(f"layers: expected one class of each name, got two that are called {kind.__name__}")
     return found
+
+
+def _written(layer):
+    """The layer as one writes it: Conv2d(3, 32, 5, padding=2)."""
+    text = repr(layer)
+    for parameter in inspect.signature(type(layer)).parameters.values():
+        if f"{parameter.name}=" not in text or parameter.kind is parameter.KEYWORD_ONLY:        # the others need their names
+            break
+        text = re.sub(rf"(?<=[( ]){parameter.name}=", "", text, count=1)
+    return text
 
 
 def _entry(name, layer, own):

@@ -110,9 +110,9 @@ def _parser():
     parser = cli.Parser(
         NAME, "Say what is in images, with a network from a checkpoint: a line for each, PATH<tab>CLASS 0.873, CLASS 0.081, ...",
         """\
-  nbcnn predict cat.jpg --checkpoint runs/.../best.safetensors
+  nbcnn predict cat.jpg --checkpoint latest
   nbcnn predict holidays/ more/*.png --top 1 --checkpoint best.safetensors
-  curl -s https://example.org/cat.png | nbcnn predict - --json --checkpoint best.safetensors""",
+  curl -s https://example.org/cat.png | nbcnn predict - --checkpoint latest""",
         "0 done, 1 some images could not be read, 2 none could, or something else is wrong, 130 Ctrl-C")
     parser.add("image", "JPEG, PNG, GIF, BMP, PPM, TIFF, WEBP and AVIF files, of any size; folders, of which all files are read "
                           "whose names end as an image's; - for an image on standard input", nargs="*", metavar="IMAGE")

@@ -10,7 +10,7 @@ from nbcnn.kernels.arguments import FLOATS, integer
 from nbcnn.kernels.cpu.launch import launch, run
 from nbcnn.kernels.cpu.peak import make_multiply_add
 from nbcnn.kernels.cpu.tile import lanes, shape_for
-from nbcnn.table import format_table
+from nbcnn.table import fill, format_table
 
 ELSE = "everything else"
 
@@ -152,9 +152,10 @@ class Profile:
     def __str__(self):
         if not self.steps:
             return "no training step was profiled"
-        formats = {"step": "", "pass": "", "kernel": "", "calls": ",", "ms": ".3f", "share": ".1%", "gflops": ".1f",
-                   "peak_share": ".0%"}
+        # Without the pass, which the names of kernels say.
+        formats = {"step": "", "kernel": "", "calls": ",", "ms": ".3f", "share": ".1%", "gflops": ".1f", "peak_share": ".0%"}
         cells = [["" if row[name] is None else format(row[name], form) for name, form in formats.items()] for row in self._table()]
-        return (f"{self.steps:,} training step{'s' * (self.steps > 1)}, {self.threads} thread{'s' * (self.threads > 1)}, "
-                f"measured peak {self.peak:.0f} GFLOP/s. What a kernel saves by skipping padding counts as done.\n\n"
-                + format_table(["step", "pass", "kernel", "calls", "ms per step", "share", "GFLOP/s", "of peak"], cells))
+        above = (f"{self.steps:,} training step{'s' * (self.steps > 1)}, {self.threads} thread{'s' * (self.threads > 1)}, "
+                 f"measured peak {self.peak:.0f} GFLOP/s. What a kernel saves by skipping padding counts as done.")
+        header = ["step", "kernel", "calls", "ms/step", "share", "GFLOP/s", "peak"]
+        return "\n".join([*fill(above), "", format_table(header, cells)])

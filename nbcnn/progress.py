@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 
 from nbcnn.kernels.arguments import fraction, integer, real
+from nbcnn.table import fit
 
 
 @dataclass
@@ -73,12 +74,19 @@ class ProgressBar:
 
 
 def epoch_line(state, mark=str):
-    """What is said of the epoch that has just ended. `mark` changes the accuracy that is the best one so far."""
-    row, best = state.history[-1], state.progress.best_epoch == state.progress.epoch
-    parts = [f"epoch {row['epoch']:{len(str(state.epochs))}}/{state.epochs}", f"train loss {row['train_loss']:.4f}"]
+    """What is said of the epoch that has just ended, in a line that fits. `mark` changes the accuracy that is the best so far."""
+    row, chosen = state.history[-1], None
+    parts = [[f"epoch {row['epoch']:{len(str(state.epochs))}}/{state.epochs}"],
+             [f"{name} {row['train_loss']:.4f}" for name in ("train loss", "train")]]
     for name in ("val", "test"):
         if row.get(f"{name}_loss") is not None:
-            chosen = best and (name == "val" or "val_loss" not in row)
-            parts += [f"{name} loss {row[f'{name}_loss']:.4f}",
-                      (mark if chosen else str)(f"{'val ' if name == 'val' else ''}accuracy {row[f'{name}_accuracy']:6.2%}")]
-    return "  ".join([*parts, f"lr {row['lr']:.2e}", f"{row['images_per_second']:6,.0f} images/s", f"{row['seconds']:5.1f} s"])
+            chosen = chosen or len(parts) + 1       # the first one chooses the best epoch
+            accuracy = f"{row[f'{name}_accuracy']:6.2%}"
+            parts += [[f"{text} {row[f'{name}_loss']:.4f}" for text in (f"{name} loss", name)],
+                      [f"{'val ' if name == 'val' else ''}accuracy {accuracy}", f"acc {accuracy}", accuracy]]
+    rate, seconds = row["images_per_second"], row["seconds"]
+    texts = fit([*parts, [f"lr {row['lr']:.2e}"] * 4 + [""], [f"{rate:6,.0f} images/s", *[f"{rate:,.0f}/s"] * 2, ""],
+                 [f"{seconds:5.1f} s", *[f"{seconds:.1f} s"] * 2, ""]])
+    if chosen and state.progress.best_epoch == state.progress.epoch:
+        texts[chosen] = mark(texts[chosen])
+    return "  ".join(filter(None, texts))

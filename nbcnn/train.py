@@ -19,7 +19,7 @@ import numpy as np
 import nbcnn
 from nbcnn import cli, datasets, models, optim, recipes
 from nbcnn.checkpoint import Checkpoint
-from nbcnn.cli import number, paint, say, whole
+from nbcnn.cli import number, paint, say, tell, whole
 from nbcnn.files import about
 from nbcnn.fit import NonFiniteLoss, fit
 from nbcnn.interrupts import StopSignals
@@ -28,6 +28,7 @@ from nbcnn.memory import set_max_memory
 from nbcnn.progress import Progress, ProgressBar, epoch_line
 from nbcnn.recipes import RECIPES, SCHEDULES
 from nbcnn.run_folder import RunFolder
+from nbcnn.table import fill
 from nbcnn.threads import ThreadTrial
 
 NAME = "nbcnn train"
@@ -139,8 +140,8 @@ class Run:
         else:
             best = f" as {self.folder.best.name}" if self.folder.best.exists() else ""
             chosen = "validation" if self.val_set else "test"
-            say(f"done: {chosen} accuracy at best {progress.best_accuracy:.2%} after epoch {progress.best_epoch}, "
-                f"kept in {self.folder.path}{best}")
+            tell(f"done: {chosen} accuracy at best {progress.best_accuracy:.2%} after epoch {progress.best_epoch}, "
+                 f"kept in {self.folder.path}{best}", 6)
         if self.profile:
             say("", *str(done.profile).split("\n"))
         return 128 + self.signals.number if self.signals.number else 0
@@ -170,11 +171,13 @@ class Run:
             self._hint(f"there are {most} and {fewest} to train with, more than {UNBALANCED} to 1. A high accuracy may hide that "
                        "small classes are not found: nbcnn evaluate shows the recall of each. More images of them help, or "
                        "CrossEntropyLoss(weight=...) in Python.")
-        self._say("", *self.checkpoint.model.summary().split("\n"), "")
+        if not self.quiet:
+            say("", *self.checkpoint.model.summary().split("\n"), "")
 
     def _compile(self):
         """Train a copy of the model on one batch, so that no epoch's time includes the compiler's."""
-        self._say("compiling kernels ...", end=" ")
+        if not self.quiet:
+            cli.put("compiling kernels ...", end=" ")
         started, size = time.perf_counter(), min(self.checkpoint.options["batch_size"], 64)
         few = datasets.Dataset(self.train_set.images[:size], self.train_set.labels[:size], self.train_set.classes, "few")
         model = copy.deepcopy(self.checkpoint.model).to(self.device)
@@ -205,28 +208,30 @@ class Run:
         state.stop = self.signals.number is not None
 
     def _hint(self, text):
-        cli.put(f"{paint('hint:', 'yellow', sys.stdout)} {cli.printable(text)}")
+        first, *more = fill(f"hint: {cli.printable(text)}", 6)
+        cli.put("\n".join([first.replace("hint:", paint("hint:", "yellow", sys.stdout), 1), *more]))
 
     def _where(self):
         p = self.checkpoint.progress
         within = f", {p.step} of {self.batches} batches of the next" if p.step else ""
         return f"{p.epoch} of {self.checkpoint.options['epochs']} epochs done{within}"
 
-    def _say(self, *lines, end="\n"):
+    def _say(self, text):
         if not self.quiet:
-            say(*lines, end=end)
+            tell(text, 9)
 
 
 def _parser():
     parser = cli.Parser(
         NAME, "Train a convolutional network: on CIFAR-10 where its files are at hand, else on built-in images.",
         """\
-  nbcnn train                                                  the small network of the tutorials, about half a minute
-  nbcnn train --recipe tutorial --data-dir ~/cifar10           SGD lr 0.01, batch 64, 20 epochs
-  nbcnn train --model net.py:make --epochs 10                  the Sequential that make() in net.py returns
-  nbcnn train --dataset folder --data-dir pets --size 32       images in pets/train/cat/..., pets/test/cat/...
-  nbcnn train --config run.toml --lr 0.01                      options from a file, and one that wins over it
-  nbcnn train --resume runs/.../last.safetensors               go on after Ctrl-C, with the same bits""",
+  nbcnn train                                          the tutorials' network
+  nbcnn train --recipe tutorial --data-dir ~/cifar10   SGD lr 0.01, 20 epochs
+  nbcnn train --model net.py:make --epochs 10          make() in net.py
+  nbcnn train --dataset folder --data-dir pets         images in pets/train/...
+  nbcnn train --config run.toml --lr 0.01              options from a file
+  nbcnn train --resume latest                          go on after Ctrl-C
+  nbcnn train --init-from latest --lr 0.001            a new run from weights""",
         "0 done, 2 cannot be done, 3 loss not finite, 130 Ctrl-C, 143 SIGTERM; after the last two --resume goes on, if "
         "training had begun")
 

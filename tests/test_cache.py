@@ -25,6 +25,12 @@ def home(monkeypatch, tmp_path):
     return tmp_path / "cache" / "nbcnn"
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Tables keep the paths of tests in their lines."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
 def rows(capsys):
     """The cells behind the words of each line."""
     assert __main__.main(["cache"]) == 0

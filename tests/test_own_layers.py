@@ -42,7 +42,7 @@ def test_upsampling():
     x = np.random.default_rng(0).integers(-9, 9, (2, 3, 4, 5)).astype(np.float32)
     model = nbcnn.Sequential([Upsample2d(3)])
     assert (model(x) == x.repeat(3, 2).repeat(3, 3)).all()
-    assert "Upsample2d(scale=3)" in model.summary()
+    assert "Upsample2d(3)" in model.summary()
 
 
 # ---- checkpoints

@@ -165,7 +165,8 @@ def test_images_is_the_first_buffer():
         nbcnn.BackpropScheduler(nbcnn.Sequential([nbcnn.ReLU()]), None).images(2)
 
 
-def test_outputs_and_plan():
+def test_outputs_and_plan(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")        # as long as its lines are
     model, (images, labels) = network(), batch()
     step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss())
     plan = str(step).splitlines()

@@ -3,13 +3,17 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import nbcnn
-from nbcnn.table import format_table, printable
+from nbcnn import __main__
+from nbcnn.datasets import Dataset, choice
+from nbcnn.progress import epoch_line
+from nbcnn.table import NARROWEST, format_table, printable
 
 # What sets a window's title, colours and clears in one character and in two, ends a line in three ways, and turns the direction.
 HOSTILE = ["\x1b]0;owned\x07", "\x9b31mred", "b\u202egnp", "new\nline", "tab\tand\rreturn", "\x85\u2028\u2029",
@@ -31,6 +35,85 @@ def test_printable():
 def test_format_table():
     lines = format_table(["\x1b[31m", "n"], [["a\nb", "1"], ["c", "20"]]).splitlines()
     assert lines == [r"\x1b[31m   n", "------------", r"a\nb       1", "c         20"]
+
+
+@pytest.fixture(params=[80, 120])
+def columns(request, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    return request.param
+
+
+def test_the_width_is_that_of_the_terminal_and_80_in_a_pipe():
+    code = "from nbcnn.table import width; print(width())"
+    for columns, expected in ((None, 80), ("132", 132), ("3", NARROWEST)):
+        env = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | ({"COLUMNS": columns} if columns else {})
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env)
+        assert int(done.stdout) == expected
+
+
+def test_long_text_in_the_last_column_goes_on_below(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert format_table(["name", "n", "what"], [["a", "1", "words that go on and on"], ["b", "22", ""]]).splitlines() == [
+        "name   n  what", "---------------------------------", "a      1  words that go on and on", "b     22"]
+    rows = [["a", "1", "many words that go on and on, more than fit"], ["b", "22", ""]]
+    assert format_table(["name", "n", "what"], rows).splitlines() == [
+        "name   n  what", "-" * 39, "a      1  many words that go on and on,", "          more than fit", "b     22"]
+    assert format_table(["a name of 24 characters", "n", "what"], rows).splitlines() == [
+        "a name of 24 characters   n", "-" * 38, "a                         1", "    many words that go on and on, more",
+        "    than fit", "b                        22"]
+
+
+def test_names_are_shortened_before_numbers_are_lost(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    numbers = [str(10**k) for k in range(4, 8)]
+    table = format_table(["", *(f"the number {k}" for k in range(4))], [["a name that is long", *numbers]])
+    assert table.splitlines()[:3] == ["          the... 0  the... 1  the... 2", "-" * 38, "a n...ng     10000    100000   1000000"]
+    first, second = format_table(["class", *(f"{k}" * 9 for k in range(6))], [["cat", *["123456789"] * 6]]).split("\n\n")
+    assert [part.splitlines()[0].split() for part in (first, second)] == [["class", *(f"{k}" * 9 for k in some)]
+                                                                      for some in (range(3), range(3, 6))]
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = format_table(["is", *(f"a class that is called {k}" for k in range(9))], [["0", *["1234"] * 9]]).splitlines()
+    assert [name[-1] for name in lines[0].split("  ")[1:]] == list("012345678")      # they still differ
+
+
+def test_every_line_of_every_command_fits(columns, tmp_path, monkeypatch, capsys):
+    """Of what people read; ten classes have long names."""
+    monkeypatch.chdir(tmp_path)
+    rng, classes = np.random.default_rng(0), [f"a class with a long name, number {k}" for k in range(10)]
+    labels = np.array([0] * 5 + list(range(10)) * 3)        # unbalanced, which is worth a hint
+    some = Dataset(rng.integers(0, 256, (35, 3, 32, 32), dtype=np.uint8), labels, classes, "shapes")
+    monkeypatch.setattr(choice, "shapes", lambda: (some, some))
+    fast = ["--batch-size", "32", "--lr", "0"]
+    commands = [["train", *fast, "--epochs", "1", "--profile", "--model", "cifar10_quick_relu"],
+                ["train", *fast, "--epochs", "11", "--val-share", "0.4", "--out", "run"],
+                ["train", "--init-from", "latest", "--epochs", "1", "--out", "other"], ["evaluate", "--checkpoint", "latest"],
+                ["evaluate", "--checkpoint", "latest", "--json"], ["cache"],
+                *([command, option] for command in ("train", "evaluate") for option in ("--list-datasets", "--help")),
+                ["train", "--list-models"], ["predict", "--help"], ["cache", "--help"], ["--help"]]
+    for argv in commands:
+        try:
+            assert __main__.main(argv) == 0
+        except SystemExit as end:
+            assert end.code == 0
+        out = capsys.readouterr().out
+        if "--json" in argv:
+            assert [entry["class"] for entry in json.loads(out)["classes"]] == classes and out.count("\n") == 1
+        else:
+            assert out and max(map(len, out.splitlines())) <= columns, argv
+
+
+def test_what_python_prints_fits(columns):
+    model = nbcnn.models.cifar10_quick_relu(classes=[f"a class with a long name, number {k}" for k in range(10)])
+    assert "\nconv2     Conv2d(32, 32, 5, padding=2)  " in model.summary()
+    for text in (model.summary(), str(nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()))):
+        assert max(map(len, text.splitlines())) <= columns
+    row = {"epoch": 999, "train_loss": 0.12345, "val_loss": 12.345, "val_accuracy": 1.0, "test_loss": 0.5, "test_accuracy": 0.5,
+           "lr": 0.01, "images_per_second": 123456.7, "seconds": 1234.5}
+    state = SimpleNamespace(history=[row], epochs=1000, progress=SimpleNamespace(best_epoch=999, epoch=999))
+    assert epoch_line(state, lambda text: f"<{text}>") == {     # what is left out is in metrics.csv
+        80: "epoch  999/1000  train 0.1235  val 12.3450  <100.00%>  test 0.5000  50.00%",
+        120: "epoch  999/1000  train 0.1235  val 12.3450  <acc 100.00%>  test 0.5000  acc 50.00%  lr 1.00e-02  123,457/s  1234.5 s",
+    }[columns]
 
 
 def test_summaries_and_evaluations():

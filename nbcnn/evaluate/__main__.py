@@ -37,7 +37,8 @@ def _main(argv):
                             **found.as_dict()}))
     else:
         images = "the images" if name == "folder" else f"the {options['split']} images of {dataset.name},"
-        cli.say(f"{options['checkpoint']} on {images} {why}", "", *str(found).split("\n"))
+        cli.tell(f"{options['checkpoint']} on {images} {why}")
+        cli.say("", *str(found).split("\n"))
     return 0
 
 
@@ -45,9 +46,9 @@ def _parser():
     parser = cli.Parser(
         NAME, "Measure a network from a checkpoint: loss, accuracy, precision and recall of each class, and the confusion matrix.",
         """\
-  nbcnn evaluate --checkpoint runs/.../best.safetensors
-  nbcnn evaluate --checkpoint best.safetensors --dataset cifar10 --data-dir ~/cifar10 --json
-  nbcnn evaluate --checkpoint best.safetensors --dataset folder --data-dir pets/test""",
+  nbcnn evaluate --checkpoint latest
+  nbcnn evaluate --checkpoint best.safetensors --data-dir ~/cifar10 --json
+  nbcnn evaluate --checkpoint runs/pets --dataset folder --data-dir pets/test""",
         "0 done, 2 cannot be done, 130 Ctrl-C")
     parser.add_checkpoint()
     parser.add("--dataset", "the labelled images (default: what the network was trained with, else auto)",
