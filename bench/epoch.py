@@ -58,7 +58,7 @@ def main():
         for _ in range(options.repeats):
             for name, run in sides.items():
                 seconds, memory, output = run()
-                learned = re.search(r"train loss +([\d.]+).*accuracy +([\d.]+%)", output).groups()
+                learned = re.search(r"train(?: loss)? +([\d.]+).*acc(?:uracy)? +([\d.]+%)", output).groups()
                 results[name].append((seconds, memory, learned))
                 print(name, f"{seconds:.1f} s", f"{memory:.0f} MiB", *learned, sep="  ", flush=True)
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from nbcnn.files import require_file
 from nbcnn.kernels.arguments import integer, ints
 from nbcnn.kernels.shown import shown
+from nbcnn.memory import machine_memory
 
 # The formats, and how many pixels an image may have: those of a camera with 108 megapixels. Fewer where Pillow needs more than the
 # usual 4 bytes a pixel (16 for WEBP, 12 for AVIF and for a TIFF in one strip), so that no image takes a gigabyte.
@@ -158,11 +159,20 @@ def fit_pictures(images, shape):
     if images.shape[1:] == tuple(shape):
         return images
     channels, height, width = shape = picture_shape(shape)
-    fitted = np.empty((len(images), *shape), np.uint8)
+    fitted = empty_images(len(images), shape)
     for k, image in enumerate(images):
         picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
         fitted[k] = _sized(_in_mode(picture, MODES[channels]), (width, height)).reshape(height, width, channels).transpose(2, 0, 1)
     return fitted
+
+
+def empty_images(count, shape):
+    """Memory for `count` images of a shape; MemoryError, before the machine is out of it, where there is not so much."""
+    size = count * math.prod(shape)
+    if size > machine_memory():
+        raise MemoryError(f"shape: expected one whose {count:,} images take at most the memory of {machine_memory():,} bytes, got "
+                          f"{shown(shape)}, with {size:,}; a smaller size (--size) takes less")
+    return np.empty((count, *shape), np.uint8)
 
 
 def picture_shape(shape):

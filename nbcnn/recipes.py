@@ -93,8 +93,9 @@ def resumed_options(given, saved, source, parse):
                 message += f", which its {options['schedule']} schedule is laid out for"
             message += "; leave it out"
             if name == "epochs" and (more := value - saved.progress.epoch) > 0:
+                place = f" --data-dir {shlex.quote(options['data_dir'])}" if options["dataset"] != "shapes" else ""
                 message += (f", or begin a new run of {more} epochs with its weights: --init-from {shlex.quote(str(source))} "
-                            f"--epochs {more}")
+                            f"--epochs {more} --dataset {options['dataset']}{place}")
             raise ValueError(message)
         options[name] = value
     if "threads" not in given and (options["threads"] or 0) > numba.config.NUMBA_NUM_THREADS:

@@ -500,6 +500,16 @@ def test_the_commands_leave_out_broken_files(folder, capsys):
     assert evaluate.main(["--checkpoint", last, "--skip-broken"]) == 0 and capsys.readouterr().err.count("left out") == 1
 
 
+def test_images_that_memory_cannot_hold(folder, monkeypatch):
+    """Not even the system's overcommitted one: it would end the process while they are written."""
+    monkeypatch.setattr(pictures, "machine_memory", lambda: 10**6)
+    classes_of(folder / "pets", "cat", "dog")
+    for name, count in (("shapes", "2,000"), ("folder", 7)):
+        with pytest.raises(MemoryError, match=rf"^shape: expected one whose {count} images .* of 1,000,000 bytes, got \(3, 400"):
+            datasets.choose(name, "pets", ["test"], shape=(3, 400, 400))
+    assert len(datasets.folder("pets", (1, 9, 9))) == 7
+
+
 def test_choose(folder):
     classes_of(folder / "pets" / "train", "cat", "dog")
     classes_of(folder / "pets" / "test", "dog")

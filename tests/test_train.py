@@ -383,7 +383,7 @@ def test_resume_takes_flags_that_contradict_nothing(capsys):
             (["--batch-size", 64], "trained with 16"),
             (["--epochs", 22], "--epochs 22 contradicts run/last.safetensors, trained with 1, which its one_cycle schedule is laid "
                                "out for; leave it out, or begin a new run of 21 epochs with its weights: --init-from "
-                               "run/last.safetensors --epochs 21\n")):
+                               "run/last.safetensors --epochs 21 --dataset shapes\n")):
         assert message in fails(capsys, "--resume", "run/last.safetensors", *flags)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from nbcnn.datasets.dataset import Dataset
 from nbcnn.files import said
-from nbcnn.pictures import find_pictures, picture_shape, read_pictures
+from nbcnn.pictures import empty_images, find_pictures, picture_shape, read_pictures
 
 AT_ONCE = 1000      # images that are read together
 SHAPE = (3, 32, 32)
@@ -57,7 +57,7 @@ def folder(path, shape=SHAPE, classes=None, max_pixels=None, skip_broken=False):
         if not found:
             raise ValueError(f"{Path(path) / name}: expected images, got no file whose name ends as an image's")
         files += [(file, classes.index(name)) for file in found]
-    images, broken = np.empty((len(files), *shape), np.uint8), {}
+    images, broken = empty_images(len(files), shape), {}
     for start in range(0, len(files), AT_ONCE):
         some = [file for file, _ in files[start:start + AT_ONCE]]
         for k, image in enumerate(read_pictures(some, shape, max_pixels=max_pixels), start):
