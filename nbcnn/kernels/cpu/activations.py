@@ -22,8 +22,8 @@ njit = kernel_cache.njit(**OPTIONS)
 
 # ---- float32 functions, for vectors: every constant is a float32, every choice a selection
 #
-# The coefficients of EXP, UPPER and LOWER are minimax fits: least squares with NumPy at Chebyshev points, repeated with the weights
-# multiplied by the errors until the largest are equal.
+# The coefficients of EXP, TANH, UPPER and LOWER are minimax fits: least squares with NumPy at Chebyshev points, repeated with the
+# weights multiplied by the errors until the largest are equal.
 
 def _singles(*values):
     return tuple(map(np.float32, values))
@@ -35,8 +35,7 @@ LOWEST = np.float32(-104)                   # e^x is 0 below
 ROUND = np.float32(1.5 * 2**23)             # a sum with it is whole, and its last bits are those of the integer
 MANTISSA, BIAS, LIFT = np.int32(23), np.int32(127 + 64), np.float32(2**-64)
 EXP = _singles(0.00138427236, 0.00837495644, 0.0416680574, 0.166664213, 0.49999994, 1, 1)
-NEAR, TANH = np.float32(0.625), _singles(-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1,
-                                         -3.33332819422e-1, 1)
+TANH = _singles(-0.000358451973, 0.00230136444, -0.00794610661, 0.0214866567, -0.0538798012, 0.133323446, -0.333332956)
 FAR = np.float32(15)                        # float32 has nothing between 0 and the cdf at -15
 UPPER = _singles(0.0144776087, 0.108573541, 0.342752784, 0.49999997)
 LOWER = _singles(0.0363012441, 0.271773428, 0.900756299, 1.4833864, 1)
@@ -64,11 +63,16 @@ def exp32(x):
 
 @njit
 def tanh32(x):
-    """tanh x = x P(x^2) near 0, P as in Cephes' tanhf, else (1 - e^-2|x|)/(1 + e^-2|x|), which would cancel there; within 2 ulp."""
-    size = abs(x)
+    """tanh x = x + x^3 P(x^2) to 1, from there on 1 - 2p/(1 + p), p = e^-2|x|; within 1 ulp.
+
+    That 1/(1 + p) is rounded matters less in 2p - 2p p/(1 + p). The gradient 1 - y^2 loses digits near 1: no formula of y gives
+    back what y was rounded off, so all its accuracy comes from here.
+    """
+    size, square = abs(x), x * x
     power = exp32(-size - size)
-    far = (ONE - power) / (ONE + power)
-    return x * polynomial(x * x, TANH) if size < NEAR else far if x > ZERO else -far
+    double = power + power
+    far = ONE - (double - double * (power / (ONE + power)))
+    return math.copysign(size + size * square * polynomial(square, TANH) if size < ONE else far, x)
 
 
 @njit
