@@ -244,7 +244,8 @@ def one_cycle(max_lr, total, pct_start=0.2, div_factor=25.0, final_div_factor=1e
 
     Notes
     -----
-    When the way up is shorter than one step, the first step has max_lr.
+    A way up that is shorter than one step ends before step 0, which then has a rate on the way down. One of exactly one step
+    begins with max_lr, where PyTorch divides by zero.
 
     Source: PyTorch's torch.optim.lr_scheduler.OneCycleLR, whose pct_start is 0.3 by default.
 
@@ -259,7 +260,7 @@ def one_cycle(max_lr, total, pct_start=0.2, div_factor=25.0, final_div_factor=1e
     if not (div_factor > 0 and final_div_factor > 0):
         raise ValueError(f"div_factor, final_div_factor: expected positive numbers, got {div_factor} and {final_div_factor}")
     initial_lr = max_lr / div_factor
-    last_lr, top = initial_lr / final_div_factor, max(pct_start * total - 1, 0)
+    last_lr, top = initial_lr / final_div_factor, pct_start * total - 1
 
     def learning_rate(k):
         if k < top:

@@ -252,6 +252,31 @@ def test_schedules_follow_torch(total):
                 schedule.step()
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("total", [*range(1, 13), 50, 333])
+@pytest.mark.parametrize("pct_start", [0.0, 1e-6, 0.01, 0.05, 0.1, 0.125, 0.2, 0.25, 0.3, 1 / 3, 0.5, 0.75, 0.99, 1.0])
+def test_one_cycle_follows_torch_however_short_the_way_up(total, pct_start):
+    import torch
+    learning_rate, twin = optim.one_cycle(0.3, total, pct_start), torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    if pct_start * total == 1:
+        with pytest.raises(ZeroDivisionError):
+            torch.optim.lr_scheduler.OneCycleLR(twin, 0.3, total_steps=total, pct_start=pct_start)
+        assert learning_rate(0) == 0.3
+        return
+    schedule = torch.optim.lr_scheduler.OneCycleLR(twin, 0.3, total_steps=total, pct_start=pct_start)
+    for k in range(total):
+        assert learning_rate(k) == pytest.approx(twin.param_groups[0]["lr"], rel=1e-12, abs=1e-15), k
+        twin.step()
+        if k < total - 1:
+            schedule.step()
+
+
+def test_one_cycle_without_a_way_up():
+    """By hand: the way down begins a step before step 0, so step k is (k + 1)/3 of it, where cos is 1/2, -1/2 and -1."""
+    learning_rate = optim.one_cycle(1.0, 3, 0.0, div_factor=1.0, final_div_factor=5.0)
+    assert [learning_rate(k) for k in range(3)] == pytest.approx([0.2 + 0.8 * 0.75, 0.2 + 0.8 * 0.25, 0.2])
+
+
 def test_one_cycle_as_the_default_recipe_has_it():
     total = 16 * 782
     learning_rate = optim.one_cycle(0.02, total)
