@@ -7,6 +7,7 @@
     optim       SGD and learning-rate schedules
     checkpoint  save and load, atomically; `nbcnn.save(model, path)` and `nbcnn.load(path)` for a model alone
     scheduler   BackpropScheduler: plan, forward, loss, backward
+    check       check_gradients: gradients compared with differences
     memory      how much of it buffers may take
     profile     where the time of a training step goes, and the processor's peak
     datasets    CIFAR-10, the built-in shapes, folders of images, and the loader
@@ -18,6 +19,7 @@ The command `nbcnn`, or `python -m nbcnn`, has train, predict, evaluate and cach
 """
 import nbcnn.interrupts  # first, so that Ctrl-C ends the imports that follow, which take long
 from nbcnn import checkpoint, datasets, kernels, models, optim, pictures
+from nbcnn.check import check_gradients
 from nbcnn.checkpoint import load_model as load
 from nbcnn.checkpoint import save_model as save
 from nbcnn.evaluate import evaluate

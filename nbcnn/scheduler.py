@@ -102,6 +102,8 @@ class BackpropScheduler:
     loss : a loss of `nbcnn.losses`, or None for a model that is only to predict
     fuse : bool
         Whether layers that follow one another may be computed in one go. False keeps what each layer gives in `outputs`.
+    need_dx : bool
+        Whether backward computes the gradient of the images too, `dx`.
 
     Notes
     -----
@@ -121,11 +123,11 @@ class BackpropScheduler:
     True
     """
 
-    def __init__(self, model, loss, *, fuse=True):
+    def __init__(self, model, loss, *, fuse=True, need_dx=False):
         require_network(model)
         if loss is not None and require_loss(loss).reduction == "none":
             raise ValueError("loss: expected reduction 'mean' or 'sum', a single number to differentiate, got 'none'")
-        self.model, self.loss, self.fuse = model, loss, flag(fuse, "fuse")
+        self.model, self.loss, self.fuse, self.need_dx = model, loss, flag(fuse, "fuse"), flag(need_dx, "need_dx")
         self.shape = self.backend = None        # of a sample and of the parameters, which the plan is made for
         self.steps = []
         self._users = []            # calls of methods that are `_alone`: the first one runs, the others are refused
@@ -208,7 +210,7 @@ class BackpropScheduler:
                                "thread a scheduler of its own")
         n, dlogits, self._dlogits = self._n, self._dlogits, None
         parameters = self._parameters
-        if not parameters:
+        if not parameters and not self.need_dx:
             return
         self.reserve(n, backward=True)
         self.steps[-1].dy.set(dlogits)
@@ -321,6 +323,11 @@ class BackpropScheduler:
         Of layers computed in one go there is what the last of them gave.
         """
         return {step.names[-1]: step.y.view(self._n) for step in self.steps if step.y is not None}
+
+    @property
+    def dx(self):
+        """The gradient of the images with `need_dx`, None before the first backward: a view that the next one overwrites."""
+        return self.steps[0].dx.view(self._n) if self.steps and self.steps[0].dx is not None else None
 
     def first_nonfinite(self, n=None):
         """The name of the first layer whose output holds a NaN or an infinity, "input", or None: of the last batch, or n of it."""
@@ -454,7 +461,7 @@ class BackpropScheduler:
             if not step.operation.shares:
                 size += itemsize * elements(n, step.y_shape) * (2 if backward else 1)
             taken.append(size)
-        taken[0] += itemsize * elements(n, self.shape)
+        taken[0] += itemsize * elements(n, self.shape) * (2 if backward and self.need_dx else 1)
         return taken
 
     def _require_memory(self, n, backward=False):
@@ -488,8 +495,8 @@ class BackpropScheduler:
         self.capacity = n
 
     def _reserve_backward(self, n):
-        """Gradient buffers, back to the first layer that learns."""
-        first = next((k for k, step in enumerate(self.steps) if step.layer.parameters), len(self.steps))
+        """Gradient buffers, back to the first layer that learns, or to the images."""
+        first = next((k for k, step in enumerate(self.steps) if step.layer.parameters or self.need_dx), len(self.steps))
         learning, after = self.steps[first:], None
         parts = {p: step.operation.parts for step in learning for p in step.layer.parameters.values()}
         self._partials = self.backend.Partials(self.model.vector, parts, n)
@@ -499,6 +506,8 @@ class BackpropScheduler:
             if after is not None:
                 after.dx = step.dy
             step.partials, after = self._partials, step
+        if self.need_dx:
+            after.dx = self.backend.Buffer(n, self.shape, self.model.dtype, after.dy.array if after.operation.shares else None)
         self._has_backward = True
 
     def __str__(self):

@@ -27,9 +27,10 @@ def network(dtype=np.float32):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("fuse", [False, True])
-def test_what_is_foretold_is_what_is_allocated(dtype, backward, fuse):
+@pytest.mark.parametrize("need_dx", [False, True])
+def test_what_is_foretold_is_what_is_allocated(dtype, backward, fuse, need_dx):
     """To a percent, and 64 KiB for what aligns the buffers and lists what is to be run."""
-    step = nbcnn.BackpropScheduler(network(dtype), nbcnn.CrossEntropyLoss(), fuse=fuse)
+    step = nbcnn.BackpropScheduler(network(dtype), nbcnn.CrossEntropyLoss(), fuse=fuse, need_dx=need_dx)
     step.plan((3, 32, 32))
     foretold = sum(step._bytes(64, backward))
     tracemalloc.start()

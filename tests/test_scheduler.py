@@ -86,6 +86,32 @@ def test_backward_needs_a_forward_of_its_own():
         step.backward()
 
 
+@pytest.mark.parametrize("first", [[], [("flatten0", nbcnn.Flatten())]])
+def test_the_gradient_of_the_images(first):
+    """What backward of the layers' functions gives; None unless asked for, or before backward; parameters' stay the same."""
+    model = nbcnn.Sequential([*first, ("relu1", nbcnn.ReLU())], dtype=np.float64)
+    images, targets = np.random.default_rng(0).standard_normal((2, 2, 3, 3, 5))
+    targets = targets.reshape(model(images).shape)
+    step = nbcnn.BackpropScheduler(model, nbcnn.MSELoss(reduction="sum"), need_dx=True)
+    step.forward(images, targets)
+    assert step.dx is None
+    step.backward()
+    expected = 2 * (np.maximum(images, 0) - targets.reshape(images.shape)) * (images > 0)
+    assert step.dx.shape == images.shape and (step.dx == expected).all()
+
+
+def test_the_gradient_of_the_images_costs_the_others_no_bit():
+    gradients = []
+    for need_dx in (False, True):
+        model, (images, labels) = network(), batch()
+        step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss(), need_dx=need_dx)
+        step.forward(images, labels)
+        step.backward()
+        gradients.append(model.vector.grad.copy())
+        assert (step.dx is not None) == need_dx
+    assert (gradients[0] == gradients[1]).all()
+
+
 def test_a_failed_call_leaves_the_scheduler_usable():
     model, (images, labels) = network(), batch()
     step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss())
