@@ -158,6 +158,9 @@ def _row(name, gradient, values, moved, rng):
     for where, direction in directions:
         up, down = moved(values + H * direction) / H, -moved(values - H * direction) / H
         backward, difference = float((gradient * direction).sum() if where == "all" else gradient[where]), (up + down) / 2
-        error = max(abs(backward - difference) - abs(up - down) / 2, 0.0) / max(abs(difference), 1.0)       # NaN stays
+        scale = max(abs(difference), 1.0)
+        error = abs(backward - difference) / scale
+        if error > TOLERANCE:       # unless there is a kink, and backward lies between the slopes to both sides
+            error = max(error - abs(up - down) / 2 / scale, 0.0)
         rows.append(Row(name, values.shape, compared, where, backward, difference, error))
     return max(rows, key=lambda row: math.inf if math.isnan(row.error) else row.error)
