@@ -22,8 +22,8 @@ LIMITED = """
 import sys
 from nbcnn import train
 from nbcnn.datasets import Dataset, choice
-limit, whole = int(sys.argv.pop(1)), choice.cifar10
-choice.cifar10 = lambda folder: tuple(
+limit, (find, whole) = int(sys.argv.pop(1)), choice.FILES["cifar10"]
+choice.FILES["cifar10"] = find, lambda folder: tuple(
     Dataset(part.images[:limit], part.labels[:limit], part.classes, part.name) for part in whole(folder))
 sys.exit(train.main())
 """

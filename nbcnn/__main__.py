@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a network, and keep what it learned",
     "predict": "say what is in images, with a trained network",
     "evaluate": "measure a trained network on labelled images",
+    "data": "download data sets by name, and show what is in them",
     "cache": "show what is kept to save time, or remove it",
 }
 

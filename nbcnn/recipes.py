@@ -16,13 +16,17 @@ RECIPES = {
     "tutorial": dict(epochs=20, batch_size=64, lr=0.01, schedule="constant", momentum=0.0, nesterov=False, weight_decay=0.0,
                      augment=False, normalize=False, shuffle=True),
 }
-EPOCHS = {"cifar10": 16, "shapes": 6, "folder": 16}     # of the default recipe
+EPOCHS = {"cifar10": 16, "cifar100": 16, "mnist": 4, "fashion-mnist": 8, "shapes": 6, "folder": 16}     # of the default recipe
 OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", val_share=0.0, size=None, channels=None,
               skip_broken=False, model="cifar10_quick", init_from=None, loss="cross_entropy", label_smoothing=0.0, seed=0,
               threads=None, save_every=None, fingerprint=None)
 BEFORE = dict(val_share=0.0, size=32, channels=3, skip_broken=False, init_from=None, fingerprint=None)  # of older checkpoints
 FREE = {"data_dir", "threads", "save_every", "skip_broken"}     # these change no bit of the result
-MEAN_STD = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "shapes": ((0.5,) * 3, (0.29,) * 3)}
+MEAN_STD = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "mnist": ((0.1307,), (0.3081,)), "fashion-mnist": ((0.2860,), (0.3530,)), "shapes": ((0.5,) * 3, (0.29,) * 3),
+}
 WIDTHS = {"Linear": "out_features", "Conv2d": "out_channels"}       # the arguments that say how many outputs there are
 SCHEDULES = {
     "constant": lambda lr, total: optim.constant(lr),
@@ -50,6 +54,8 @@ def new_options(given):
     options = {**OTHERS, **RECIPES[given.get("recipe", OTHERS["recipe"])], **given}
     if options["momentum"] == 0 and "nesterov" not in given:
         options["nesterov"] = False
+    if options["dataset"] == "mnist" and "augment" not in given:
+        options["augment"] = False      # no digit is another one's mirror image, nor still a digit
     if options["dataset"] == "auto" and "data_dir" in given:
         options["dataset"] = "cifar10"      # a user who says where the files are does not want the shapes
     return options
@@ -130,7 +136,7 @@ def load_datasets(options, source=None, saved=None, max_pixels=None):
     if options["split"] == "test":
         train = test
     options["dataset"], (options["channels"], options["size"]) = train.name, train.images.shape[1:3]
-    # A CRC-32 of images and labels; the built-in images and CIFAR-10's are always the same.
+    # A CRC-32 of images and labels; those of the other sets are always the same.
     fingerprint = 0 if train.name == "folder" else None
     for part in (train, *more) if train.name == "folder" else ():
         fingerprint = zlib.crc32(part.labels, zlib.crc32(part.images, fingerprint))

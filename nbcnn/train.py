@@ -240,7 +240,7 @@ def _parser():
 
     add("--recipe", "values for all flags below that name a recipe; a flag given wins", choices=list(RECIPES))
     add("--dataset", "auto: CIFAR-10 where --data-dir holds it, else shapes", choices=["auto", *datasets.DATASETS])
-    add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and test",
+    add("--data-dir", "folder with the data set's files, or its parent; with --dataset folder the one that holds train and test",
         metavar="DIR")
     add("--size", "scale images to N x N (default: the data set's; 32 for folder)", type=whole(2, 65_535), metavar="N")
     add("--channels", "1 for grey, 3 for colours (default: the data set's; 3 for folder)", type=whole(1), choices=[1, 3])
@@ -261,7 +261,7 @@ def _parser():
     add("--weight-decay", "weight decay", type=number(), metavar="D")
     add("--loss", "mse and l1 compare outputs with one-hot rows; bce does so after a sigmoid", choices=list(LOSSES))
     add("--label-smoothing", "for cross_entropy", type=number(1), metavar="E")
-    add("--augment", "mirror images and shift batches at random", action=argparse.BooleanOptionalAction)
+    add("--augment", "mirror images and shift batches at random; not for mnist unless given", action=argparse.BooleanOptionalAction)
     add("--normalize", "subtract a mean and divide by a standard deviation; else pixels are in [0, 1]",
         action=argparse.BooleanOptionalAction)
     add("--shuffle", "a new order every epoch", action=argparse.BooleanOptionalAction)

@@ -12,6 +12,15 @@ settings.register_profile("thorough", max_examples=500, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+@pytest.fixture
+def web(monkeypatch):
+    """A web server on this machine that does what the test wants."""
+    from web import Web
+    monkeypatch.setenv("no_proxy", "*")
+    with Web() as server:
+        yield server
+
+
 def pytest_collection_modifyitems(config, items):
     if "campaign" not in config.getoption("-m"):
         items[:] = [item for item in items if not item.get_closest_marker("campaign")]

@@ -10,7 +10,7 @@ from importlib import metadata
 
 import pytest
 
-from nbcnn import __main__, cache, cli, predict, recipes, train
+from nbcnn import __main__, cache, cli, data, predict, recipes, train
 from nbcnn.datasets import DATASETS
 from nbcnn.evaluate import __main__ as evaluate
 from nbcnn.models import MODELS
@@ -267,12 +267,13 @@ def test_an_unknown_command(capsys, argv, message):
     assert error.startswith("nbcnn: ") and re.search(message, error) and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name, module", [("train", train), ("predict", predict), ("evaluate", evaluate), ("cache", cache)])
+@pytest.mark.parametrize("name, module", [
+    ("train", train), ("predict", predict), ("evaluate", evaluate), ("data", data), ("cache", cache)])
 def test_commands_are_the_modules(name, module, monkeypatch, capsys):
     got = []
     monkeypatch.setattr(module, "main", lambda argv: got.append(argv) or 7)
     assert __main__.main([name, "a", "--b"]) == 7 and got == [["a", "--b"]]
-    assert name in __main__.COMMANDS and len(__main__.COMMANDS) == 4
+    assert name in __main__.COMMANDS and len(__main__.COMMANDS) == 5
 
 
 @pytest.mark.parametrize("argv", [[], ["train"], ["predict"], ["evaluate"], ["cache"]])

@@ -174,7 +174,7 @@ def test_where_the_images_are_from(small, monkeypatch, capsys):
     (["--dataset", "cifar10"], "data: no CIFAR-10 there"),
     (["--dataset", "folder", "--data-dir", "nowhere"], "nowhere: No such file"),
     (["--data-dir", "elsewhere"], "--data-dir elsewhere: the shapes are built in; give --dataset cifar10 or --dataset folder"),
-    (["--batch-size", "0"], "--batch-size"), (["--dataset", "mnist"], "invalid choice: 'mnist'"), (["--top", "3"], "unrecognized"),
+    (["--batch-size", "0"], "--batch-size"), (["--dataset", "kmnist"], "choice: 'kmnist'"), (["--top", "3"], "unrecognized"),
     (["--checkpoint", "nowhere"], "nowhere: No such file"), (["--checkpoint", "text"], "text: not a safetensors file"),
     (["--checkpoint", "other.safetensors"],
      "dataset: expected the network's classes, x, y, z, got ant, bee, cow"),

@@ -13,7 +13,7 @@ LAYERS = [      # the lowest first; a module imports those of its own line and o
     "check checkpoint evaluate evaluation fit",
     "",     # nbcnn itself: what a library user imports
     "cli recipes run_folder",
-    "cache evaluate.__main__ predict train __main__",
+    "cache data evaluate.__main__ predict train __main__",
 ]
 LATER = {       # imports within functions that go up, or would close a circle: methods that are named functions, and a layer's call
     ("nbcnn.model", "nbcnn.checkpoint"), ("nbcnn.model", "nbcnn.evaluation"), ("nbcnn.layers", "nbcnn.model")}

@@ -171,8 +171,8 @@ def test_split_test_says_what_it_means(small, capsys):
 
 def test_cifar10_is_taken_where_it_is_found(capsys, monkeypatch):
     train_set, test_set = (Dataset(part.images, part.labels, CLASSES, "cifar10") for part in SMALL)
-    monkeypatch.setattr(choice, "cifar10", lambda folder: (train_set, test_set))
-    monkeypatch.setattr(choice, "find_cifar10", lambda folder: ("mine/cifar-10-batches-bin", "binary"))
+    monkeypatch.setitem(choice.FILES, "cifar10", (lambda folder: ("mine/cifar-10-batches-bin", "binary"),
+                                                  lambda folder: (train_set, test_set)))
     assert run("--epochs", 1, "--out", "run") == 0
     assert "cifar10: 40 images to train, 20 to test; found in mine/cifar-10-batches-bin" in capsys.readouterr().out
     found = checkpoint.load("run/last.safetensors")

@@ -2,16 +2,22 @@
 from dataclasses import replace
 from pathlib import Path
 
-from nbcnn.datasets.cifar10 import cifar10, find_cifar10
+from nbcnn.datasets.cifar import cifar10, cifar100, find_cifar10, find_cifar100
 from nbcnn.datasets.folder import SHAPE, folder
+from nbcnn.datasets.idx import fashion_mnist, find_fashion_mnist, find_mnist, mnist
 from nbcnn.datasets.shapes import shapes
+from nbcnn.datasets.sources import SOURCES
 from nbcnn.kernels.arguments import one_of
 from nbcnn.pictures import fit_pictures
 
 DATASETS = {
-    "cifar10": "CIFAR-10: 50,000 + 10,000 images of 32x32 in ten classes, from its files in --data-dir",
+    **{name: f"{source.title}: {source.what}, from its files in --data-dir" for name, source in SOURCES.items()},
     "shapes": "10,000 + 2,000 drawn images of 32x32, ten kinds of figures; built in",
     "folder": "your own: --data-dir holds train/CLASS/..., test/CLASS/... and perhaps val/CLASS/..., images of any kind and size",
+}
+FILES = {       # of those with files of their own: how to find these, and how to read them
+    "cifar10": (find_cifar10, cifar10), "cifar100": (find_cifar100, cifar100),
+    "mnist": (find_mnist, mnist), "fashion-mnist": (find_fashion_mnist, fashion_mnist),
 }
 
 
@@ -56,9 +62,9 @@ def choose(name, place, splits=("train", "test"), *, shape=None, classes=None, m
             found.append(folder(home / split if holds_splits else home, _filled(shape, SHAPE), classes, max_pixels, skip_broken))
             classes = found[-1].classes
         return found, f"from {home / splits[0] if holds_splits and len(splits) == 1 else home}"
-    found = find_cifar10(place) if name == "auto" else None
-    if found or name == "cifar10":
-        (train, test), why = cifar10(place), f"found in {found[0]}" if found else f"from {place}"
+    found = FILES["cifar10"][0](place) if name == "auto" else None
+    if found or name in FILES:
+        (train, test), why = FILES["cifar10" if found else name][1](place), f"found in {found[0]}" if found else f"from {place}"
     else:
         (train, test), why = shapes(), "built in"
         if name == "auto":

@@ -1,4 +1,4 @@
-"""Reads the pickles of CIFAR-10's python version: numbers, strings, lists, dicts and arrays.
+"""Reads the pickles of CIFAR-10's and CIFAR-100's python versions: numbers, strings, lists, dicts and arrays.
 
 A pickle is a program for a small machine with a stack. This is such a machine. It can do what is in `OPERATIONS` and nothing else:
 it imports and calls nothing that a file names, and needs no more memory than a few times the file's size.
@@ -10,8 +10,8 @@ import os
 from nbcnn.files import require_file
 from nbcnn.kernels.shown import shown
 
-LARGEST = 5 * 10_000 * 3072     # bytes of a file: the oldest protocol writes up to four for a byte of an image
-MOST = 200_000                  # operations: the longest files take twelve for an image's label and name
+LARGEST = 5 * 10_000 * 3072     # bytes of a file with 10,000 images: the oldest protocol writes up to four for a byte of an image
+MOST = 200_000                  # operations for them: the longest files take sixteen for an image's labels and name
 DEPTH = 20                      # of values in values
 DIGITS = 20                     # of a number: one of 64 bits has up to 20
 
@@ -42,22 +42,22 @@ KNOWN = {       # the names that a pickle may ask for
 }
 
 
-def unpickle(path):
-    """The content of a file of CIFAR-10's python version: keys of dicts are str, arrays and types of NumPy are `Pickled`.
+def unpickle(path, batches=1):
+    """The content of a file of a python version: keys of dicts are str, arrays and types of NumPy are `Pickled`.
 
-    Where it is no such pickle, a ValueError names the file and the byte.
+    The file has at most so many times 10,000 images. Where it is no such pickle, a ValueError names the file and the byte.
     """
     require_file(path)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > LARGEST:
-            raise ValueError(f"{path}: expected at most {LARGEST} bytes, got {size}")
+        if size > LARGEST * batches:
+            raise ValueError(f"{path}: expected at most {LARGEST * batches} bytes, got {size}")
         machine = _Machine(file.read(size))
     try:
-        return machine.run()
+        return machine.run(MOST * batches)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         reason = error if isinstance(error, ValueError) else "what it says to do does not fit what is before"
-        raise ValueError(f"{path}: byte {machine.stream.tell()}: no pickle of CIFAR-10: {reason}") from None
+        raise ValueError(f"{path}: byte {machine.stream.tell()}: no pickle of CIFAR: {reason}") from None
 
 
 class _Machine:
@@ -71,17 +71,17 @@ class _Machine:
         self.left = len(content)        # bytes that may still be copied from one value into another
         self.read, self.push = self.stream.read, self.stack.append
 
-    def run(self):
+    def run(self, most):
         """Do one operation after another, and return what the last one leaves."""
         read, operations = self.read, OPERATIONS
-        for _ in range(MOST):
+        for _ in range(most):
             code = read(1)
             if code == b".":
                 return self.stack.pop()
             if code not in operations:
-                raise ValueError(f"refused operation {code!r}, which no CIFAR-10 file needs" if code else "it ends too early")
+                raise ValueError(f"refused operation {code!r}, which no CIFAR file needs" if code else "it ends too early")
             operations[code](self)
-        raise ValueError(f"expected at most {MOST} operations")
+        raise ValueError(f"expected at most {most} operations")
 
     # ---- what follows an operation in the file ----
 
@@ -142,7 +142,7 @@ class _Machine:
     def get(self, index):
         value = self.memo[index]
         if type(value) in INSIDE:
-            raise ValueError(f"refused to use a {type(value).__name__} twice, which no CIFAR-10 file needs")
+            raise ValueError(f"refused to use a {type(value).__name__} twice, which no CIFAR file needs")
         self.push(value)
 
     def new_tuple(self, items):
@@ -178,12 +178,12 @@ class _Machine:
     def name(self, module, name):
         full = ".".join([module, name])
         if full not in KNOWN:
-            raise ValueError(f"refused to load {shown(full)}, which no CIFAR-10 file needs")
+            raise ValueError(f"refused to load {shown(full)}, which no CIFAR file needs")
         self.push(KNOWN[full])
 
     def call(self, function, arguments):
         if type(arguments) is not tuple:
-            raise ValueError(f"refused a call with a {type(arguments).__name__}, which no CIFAR-10 file needs")
+            raise ValueError(f"refused a call with a {type(arguments).__name__}, which no CIFAR file needs")
         self.spend(sum(len(value) for value in arguments if isinstance(value, str)))
         self.push(function(*arguments))     # it is one of KNOWN: nothing else on the stack can be called
 

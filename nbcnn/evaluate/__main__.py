@@ -53,7 +53,7 @@ def _parser():
     parser.add_checkpoint()
     parser.add("--dataset", "the labelled images (default: what the network was trained with, else auto)",
                choices=["auto", *datasets.DATASETS])
-    parser.add("--data-dir", "folder with the CIFAR-10 batches, or its parent; with --dataset folder the one that holds train and "
+    parser.add("--data-dir", "folder with the data set's files, or its parent; with --dataset folder the one that holds train and "
                              "test, or the classes themselves (default: where training found them, else data)", metavar="DIR")
     parser.add("--split", "which part of the data set (default: test)", choices=["train", "test", "val"])
     parser.add_max_pixels()

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from nbcnn.datasets.cifar10 import _binary_batch, _binary_classes, _python_batch, _python_classes
+from nbcnn.datasets.cifar import Binary, Python
 
 from campaign.harness import GIB, outcomes, survey
 from pickles import NAMES, python_batch, python_meta
 
 RECORDS = 10        # in a batch here
+READERS = {
+    "python batch": lambda path: Python().read_batch(path, RECORDS, 10), "python names": lambda path: Python().read_names(path, 10),
+    "binary batch": lambda path: Binary().read_batch(path, RECORDS, 10), "binary names": lambda path: Binary().read_names(path, 10),
+}
 OPERATIONS = [operation.code.encode("latin-1") for operation in pickletools.opcodes]
 PIECES = [          # of pickles: what declares a length, asks for a name, fetches, calls, nests
     *(b"\x96" + struct.pack("<Q", size) for size in (2**20, 2**30, 2**33, 2**62)),
@@ -26,16 +30,16 @@ WATCHED = {"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket
 
 
 def originals():
-    """(reader, content) of files as they are."""
+    """(one of READERS, content) of files as they are."""
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (RECORDS, 3072), dtype=np.uint8), list(range(RECORDS))
     again = [pickle.dumps({key("labels"): labels, key("data"): np.asarray(pixels, order=order)}, protocol)
              for protocol in range(6) for key in (str, str.encode) for order in ("C", "F")]
-    return [*[(_python_batch, content) for content in (python_batch(labels, pixels), *again)],
-            *[(_python_classes, content) for content in (python_meta(), pickle.dumps({"label_names": NAMES}, 0),
+    return [*[("python batch", content) for content in (python_batch(labels, pixels), *again)],
+            *[("python names", content) for content in (python_meta(), pickle.dumps({"label_names": NAMES}, 0),
                                                          pickle.dumps({b"label_names": NAMES}, 4))],
-            *[(_binary_batch, np.hstack([np.array(labels, np.uint8)[:, None], pixels]).tobytes())] * 3,
-            *[(_binary_classes, b"\n".join(NAMES))] * 3]
+            *[("binary batch", np.hstack([np.array(labels, np.uint8)[:, None], pixels]).tobytes())] * 3,
+            *[("binary names", b"\n".join(NAMES))] * 3]
 
 
 def mutated(content, rng):
@@ -67,11 +71,10 @@ def mutated(content, rng):
 
 def prepare():
     """The originals, and where to write; whatever Python does that no reading needs is from now on an error."""
-    sys.modules["nbcnn.datasets.cifar10"].RECORDS = RECORDS
     path, files = Path(tempfile.mkdtemp()) / "file", originals()
-    for read, content in files:
+    for name, content in files:
         path.write_bytes(content)
-        read(path)
+        READERS[name](path)
 
     def watch(event, arguments):
         if event in WATCHED:
@@ -82,17 +85,17 @@ def prepare():
 
 def case(shared, rng):
     path, files = shared
-    read, content = rng.choice(files)
+    name, content = rng.choice(files)
     path.write_bytes(mutated(content, rng))
 
     def attempt():
         try:
-            read(path)
+            READERS[name](path)
         except ValueError as error:
             message = str(error)
             assert message.startswith(f"{path}: ") and message.isprintable() and len(message) < len(str(path)) + 300, message
             raise
-    return read.__name__, attempt
+    return name, attempt
 
 
 def test_a_changed_file_is_read_or_refused_in_one_line(full, seed):

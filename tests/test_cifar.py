@@ -1,4 +1,4 @@
-"""CIFAR-10's two official formats: read whole, refused where damaged."""
+"""CIFAR-10's and CIFAR-100's two official formats: read whole, refused where damaged."""
 import contextlib
 import json
 import os
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbcnn.datasets import cifar10, find_cifar10
-from nbcnn.datasets.cifar10 import BATCHES, _python_batch, _python_classes
+from nbcnn.datasets import cifar, cifar10, cifar100, find_cifar10, find_cifar100
+from nbcnn.datasets.cifar import BATCHES, CIFAR100, Python
 
 from pickles import NAMES, array, integer, listed, mapping, python_batch, python_meta, string
 
@@ -76,14 +76,14 @@ def test_prefers_the_binary_version(official, tmp_path):
 def test_missing_folder(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
         assert find_cifar10(folder) is None
-        with pytest.raises(FileNotFoundError, match=r"no CIFAR-10 there; looked for data_batch_1\.bin and .*tar\.gz"):
+        with pytest.raises(FileNotFoundError, match=r"no CIFAR-10 there; looked for data_batch_1\.bin and .*data get cifar10,"):
             cifar10(folder)
 
 
 @pytest.mark.parametrize("version, name", [(BINARY, "data_batch_3.bin"), (BINARY, "batches.meta.txt"),
                                            (PYTHON, "test_batch"), (PYTHON, "batches.meta")])
 def test_missing_file(damaged, version, name):
-    with pytest.raises(FileNotFoundError, match=f"lacks {name} there; unpack http"):
+    with pytest.raises(FileNotFoundError, match=f"lacks {name} there; move the folder away, and nbcnn data get cifar10"):
         cifar10(damaged(version, name, None))
 
 
@@ -173,7 +173,7 @@ CODE = b"open('ran','w')"
 def test_no_pickled_code_runs(damaged, monkeypatch, file, refused, attack):
     folder = damaged(PYTHON, file, b"\x80\x02" + attack)
     monkeypatch.chdir(folder)
-    with pytest.raises(ValueError, match=f"{file}: byte [0-9]+: no pickle of CIFAR-10: refused {refused}"):
+    with pytest.raises(ValueError, match=f"{file}: byte [0-9]+: no pickle of CIFAR: refused {refused}"):
         cifar10(folder)
     assert not (folder / "ran").exists()
 
@@ -248,15 +248,14 @@ HOSTILE = {
 TRY = """
 import json, resource, sys, time
 from pathlib import Path
-from nbcnn.datasets.cifar10 import _python_batch, _python_classes
-sys.modules["nbcnn.datasets.cifar10"].RECORDS = 10
+from nbcnn.datasets.cifar import Python
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 500 * 2**20,) * 2)
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    for read in (_python_batch, _python_classes):
+    for read in (lambda: Python().read_batch(path, 10, 10), lambda: Python().read_names(path, 10)):
         started, found = time.perf_counter(), "read"
         try:
-            read(path)
+            read()
         except BaseException as error:
             found = f"{type(error).__name__} {error}"
         print(json.dumps([path.name, found, time.perf_counter() - started]), flush=True)
@@ -295,39 +294,37 @@ def test_no_pickle_kills_or_fills_or_stops_the_process(tried, name):
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("key", [str, str.encode])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_batch_that_python_3_pickled_again(tmp_path, monkeypatch, protocol, key, order):
-    monkeypatch.setattr(sys.modules["nbcnn.datasets.cifar10"], "RECORDS", 10)
+def test_a_batch_that_python_3_pickled_again(tmp_path, protocol, key, order):
     pixels = np.asarray(np.random.default_rng(0).integers(0, 256, (10, 3072), dtype=np.uint8), order=order)
     content = {key("labels"): list(range(10)), key("data"): pixels, key("filenames"): [key(f"{k}.png") for k in range(10)]}
     for core in (b"numpy._core.", b"numpy.core."):      # NumPy 2 and 1
         pickled = pickle.dumps(content, protocol)
         path = tmp_path / "data_batch_1"
         path.write_bytes(pickled.replace(b"numpy._core.", core) if protocol < 4 else pickled)
-        labels, data = _python_batch(path)
+        labels, data = Python().read_batch(path, 10, 10)
         assert list(labels) == list(range(10)) and np.array_equal(data, pixels)
     path.write_bytes(pickle.dumps({**content, key("labels"): [*range(9), 10]}, protocol))
     with pytest.raises(ValueError, match=r"byte \d+: expected a label from 0 to 9 for record 9, got 10") as error:
-        _python_batch(path)
+        Python().read_batch(path, 10, 10)
     byte = int(str(error.value).split("byte ")[1].split(":")[0])
     assert path.read_bytes()[byte:byte + 4] in (b"I10\n", b"K\x0ae" + path.read_bytes()[byte + 3:byte + 4])
     path.write_bytes(pickle.dumps({key("label_names"): [key(name.decode()) for name in NAMES]}, protocol))
-    assert _python_classes(path) == [name.decode() for name in NAMES]
+    assert Python().read_names(path, 10) == [name.decode() for name in NAMES]
 
 
-def test_a_batch_in_the_oldest_protocol(tmp_path, monkeypatch):
+def test_a_batch_in_the_oldest_protocol(tmp_path):
     """As Python 2 writes it: text, with what does not print as \\x and two digits."""
-    monkeypatch.setattr(sys.modules["nbcnn.datasets.cifar10"], "RECORDS", 2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
     path = tmp_path / "data_batch_1"
     path.write_bytes(
         b"(dp1\nS'labels'\np2\n(lp3\nI6\naL9L\nasS'data'\np4\ncnumpy.core.multiarray\n_reconstruct\np5\n(cnumpy\nndarray\np6\n(I0\n"
         b"tS'b'\np7\ntRp8\n(I1\n(I2\nI3072\ntcnumpy\ndtype\np9\n(S'u1'\np10\nI0\nI1\ntRp11\n(I3\nS'|'\np12\nNNNI-1\nI-1\nI0\ntbI00\nS"
         + repr(pixels.tobytes())[1:].encode() + b"\np13\ntbs.")
-    labels, data = _python_batch(path)
+    labels, data = Python().read_batch(path, 2, 10)
     assert labels == [6, 9] and np.array_equal(data, pixels)
     path.write_bytes(path.read_bytes().replace(b"(dp1\n", b"(dp1\nS'title'\nS'\\xe9'\ns").replace(b"aL9L", b"aL10L"))
     with pytest.raises(ValueError, match="data_batch_1: byte unknown: expected a label from 0 to 9 for record 1, got 10"):
-        _python_batch(path)
+        Python().read_batch(path, 2, 10)
 
 
 @pytest.mark.parametrize("version, name", [(BINARY, "data_batch_2.bin"), (BINARY, "batches.meta.txt"), (PYTHON, "test_batch"),
@@ -356,6 +353,100 @@ def test_damage_is_a_value_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "batches.meta"
     path.write_bytes(content[:data.draw(st.integers(0, len(content)))])
     try:
-        assert all(isinstance(name, str) for name in _python_classes(path))
+        assert all(isinstance(name, str) for name in Python().read_names(path, 10))
     except ValueError as error:
         assert str(error).startswith(str(path))
+
+
+# ---- CIFAR-100 ----
+
+KINDS = {"fine": 100, "coarse": 20}
+
+
+@pytest.fixture
+def hundred(monkeypatch, tmp_path):
+    """(folder with both versions of CIFAR-100, of 30 and 20 images; images; labels by kind)."""
+    monkeypatch.setattr(cifar, "RECORDS", 20)
+    for versions in CIFAR100.values():
+        for version, end in (("binary", ".bin"), ("python", "")):
+            monkeypatch.setitem(versions, version, versions[version]._replace(files={f"train{end}": 30, f"test{end}": 20}))
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (50, 3072), dtype=np.uint8)
+    labels = {kind: rng.integers(0, count, 50, dtype=np.uint8) for kind, count in KINDS.items()}
+    binary, python = tmp_path / "cifar-100-binary", tmp_path / "cifar-100-python"
+    binary.mkdir()
+    python.mkdir()
+    for name, part in (("train", slice(30)), ("test", slice(30, None))):
+        np.hstack([labels["coarse"][part, None], labels["fine"][part, None], pixels[part]]).tofile(binary / f"{name}.bin")
+        (python / name).write_bytes(mapping(
+            filenames=listed([string(b"a.png")] * 50), data=array(*pixels[part].shape, pixels[part].tobytes()),
+            **{f"{kind}_labels": listed(map(integer, labels[kind][part].tolist())) for kind in KINDS}))
+    names = {kind: [b"%s_%d" % (kind.encode(), k) for k in range(count)] for kind, count in KINDS.items()}
+    for kind in KINDS:
+        (binary / f"{kind}_label_names.txt").write_bytes(b"\n".join(names[kind]) + b"\n")
+    (python / "meta").write_bytes(mapping(**{f"{kind}_label_names": listed(map(string, names[kind])) for kind in KINDS}))
+    return tmp_path, pixels.reshape(-1, 3, 32, 32), labels
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("version", ["cifar-100-binary", "cifar-100-python"])
+def test_cifar100(hundred, version, kind):
+    folder, images, labels = hundred
+    train, test = cifar100(folder / version, kind)
+    assert len(train) == 30 and len(test) == 20 and np.array_equal(np.concatenate([train.images, test.images]), images)
+    assert np.array_equal(np.concatenate([train.labels, test.labels]), labels[kind])
+    assert train.classes == test.classes == [f"{kind}_{k}" for k in range(KINDS[kind])] and train.name == "cifar100"
+
+
+def test_where_cifar100_is_looked_for(hundred, tmp_path):
+    folder, _, labels = hundred
+    assert find_cifar100(folder) == (folder / "cifar-100-binary", "binary")
+    assert find_cifar100(folder / "cifar-100-python") == (folder / "cifar-100-python", "python")
+    assert np.array_equal(cifar100(folder)[0].labels, labels["fine"][:30])
+    (folder / "own" / "train" / "cat").mkdir(parents=True)       # images of one's own
+    assert find_cifar100(folder / "own") is None
+    with pytest.raises(FileNotFoundError, match=r"own: no CIFAR-100 there; looked for train\.bin and train, also in cifar-100-.*"
+                                                "nbcnn data get cifar100, or download=True, brings it"):
+        cifar100(folder / "own")
+    with pytest.raises(ValueError, match="labels: expected one of 'fine', 'coarse', got 'rough'"):
+        cifar100(folder, "rough")
+
+
+@pytest.mark.parametrize("kind, byte", [("fine", 3 * 3074 + 1), ("coarse", 3 * 3074)])
+def test_cifar100_label_out_of_range(hundred, kind, byte):
+    folder, _, labels = hundred
+    path = folder / "cifar-100-binary" / "train.bin"
+    content = bytearray(path.read_bytes())
+    content[byte] = KINDS[kind]
+    path.write_bytes(content)
+    message = rf"expected a label from 0 to {KINDS[kind] - 1} for record 3, got {KINDS[kind]}$"
+    with pytest.raises(ValueError, match=rf"train\.bin: byte {byte}: {message}"):
+        cifar100(folder, kind)
+    path = folder / "cifar-100-python" / "train"
+    numbers = labels[kind][:30].tolist()
+    content = path.read_bytes()
+    content = content.replace(listed(map(integer, numbers)), listed(map(integer, [*numbers[:3], KINDS[kind], *numbers[4:]])))
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"train: byte \d+: {message}") as error:
+        cifar100(path.parent, kind)
+    byte = int(str(error.value).split("byte ")[1].split(":")[0])
+    assert content[byte:byte + 2] == integer(KINDS[kind])
+
+
+def test_cifar100_of_the_wrong_size(hundred):
+    path = hundred[0] / "cifar-100-binary" / "test.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"test\.bin: expected 61480 bytes, 20 records of 3074, but it ends at byte 61479,"):
+        cifar100(path.parent)
+
+
+def test_a_file_of_cifar100_as_large_as_the_official_one(tmp_path):
+    """50,000 images, and each with two labels and a name, as Python 2 wrote them: with a note of each string."""
+    names = b"".join(string(b"winter_mushroom_s_%06d.png" % k) + b"r" + k.to_bytes(4, "little") for k in range(50_000))
+    path = tmp_path / "train"
+    path.write_bytes(mapping(filenames=b"](" + names + b"e", fine_labels=listed([integer(99)] * 50_000),
+                             coarse_labels=listed([integer(19)] * 50_000), data=array(50_000, 3072, bytes(50_000 * 3072))))
+    assert 155_000_000 < path.stat().st_size < 156_000_000      # the official one has 155,249,918
+    labels, pixels = Python("fine_labels", "fine_label_names").read_batch(path, 50_000, 100)
+    assert set(labels) == {99} and pixels.shape == (50_000, 3072)
+    path.unlink()
