@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -60,6 +61,11 @@ def test_goes_on_where_it_broke_off(get, web, act):
     assert path == again == "/first/a.bin" and none is None and wanted == "bytes=100000-"
 
 
+def test_silence_has_an_end(get, web):
+    web.plan, started = [stall(0)], time.perf_counter()
+    assert get() == CONTENT and 0.3 <= time.perf_counter() - started < 15
+
+
 def test_goes_on_in_another_call(get, web, tmp_path):
     web.plan = [cut(100_000), refuse(503)]
     with pytest.raises(ConnectionError, match=r"^a\.bin cannot be had: .*/first/a\.bin: ended after 100,000 of 300,000 bytes; .*"
@@ -72,6 +78,17 @@ def test_goes_on_in_another_call(get, web, tmp_path):
 def test_a_server_without_ranges_begins_again(get, web):
     web.plan = [cut(100_000), ignore_range]
     assert get("/first") == CONTENT and len(web.asked) == 2
+
+
+def test_beginning_again_loses_nothing(get, web, tmp_path):
+    def cut_without_ranges(handler, content):
+        del handler.headers["Range"]
+        cut(1000)(handler, content)
+    web.plan = [cut(100_000), cut_without_ranges]
+    with pytest.raises(ConnectionError, match="ended after 1,000 of 300,000 bytes"):
+        get("/first")
+    assert kept(tmp_path) == 100_000
+    assert get("/first") == CONTENT
 
 
 def test_so_many_connections_and_no_more(get, web, tmp_path):

@@ -80,11 +80,10 @@ def _fetch(file, path, places):
         address = place if place.endswith(f"/{file.name}") else f"{place.rstrip('/')}/{file.name}"
         for _ in range(TRIES):
             before = path.stat().st_size
-            start = before if before <= file.size else 0
-            with tqdm(desc=file.name, total=file.size, initial=start, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            with tqdm(desc=file.name, total=file.size, initial=before, unit="B", unit_scale=True, leave=False, disable=None) as bar:
                 try:
-                    if start < file.size:
-                        _download(address, path, start, file.size, bar)
+                    if before < file.size:
+                        _download(address, path, before, file.size, bar)
                     _verify(path, file.md5)
                     return
                 except Broken as error:
@@ -100,9 +99,7 @@ def _download(address, path, start, size, bar):
     """Add to a file what it lacks from byte `start` on."""
     with naming(path), open(path, "r+b") as out:
         for position, data in _receive(address, start, size):
-            if position == 0:       # also where the server begins again
-                out.truncate(0)
-            out.seek(position)
+            out.seek(position)      # a server may begin again
             out.write(data)
             bar.update(position + len(data) - bar.n)
         out.flush()
