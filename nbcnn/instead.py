@@ -21,8 +21,11 @@ NAMES = {
         "CosineAnnealingLR": "write nbcnn.optim.cosine",
     },
     "nbcnn.datasets": {
-        "CIFAR10": "write train, test = nbcnn.datasets.cifar10(folder)", "ImageFolder": "write nbcnn.datasets.folder(path)",
-        "DataLoader": "write nbcnn.datasets.Loader(dataset, batch_size)",
+        "CIFAR10": "write train, test = nbcnn.datasets.cifar10(folder, download=True)",
+        "CIFAR100": "write train, test = nbcnn.datasets.cifar100(folder, download=True)",
+        "MNIST": "write train, test = nbcnn.datasets.mnist(folder, download=True)",
+        "FashionMNIST": "write train, test = nbcnn.datasets.fashion_mnist(folder, download=True)",
+        "ImageFolder": "write nbcnn.datasets.folder(path)", "DataLoader": "write nbcnn.datasets.Loader(dataset, batch_size)",
     },
     "model": {
         "children": "write model.layers.values()", "modules": "write model.layers.values()",

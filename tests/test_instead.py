@@ -21,7 +21,7 @@ def test_other_names():
     """A slip of the pen gets the nearest name; what only asks whether there is something is not disturbed."""
     for ask, message in ((lambda: nbcnn.Conv2D, "nbcnn has no Conv2D; did you mean Conv2d?"),
                          (lambda: nbcnn.Xyz, "nbcnn has no Xyz"), (lambda: nbcnn.optim.sdg, "nbcnn.optim has no sdg"),
-                         (lambda: nbcnn.datasets.cifar, "nbcnn.datasets has no cifar")):
+                         (lambda: nbcnn.datasets.xyz, "nbcnn.datasets has no xyz")):
         with pytest.raises(AttributeError) as caught:
             ask()
         assert str(caught.value).startswith(message)

@@ -582,7 +582,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeyp
     (["--threads", 4096], "--threads: expected at most"), (["--threads", 0], "--threads"),
     (["--seed", -1], "--seed"), (["--save-every", 0], "--save-every"),
     (["--model", "resnet"], "--model resnet: expected the name of a network, cifar10_quick, cifar10_quick_relu, module:function"),
-    (["--dataset", "mnist"], "invalid choice: 'mnist'"),
+    (["--dataset", "kmnist"], "invalid choice: 'kmnist'"), (["--dataset", "mnist"], "data: no MNIST there"),
     (["--learning-rate", 1], "unrecognized arguments: --learning-rate"), (["--epoch", 1], "unrecognized arguments"),
     (["--dataset", "cifar10", "--data-dir", "nowhere"], "nowhere: no CIFAR-10 there"),
     (["--size", 7], "--model cifar10_quick: ValueError: input_shape: expected images of at least 8x8 pixels"),
@@ -648,7 +648,8 @@ def test_help_shows_the_defaults(capsys):
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for default in ("(recipe default: 0.02; tutorial: 0.01)",
-                    "(recipe default: 16 for cifar10, 6 for shapes, 16 for folder; tutorial: 20)",
+                    "(recipe default: 16 for cifar10, 16 for cifar100, 4 for mnist, 8 for fashion-mnist, 6 for shapes, "
+                    "16 for folder; tutorial: 20)",
                     "(default: data)", "(default: cross_entropy)", "--profile at the end print what each kernel"):
         assert default in text
 
