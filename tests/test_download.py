@@ -114,6 +114,30 @@ def test_another_place_helps(get, web, tmp_path, act, reason):
         assert get() == CONTENT and web.asked[-1][0] == "/second/a.bin"
 
 
+def test_a_bar(get, web, monkeypatch):
+    """One a connection: it begins with what is there, and ends at what has come."""
+    shown = []
+
+    class Bar:
+        def __init__(self, total, initial, **more):
+            self.first = self.n = initial
+            shown.append(self)
+            assert total == 300_000 and more["desc"] == "a.bin"
+
+        def update(self, count):
+            self.n += count
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    web.plan = [cut(100_000), cut(50_000), ignore_range]
+    assert get("/first") == CONTENT
+    assert [(bar.first, bar.n) for bar in shown] == [(0, 100_000), (100_000, 150_000), (150_000, 300_000)]
+
+
 def test_nobody_there(get, tmp_path):
     with pytest.raises(ConnectionError, match="Connection refused"):
         bring([FILE], tmp_path / "set", None, ["http://127.0.0.1:9"])

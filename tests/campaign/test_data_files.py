@@ -1,4 +1,5 @@
-"""CIFAR-10's files with bytes changed, in both versions and every protocol: read, or refused in one line."""
+"""Files of CIFAR and MNIST with bytes changed, in all versions and every protocol: read, or refused in one line."""
+import gzip
 import pickle
 import pickletools
 import struct
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from nbcnn.datasets.cifar import Binary, Python
+from nbcnn.datasets.idx import read_idx
 
+from archives import idx
 from campaign.harness import GIB, outcomes, survey
 from pickles import NAMES, python_batch, python_meta
 
@@ -17,6 +20,7 @@ RECORDS = 10        # in a batch here
 READERS = {
     "python batch": lambda path: Python().read_batch(path, RECORDS, 10), "python names": lambda path: Python().read_names(path, 10),
     "binary batch": lambda path: Binary().read_batch(path, RECORDS, 10), "binary names": lambda path: Binary().read_names(path, 10),
+    "idx": lambda path: read_idx(path, (RECORDS, 28, 28)), "gzipped idx": lambda path: read_idx(path, (RECORDS, 28, 28)),
 }
 OPERATIONS = [operation.code.encode("latin-1") for operation in pickletools.opcodes]
 PIECES = [          # of pickles: what declares a length, asks for a name, fetches, calls, nests
@@ -39,7 +43,9 @@ def originals():
             *[("python names", content) for content in (python_meta(), pickle.dumps({"label_names": NAMES}, 0),
                                                          pickle.dumps({b"label_names": NAMES}, 4))],
             *[("binary batch", np.hstack([np.array(labels, np.uint8)[:, None], pixels]).tobytes())] * 3,
-            *[("binary names", b"\n".join(NAMES))] * 3]
+            *[("binary names", b"\n".join(NAMES))] * 3,
+            *[("idx", idx(pixels[:, :784].reshape(-1, 28, 28)))] * 3,
+            *[("gzipped idx", gzip.compress(idx(pixels[:, :784].reshape(-1, 28, 28) // 64)))] * 5]
 
 
 def mutated(content, rng):
@@ -71,22 +77,28 @@ def mutated(content, rng):
 
 def prepare():
     """The originals, and where to write; whatever Python does that no reading needs is from now on an error."""
-    path, files = Path(tempfile.mkdtemp()) / "file", originals()
+    folder, files = Path(tempfile.mkdtemp()), originals()
     for name, content in files:
-        path.write_bytes(content)
-        READERS[name](path)
+        READERS[name](written(folder, name, content))
 
     def watch(event, arguments):
         if event in WATCHED:
             raise PermissionError(f"{event}{arguments}")
     sys.addaudithook(watch)
-    return path, files
+    return folder, files
+
+
+def written(folder, name, content):
+    """The path of a file with this content."""
+    path = folder / ("file.gz" if name == "gzipped idx" else "file")
+    path.write_bytes(content)
+    return path
 
 
 def case(shared, rng):
-    path, files = shared
+    folder, files = shared
     name, content = rng.choice(files)
-    path.write_bytes(mutated(content, rng))
+    path = written(folder, name, mutated(content, rng))
 
     def attempt():
         try:
