@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -132,6 +134,21 @@ def test_a_download_that_fails(small, capsys):
     assert train.main(["--dataset", "mnist"]) == 2
     assert "data: no MNIST there; looked for train-images" in capsys.readouterr().err
     assert data.main(["get", "mnist", "--url", small.url]) == 0
+
+
+def test_ctrl_c_leaves_no_set(small, capsys):
+    def interrupt(handler, content):
+        handler.wfile.write(handler.start(content)[:100])
+        os.kill(os.getpid(), signal.SIGINT)
+        handler.server.ended.wait()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        small.plan = [interrupt]
+        assert data.main(["get", "mnist"]) == 130 and capsys.readouterr() == ("", "")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert os.listdir("data/MNIST") == [".raw.part"] and choice.FILES["mnist"][0]("data") is None
+    assert data.main(["get", "mnist"]) == 0 and os.listdir("data/MNIST") == ["raw"]
 
 
 def test_one_channel_from_files_to_a_prediction(small, tmp_path, capsys):
