@@ -41,9 +41,12 @@ def _main(argv):
     if action == "show":
         _show(name, place, options.get("out", f"{name}.png"))
     else:
-        found = FILES[name][0](place)
-        home = found[0] if found else get(name, place, options.get("url"))
-        cli.say(f"{name} is in {home}; to train on it: nbcnn train --dataset {name} --data-dir {shlex.quote(place)}")
+        find, read = FILES[name]
+        if find(place) is None:
+            get(name, place, options.get("url"))
+        train, test = read(place)       # so it is whole, whoever has put it there
+        cli.say(f"{name}: {len(train):,} images to train, {len(test):,} to test, in {find(place)[0]}; to train on them: "
+                f"nbcnn train --dataset {name} --data-dir {shlex.quote(place)}")
     return 0
 
 

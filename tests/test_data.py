@@ -50,7 +50,8 @@ def small(monkeypatch, tmp_path, web):
 
 def test_get_list_show(small, capsys):
     assert __main__.main(["data", "get", "mnist"]) == 0
-    assert capsys.readouterr().out == "mnist is in data/MNIST/raw; to train on it: nbcnn train --dataset mnist --data-dir data\n"
+    assert capsys.readouterr().out == ("mnist: 200 images to train, 50 to test, in data/MNIST/raw; to train on them: "
+                                       "nbcnn train --dataset mnist --data-dir data\n")
     assert data.main(["get", "mnist"]) == 0 and len(small.asked) == 4
     capsys.readouterr()
 
@@ -134,6 +135,14 @@ def test_a_download_that_fails(small, capsys):
     assert train.main(["--dataset", "mnist"]) == 2
     assert "data: no MNIST there; looked for train-images" in capsys.readouterr().err
     assert data.main(["get", "mnist", "--url", small.url]) == 0
+
+
+def test_a_set_that_lost_a_file_is_not_there(small, capsys):
+    assert data.main(["get", "mnist"]) == 0
+    os.unlink(f"data/MNIST/raw/{IDX[1]}.gz")
+    capsys.readouterr()
+    assert data.main(["get", "mnist"]) == 2
+    assert f"data/MNIST/raw: MNIST lacks {IDX[1]} there; move the folder away, and nbcnn data get" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_no_set(small, capsys):
