@@ -13,12 +13,13 @@
     datasets    CIFAR-10, the built-in shapes, folders of images, and the loader
     pictures    files of any kind and size as a network takes them
     fit         the training loop, with callbacks; progress: how far it is
+    tensorboard curves, histograms, images and the graph, through a SummaryWriter
     evaluation  accuracy, precision, recall, confusion matrix: `nbcnn.evaluate(model, dataset)`
 
 The command `nbcnn`, or `python -m nbcnn`, has train, predict, evaluate and cache.
 """
 import nbcnn.interrupts  # first, so that Ctrl-C ends the imports that follow, which take long
-from nbcnn import checkpoint, datasets, kernels, models, optim, pictures
+from nbcnn import checkpoint, datasets, kernels, models, optim, pictures, tensorboard
 from nbcnn.check import check_gradients
 from nbcnn.checkpoint import load_model as load
 from nbcnn.checkpoint import save_model as save

@@ -18,6 +18,7 @@ from nbcnn.profile import Profile
 from nbcnn.progress import Progress, ProgressBar, epoch_line
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.steps import DeviceSteps, HostSteps
+from nbcnn.tensorboard import add_epoch, require_writer
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -72,7 +73,8 @@ class State:
 
 
 def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimizer=None, schedule=None, shuffle=True,
-        augment=True, seed=0, progress=None, val=None, on_step=None, on_epoch=None, profile=False, verbose=1):
+        augment=True, seed=0, progress=None, val=None, on_step=None, on_epoch=None, profile=False, verbose=1,
+        writer=None):
     """Train a model, by default with the default recipe of `nbcnn train`.
 
     Parameters
@@ -105,6 +107,9 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         `BackpropScheduler.profile`.
     verbose : {0, 1}
         1 prints a line for each epoch, and shows a bar within it on a terminal or in a notebook; 0 is silent.
+    writer : SummaryWriter, optional
+        Of tensorboardX or torch.utils.tensorboard: each epoch is written for TensorBoard before `on_epoch`. See
+        `nbcnn.tensorboard`.
 
     Returns
     -------
@@ -153,6 +158,8 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     profile = flag(profile, "profile")
     for name, call in (("schedule", schedule), ("on_step", on_step), ("on_epoch", on_epoch)):
         function(call, name)
+    if writer is not None:
+        require_writer(writer)
     loader = Loader(train, batch_size, shuffle, seed, augment, shift=min(2, *train.images.shape[2:]), mean=model.mean,
                     std=model.std, dtype=model.dtype)
     if schedule is None and not own:
@@ -204,6 +211,8 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         bar.close()
         if verbose:
             print(epoch_line(state), flush=True)
+        if writer is not None:
+            add_epoch(writer, state, train)
         if on_epoch:
             on_epoch(state)
     return state

@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, metrics.csv and checkpoints. One process at a time works in it; no run is ever overwritten."""
+"""The folder of a run: config.json, metrics.csv, checkpoints, events. One process at a time works in it; no run is overwritten."""
 import contextlib
 import csv
 import io
@@ -9,7 +9,7 @@ import shlex
 import time
 from pathlib import Path
 
-from nbcnn import checkpoint, files
+from nbcnn import checkpoint, files, tensorboard
 from nbcnn.model import MissingLayer
 
 BEST = "best.safetensors"
@@ -177,6 +177,43 @@ class RunFolder:
         if self.lock:
             self.lock.release()
         if self.made:
+            with contextlib.suppress(OSError):      # it is not empty
+                self.path.rmdir()
+
+
+class Events:
+    """The folder of what TensorBoard shows of a run: tensorboard in the RunFolder `run`, which is open, unless `path` says another.
+
+    A run that learns nothing leaves no events. Those that go on write on; they hide what was written of epochs that they do again.
+    """
+
+    def __init__(self, path, run):
+        self.path, self.run, self.writer = Path(path or run.path / "tensorboard"), run, None
+        if not run.source and self._found():
+            raise ValueError(f"--tensorboard: {self.path} holds another run's events; choose another folder")
+        self.made = files.make_folder(self.path)
+
+    def _found(self):
+        return any(self.path.glob("events.out.tfevents.*"))
+
+    def write(self, state, train):
+        """Write an epoch, after its row of metrics.csv; the first time those before it, too, where there are no events yet."""
+        if self.writer is None:
+            from tensorboardX import SummaryWriter  # late, as it imports PyTorch where that is installed
+            earlier = [] if self._found() else self.run.rows[:-1]
+            # No queue is ever full: nobody waits for a slow disk. Without a suffix, files made in the same second are one.
+            epoch = state.history[-1]["epoch"]
+            self.writer = SummaryWriter(str(self.path), purge_step=epoch, max_queue=0, flush_secs=5, filename_suffix=f".{epoch}")
+            for row in earlier:
+                tensorboard.add_metrics(self.writer, row)
+        tensorboard.add_epoch(self.writer, state, train)
+
+    def close(self):
+        """Write what is left, or remove the folder where this run has made it and nothing was written."""
+        if self.writer:
+            with files.naming(self.path):
+                self.writer.close()
+        elif self.made:
             with contextlib.suppress(OSError):      # it is not empty
                 self.path.rmdir()
 

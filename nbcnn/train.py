@@ -5,6 +5,7 @@ training loop is `nbcnn.fit`.
 """
 import argparse
 import copy
+import importlib.util
 import math
 import platform
 import shlex
@@ -27,7 +28,8 @@ from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
 from nbcnn.progress import Progress, ProgressBar, epoch_line
 from nbcnn.recipes import RECIPES, SCHEDULES
-from nbcnn.run_folder import RunFolder
+from nbcnn.run_folder import Events, RunFolder
+from nbcnn.scheduler import BackpropScheduler
 from nbcnn.table import fill
 from nbcnn.threads import ThreadTrial
 
@@ -57,6 +59,9 @@ class Run:
 
     def __init__(self, given):
         self.quiet, self.profile = given.pop("quiet", False), given.pop("profile", False)
+        self.board = given.pop("tensorboard", None)     # "" stands for a folder in the run's
+        if self.board is not None and importlib.util.find_spec("tensorboardX") is None:
+            raise ImportError("--tensorboard needs the extra tensorboard: python -m pip install tensorboardX tensorboard crc32c")
         out, source, max_pixels = given.pop("out", None), given.pop("resume", None), given.pop("max_pixels", None)
         set_max_memory(given.pop("max_memory", None))
         self.device, self.device_why = cli.choose_device(given.pop("device", "cpu"))
@@ -99,20 +104,26 @@ class Run:
         if not self.source:
             self.checkpoint.optimizer = recipes.make_optimizer(self.checkpoint.model, o)
         self.checkpoint.model.to(self.device)
-        self.trial = None
+        self.trial = self.events = None
         self.signals = StopSignals(self.leave)
         self.folder = RunFolder(out, o, self.source, saved)
 
     def leave(self):
         """Unlock the folder, and handle signals as before."""
-        self.folder.close()
-        self.signals.restore()
+        try:
+            if self.events:
+                self.events.close()
+        finally:
+            self.folder.close()
+            self.signals.restore()
 
     def train(self):
         """Train to the end or until a signal, and return the exit status."""
         o = self.checkpoint.options
         self.signals.listen()
         self.folder.open()
+        if self.board is not None:
+            self.events = Events(self.board, self.folder)
         self.folder.write_config({
             "options": o, "device": self.device, "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
             "versions": {"nbcnn": nbcnn.__version__, "numba": numba.__version__, "numpy": np.__version__,
@@ -136,6 +147,7 @@ class Run:
             self.signals.restore()
         if self.signals.number:
             own = f" --model {shlex.quote(o['model'])}" if self.checkpoint.model.own_layers() else ""
+            own += f" --tensorboard {shlex.quote(str(self.events.path))}" if self.events else ""
             say(f"stopped: {self._where()}. To go on: python -m nbcnn.train --resume {shlex.quote(str(self.folder.last))}{own}")
         else:
             best = f" as {self.folder.best.name}" if self.folder.best.exists() else ""
@@ -162,6 +174,8 @@ class Run:
         self._say(f"folder   {self.folder.path}")
         if o["init_from"]:
             self._say(f"weights  from {o['init_from']}{self.remark}")
+        if self.events:
+            self._say(f"events   to be seen with: tensorboard --logdir {shlex.quote(str(self.events.path))}")
         if self.source:
             self._say(f"resume   {self.source}: {self._where()}")
         classes = self.train_set.classes
@@ -185,6 +199,8 @@ class Run:
         # On a GPU the first step is not like the others: it has no momentum yet.
         epochs = 1 if self.device == "cpu" else 2
         fit(model, few, few, epochs=epochs, batch_size=size, loss=self.loss, optimizer=optimizer, augment=False, verbose=0)
+        if self.events:     # feature maps need the kernels of single layers
+            BackpropScheduler(model, None, fuse=False).predict(few.images[:1])
         self._say(f"{time.perf_counter() - started:.1f} s")
 
     def _on_step(self, state):
@@ -197,6 +213,8 @@ class Run:
         self.bar.close()
         self.checkpoint.progress, metrics = state.progress, state.history[-1]
         self.folder.save_epoch(metrics, self.checkpoint)
+        if self.events:
+            self.events.write(state, self.train_set)
         cli.put(epoch_line(state, lambda text: paint(text, "bold", sys.stdout)))
         if self.trial.hint:
             self._hint(self.trial.hint)
@@ -274,6 +292,9 @@ def _parser():
                     "with last.safetensors, or latest: the newest in runs/", metavar="FILE")
     add("--init-from", "begin a new run with the network and the weights of a checkpoint, a folder with best.safetensors, or "
                        "latest; the last layer begins anew where the classes are others", metavar="FILE")
+    add("--tensorboard", "write curves, histograms, images and the graph for TensorBoard, by default into tensorboard in the run's "
+                         "folder; to be given with --resume again; needs the extra tensorboard", nargs="?", const="",
+        metavar="DIR")
     add("--quiet", "only a line per epoch", action="store_true")
     add("--profile", "at the end print what each kernel of the training steps took, without tests: milliseconds, share, GFLOP/s "
                      "and share of the measured peak; changes no result", action="store_true")

@@ -1,5 +1,6 @@
 """The command line: its files, its messages and exit statuses, and that no training is ever lost."""
 import csv
+import importlib.util
 import json
 import math
 import os
@@ -242,6 +243,76 @@ def test_profile_prints_a_table_and_changes_no_bit(small, monkeypatch, capsys):
     for name in ("last.safetensors", "best.safetensors", "config.json"):
         assert (small / "profiled" / name).read_bytes() == (small / "plain" / name).read_bytes()
     assert untimed(small / "profiled") == untimed(small / "plain")
+
+
+# ---- TensorBoard ----
+
+def events(folder):
+    """What TensorBoard reads in a folder: {tag: [(step, number), ...]}, images as None, and how many graphs there are."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", exc_type=ImportError)
+    pytest.importorskip("tensorboardX")
+    read = accumulator.EventAccumulator(str(folder), {"images": 0}).Reload()
+    return {**{tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]},
+            **{tag: [(event.step, None) for event in read.Images(tag)] for tag in read.Tags()["images"]}}, read.Tags()["graph"]
+
+
+def assert_metrics(folder, found):
+    """The numbers of metrics.csv are there, each once; TensorBoard's are float32."""
+    table = rows(folder)
+    for tag, name in (("loss/train", "train_loss"), ("loss/test", "test_loss"), ("accuracy/test", "test_accuracy"), ("lr", "lr")):
+        assert found[tag] == [(int(row["epoch"]), np.float32(row[name])) for row in table]
+
+
+def test_tensorboard_shows_the_numbers_of_the_metrics(small, capsys):
+    events(small)       # or skips
+    assert run("--epochs", 2, "--out", "run", "--tensorboard") == 0
+    assert "\nevents   to be seen with: tensorboard --logdir run/tensorboard\n" in capsys.readouterr().out
+    found, graph = events("run/tensorboard")
+    assert_metrics(small / "run", found)
+    assert graph and [step for step, _ in found["filters/conv1"]] == [step for step, _ in found["gradient_norm/linear2"]] == [1, 2]
+    assert run("--epochs", 2, "--out", "plain", "--quiet") == 0
+    assert (small / "run" / "last.safetensors").read_bytes() == (small / "plain" / "last.safetensors").read_bytes()
+    assert "run/tensorboard holds another run's events" in fails(capsys, "--tensorboard", "run/tensorboard")
+
+
+def test_tensorboard_goes_on_where_the_run_does(small, monkeypatch, capsys):
+    events(small)
+    (small / "run.toml").write_text('tensorboard = "curves"\nsave-every = 1')
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        assert run("--config", "run.toml", "--epochs", 3, "--out", "run") == 130
+    assert capsys.readouterr().out.endswith("--resume run/last.safetensors --tensorboard curves\n")
+    os.remove("run/last.safetensors")
+    for source in ("epoch-1", "last"):      # the second one has nothing left to do
+        assert train.main(["--resume", f"run/{source}.safetensors", "--tensorboard", "curves", "--quiet"]) == 0
+    found, _ = events("curves")
+    assert_metrics(small / "run", found)
+    assert [step for step, _ in found["filters/conv1"]] == [1, 2, 3]
+    # An old checkpoint, in another folder: the curves are whole there, the images begin with the epochs that were done there.
+    assert train.main(["--resume", "run/epoch-2.safetensors", "--out", "fork", "--tensorboard", "--quiet"]) == 0
+    found, _ = events("fork/tensorboard")
+    assert_metrics(small / "fork", found)
+    assert [step for step, _ in found["filters/conv1"]] == [3]
+    # And in the same one, where the last two epochs are done again.
+    for name in ("last", "epoch-3"):
+        os.remove(f"run/{name}.safetensors")
+    assert train.main(["--resume", "run/epoch-1.safetensors", "--tensorboard", "curves", "--quiet"]) == 0
+    found, _ = events("curves")
+    assert_metrics(small / "run", found)
+
+
+def test_a_run_that_learned_nothing_leaves_no_events(small, monkeypatch, capsys):
+    pytest.importorskip("tensorboardX")
+    monkeypatch.setattr(train, "fit", broken)
+    for folder in ([], ["curves"]):
+        assert "broken" in fails(capsys, "--out", "run", "--tensorboard", *folder)
+        assert not os.path.exists("run") and not os.path.exists("curves")
+
+
+def test_tensorboard_without_its_extra(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert fails(capsys, "--tensorboard").endswith("--tensorboard needs the extra tensorboard: "
+                                                   "python -m pip install tensorboardX tensorboard crc32c\n")
 
 
 # ---- stopping and going on ----
