@@ -4,7 +4,6 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import chromium
 import numpy as np
 import pytest
 
@@ -12,6 +11,8 @@ import nbcnn
 from nbcnn import tensorboard
 from nbcnn.datasets import Dataset
 from nbcnn.fit import fit
+
+import chromium
 
 
 class Recorder:

@@ -273,6 +273,7 @@ def test_tensorboard_shows_the_numbers_of_the_metrics(small, capsys):
     assert run("--epochs", 2, "--out", "plain", "--quiet") == 0
     assert (small / "run" / "last.safetensors").read_bytes() == (small / "plain" / "last.safetensors").read_bytes()
     assert "run/tensorboard holds another run's events" in fails(capsys, "--tensorboard", "run/tensorboard")
+    assert os.listdir("runs") == []
 
 
 def test_tensorboard_goes_on_where_the_run_does(small, monkeypatch, capsys):

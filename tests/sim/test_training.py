@@ -3,11 +3,13 @@
 Images are black and white and become -1 and 1, parameters are multiples of 1/2, learning rates and momentum powers of two: with
 MSE the first two steps of a network of two layers are exact in float64.
 """
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import nbcnn
-from nbcnn import checkpoint, optim, steps
+from nbcnn import checkpoint, optim, steps, tensorboard
 from nbcnn.datasets import Dataset, Loader
 from nbcnn.evaluation import measure
 from nbcnn.fit import NonFiniteLoss, fit
@@ -204,6 +206,23 @@ def test_an_optimizer_of_some_parameters(momentum):
     assert_same(*results)
     for (name, p), q in zip(results[0].named_parameters(), results[1].parameters(), strict=True):
         assert q.grad is not None and (p.grad == to_host(q.grad)).all(), name
+
+
+def test_tensorboard_shows_what_it_shows_of_the_cpu():
+    """Gradients are those of the epoch's last batch on both devices, and what is drawn is the same."""
+    shown = []
+    keep = SimpleNamespace(**dict.fromkeys(("add_scalar", "add_histogram_raw", "add_image"), lambda *what: shown[-1].append(what)))
+    for device in ("cpu", "cuda"):
+        model = network(device)
+        shown.append([])
+        fit(model, TWO_STEPS, batch_size=4, loss=nbcnn.MSELoss(), optimizer=sgd(model))
+        tensorboard.add_gradient_norms(keep, model, 1)
+        tensorboard.add_histograms(keep, model, 1)
+        tensorboard.add_filters(keep, model, "conv1", 1)
+        tensorboard.add_feature_maps(keep, model, IMAGES.images[0], 1)
+    assert len(shown[0]) == 2 + 2 * 4 + 1 + 5
+    for one, other in zip(*shown, strict=True):
+        np.testing.assert_equal(other, one)
 
 
 def test_training_goes_on_with_the_optimizer_and_the_scheduler():
