@@ -16,7 +16,7 @@ from nbcnn.datasets import Dataset
 from nbcnn.kernels.arguments import instance, integer, one_of
 from nbcnn.kernels.backend import as_array
 from nbcnn.kernels.shown import one_line
-from nbcnn.model import Sequential
+from nbcnn.layers import require_network
 from nbcnn.scheduler import BackpropScheduler
 
 BINS = 64               # of a histogram
@@ -77,7 +77,8 @@ def add_gradient_norms(writer, model, step=None):
     step : int, optional
     """
     require_writer(writer)
-    for name, layer in instance(model, "model", Sequential).layers.items():
+    require_network(model)
+    for name, layer in model.layers.items():
         gradients = [_host(model, p.grad) for p in layer.parameters.values() if p.grad is not None]
         if gradients:
             norm = math.sqrt(sum(float(np.square(gradient, dtype=np.float64).sum()) for gradient in gradients))
@@ -99,7 +100,8 @@ def add_histograms(writer, model, step=None):
         When a number is not finite.
     """
     require_writer(writer)
-    for name, parameter in instance(model, "model", Sequential).named_parameters():
+    require_network(model)
+    for name, parameter in model.named_parameters():
         _add_histogram(writer, f"parameters/{name}", parameter.numpy(), step)
         if parameter.grad is not None:
             _add_histogram(writer, f"gradients/{name}", _host(model, parameter.grad), step)
@@ -120,7 +122,8 @@ def add_filters(writer, model, layer, step=None):
     step : int, optional
     """
     require_writer(writer)
-    one_of(layer, "layer", _convolutions(instance(model, "model", Sequential)))
+    require_network(model)
+    one_of(layer, "layer", _convolutions(model))
     weight = model.layers[layer].weight.numpy()
     channels = weight.shape[1]
     columns = None if channels in (1, 3) else channels
@@ -160,7 +163,7 @@ def add_feature_maps(writer, model, image, step=None, pixels=MOST_PIXELS):
         When the network cannot take the image, or a number is not finite.
     """
     require_writer(writer)
-    scheduler = BackpropScheduler(instance(model, "model", Sequential), None, fuse=False)
+    scheduler = BackpropScheduler(model, None, fuse=False)
     scheduler.predict(as_array(image, "image")[None])
     for name, output in scheduler.outputs.items():
         maps = _host(model, output)[0]
@@ -187,9 +190,10 @@ def add_graph(writer, model, input_shape=None):
         When the writer is closed, or a layer cannot take the output of the one before.
     """
     require_writer(writer)
+    require_network(model)
     if (events := getattr(writer, "file_writer", None)) is None:
         raise ValueError("writer: expected an open SummaryWriter, got a closed one")
-    shape = instance(model, "model", Sequential).input_shape if input_shape is None else input_shape
+    shape = model.input_shape if input_shape is None else input_shape
     shapes, graph = {} if shape is None else model.shapes(shape), _new_graph()
 
     def add(name, kind, inputs, shape, attributes):

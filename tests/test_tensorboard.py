@@ -60,7 +60,7 @@ def test_fit_writes_every_epoch(graph):
         epoch = state.history[-1]["epoch"]      # it is written before
         assert writer.scalars["loss/train", epoch] == state.history[-1]["train_loss"]
         seen.append({name: (p.numpy(), p.grad.copy()) for name, p in model.named_parameters()})
-    state = fit(model, noise(), noise(count=5), epochs=2, batch_size=4, writer=writer, on_epoch=on_epoch)
+    state = fit(model, noise(), noise(count=5), epochs=2, batch_size=4, verbose=0, writer=writer, on_epoch=on_epoch)
     for metrics, parameters in zip(state.history, seen, strict=True):
         step = metrics["epoch"]
         for tag, name in (("loss/test", "test_loss"), ("accuracy/test", "test_accuracy"), ("lr", "lr"), ("seconds", "seconds"),
@@ -85,8 +85,8 @@ def test_fit_writes_every_epoch(graph):
 
 def test_a_writer_changes_no_bit(graph):
     plain, written = small_model(), small_model()
-    fit(plain, noise(), epochs=2, batch_size=4)
-    fit(written, noise(), epochs=2, batch_size=4, writer=Recorder())
+    fit(plain, noise(), epochs=2, batch_size=4, verbose=0)
+    fit(written, noise(), epochs=2, batch_size=4, verbose=0, writer=Recorder())
     assert (plain.vector.data == written.vector.data).all()
 
 
@@ -174,10 +174,10 @@ def test_arguments_of_the_wrong_kind():
     for function in (tensorboard.add_gradient_norms, tensorboard.add_histograms, tensorboard.add_graph):
         with pytest.raises(TypeError, match=r"^writer: expected a SummaryWriter of tensorboardX or .*, got str$"):
             function("runs", small_model())
-        with pytest.raises(TypeError, match=r"^model: expected a Sequential, got int$"):
+        with pytest.raises(TypeError, match=r"^model: expected a nbcnn.Sequential, got int$"):
             function(Recorder(), 3)
     with pytest.raises(TypeError, match=r"^writer: expected a SummaryWriter"):
-        fit(small_model(), noise(), writer="runs")
+        fit(small_model(), noise(), verbose=0, writer="runs")
     writer = Recorder()
     writer.file_writer = None       # as close() leaves it
     with pytest.raises(ValueError, match=r"^writer: expected an open SummaryWriter, got a closed one$"):
@@ -191,7 +191,7 @@ def test_tensorboard_reads_what_fit_writes(library, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", exc_type=ImportError)
     library = pytest.importorskip(library, exc_type=ImportError)
     with library.SummaryWriter(str(tmp_path)) as writer:
-        state = fit(small_model(), noise(), noise(), epochs=3, batch_size=4, writer=writer)
+        state = fit(small_model(), noise(), noise(), epochs=3, batch_size=4, verbose=0, writer=writer)
     events = accumulator.EventAccumulator(str(tmp_path), {"images": 0}).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss/test")] == [
         (row["epoch"], np.float32(row["test_loss"])) for row in state.history]
@@ -207,7 +207,7 @@ def test_a_browser_shows_curves_images_and_the_graph(tmp_path):
     library = pytest.importorskip("tensorboardX")
     pytest.importorskip("tensorboard")
     with library.SummaryWriter(str(tmp_path / "run")) as writer:
-        fit(small_model(), noise(), noise(), epochs=3, batch_size=4, writer=writer)
+        fit(small_model(), noise(), noise(), epochs=3, batch_size=4, verbose=0, writer=writer)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path / "run"), "--host", "127.0.0.1", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, chromium.page(tmp_path / "profile") as page:
         try:
