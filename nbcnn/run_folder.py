@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nbcnn import checkpoint, files, tensorboard
 from nbcnn.model import MissingLayer
+from nbcnn.scheduler import BackpropScheduler
 
 BEST = "best.safetensors"
 FILES = r"config\.json|metrics\.csv|(last|best|epoch-\d+)\.safetensors"
@@ -196,10 +197,15 @@ class Events:
     def _found(self):
         return any(self.path.glob("events.out.tfevents.*"))
 
+    def prepare(self, model, images):
+        """What takes long the first time, so that no epoch's time includes it."""
+        import tensorboardX  # noqa: F401       it imports PyTorch where that is installed
+        BackpropScheduler(model, None, fuse=False).predict(images[:1])      # feature maps need the kernels of single layers
+
     def write(self, state, train):
         """Write an epoch, after its row of metrics.csv; the first time those before it, too, where there are no events yet."""
         if self.writer is None:
-            from tensorboardX import SummaryWriter  # late, as it imports PyTorch where that is installed
+            from tensorboardX import SummaryWriter
             earlier = [] if self._found() else self.run.rows[:-1]
             # No queue is ever full: nobody waits for a slow disk. Without a suffix, files made in the same second are one.
             epoch = state.history[-1]["epoch"]

@@ -29,7 +29,6 @@ from nbcnn.memory import set_max_memory
 from nbcnn.progress import Progress, ProgressBar, epoch_line
 from nbcnn.recipes import RECIPES, SCHEDULES
 from nbcnn.run_folder import Events, RunFolder
-from nbcnn.scheduler import BackpropScheduler
 from nbcnn.table import fill
 from nbcnn.threads import ThreadTrial
 
@@ -199,8 +198,8 @@ class Run:
         # On a GPU the first step is not like the others: it has no momentum yet.
         epochs = 1 if self.device == "cpu" else 2
         fit(model, few, few, epochs=epochs, batch_size=size, loss=self.loss, optimizer=optimizer, augment=False, verbose=0)
-        if self.events:     # feature maps need the kernels of single layers
-            BackpropScheduler(model, None, fuse=False).predict(few.images[:1])
+        if self.events:
+            self.events.prepare(model, few.images)
         self._say(f"{time.perf_counter() - started:.1f} s")
 
     def _on_step(self, state):
