@@ -1,8 +1,13 @@
-"""Settings of the whole suite: Hypothesis profiles, the torch marker."""
+"""Settings of the whole suite: Hypothesis profiles, the torch marker; what tests of signals need."""
 import os
+import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Asserts of modules that tests share say what was compared, and are there under `python -O` too.
+pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.glob("[!_]*.py")), "campaign")
 
 # The default deadline of 200 ms would time the compiler, not the kernel.
 COMMON = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -19,6 +24,17 @@ def web(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with Web() as server:
         yield server
+
+
+@pytest.fixture
+def signals():
+    """SIGINT and SIGHUP as at a terminal, in processes started here too: nohup or & have them ignored, which is inherited."""
+    defaults = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}
+    numbers = {getattr(signal, name): action for name, action in defaults.items() if hasattr(signal, name)}
+    before = {number: signal.signal(number, action) for number, action in numbers.items()}
+    yield
+    for number, action in before.items():
+        signal.signal(number, action)
 
 
 def pytest_collection_modifyitems(config, items):

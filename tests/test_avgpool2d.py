@@ -1,5 +1,4 @@
 """Average pooling: frozen values, oracle, gradients, contract, errors, parity with PyTorch; and the layers in networks."""
-import numba
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -20,6 +19,7 @@ import oracles
 from arrays import awkward, equal, filled_buffer
 from gradients import check_directional_gradients
 from llvm import double_operations
+from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
 # Drawn windows have up to 5 x 5 cells: a multiple of the square of lcm(1, ..., 5) is divided by their number without rounding.
@@ -197,9 +197,8 @@ def test_smallest_shapes(shape):
 def test_any_number_of_threads_gives_equal_bits(geometry, seed):
     shape, options = geometry
     x = np.random.default_rng(seed).standard_normal(shape, np.float32)
-    results, threads = [], numba.get_num_threads()
-    for count in (1, threads):
-        numba.set_num_threads(count)
+    results = []
+    for _ in one_and_all_threads():
         y = avgpool2d_forward(x, **options)
         results.append((y.tobytes(), avgpool2d_backward(upstream(seed, y.shape, np.float32), shape, **options).tobytes()))
     assert results[0] == results[1]

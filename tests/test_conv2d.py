@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +17,7 @@ from nbcnn.kernels.cpu.launch import run
 
 import oracles
 from arrays import awkward, equal, filled_buffer, integers
+from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
 
@@ -221,13 +221,9 @@ def test_same_bits_for_any_batch_and_any_threads():
     for n in (0, 7, 20):
         assert (conv2d_forward(x[n:n + 1], w, b, padding=1) == y[n]).all()
         assert (conv2d_forward(x[n:n + 3], w, b, padding=1) == y[n:n + 3]).all()
-    threads = numba.get_num_threads()
-    try:
-        numba.set_num_threads(1)
+    for _ in one_and_all_threads():
         assert (conv2d_forward(x, w, b, padding=1) == y).all()
         assert all((a == e).all() for a, e in zip(conv2d_backward(dy, x, w, padding=1), gradients, strict=True))
-    finally:
-        numba.set_num_threads(threads)
 
 
 def test_need_dx_false_leaves_it_out():

@@ -18,6 +18,7 @@ from nbcnn.kernels.cpu.launch import run
 import oracles
 from arrays import awkward, equal, filled_buffer, integers
 from llvm import double_operations
+from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
 # A kernel's size, the window, and the number of channels choose the tiles, and compiling a pair of tiles takes 5 seconds. So they
@@ -376,14 +377,8 @@ def test_same_bits_for_any_batch_and_any_threads():
         for count in (1, 3, 8, 12):
             some = slice(n, n + count)
             assert bits(some) == [np.ascontiguousarray(a[some]).tobytes() for a in (y, argmax)], (n, count)
-    results, threads = [], numba.get_num_threads()
-    try:
-        for count in sorted({1, threads}):
-            numba.set_num_threads(count)
-            results.append((bits(), gradients()))
-    finally:
-        numba.set_num_threads(threads)
-    assert all(result == results[0] for result in results)
+    one, most = [(bits(), gradients()) for _ in one_and_all_threads()]
+    assert one == most
 
 
 def test_need_dx_false_leaves_it_out():

@@ -1,5 +1,4 @@
 """Flatten: the operation between images and vectors. NumPy's reshape is its oracle."""
-import numba
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -11,6 +10,7 @@ from nbcnn.kernels.cpu.launch import run
 
 from arrays import filled_buffer
 from llvm import double_operations
+from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
 images = st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(1, 7), st.integers(1, 7))
@@ -66,9 +66,8 @@ def test_leaves_vectors_alone(N, F):
 
 def test_any_number_of_threads_gives_equal_bits():
     x = holding(np.random.default_rng(0).standard_normal((5, 8, 3, 4), np.float32))
-    results, threads = [], numba.get_num_threads()
-    for count in (1, threads):
-        numba.set_num_threads(count)
+    results = []
+    for _ in one_and_all_threads():
         y = nans(5, (96,), np.float32)
         run(cpu.Flatten((8, 3, 4), np.float32).forward(5, y, x, ()))
         results.append(y.array.tobytes())

@@ -1,5 +1,4 @@
 """Images of bytes to network input: the gathering kernel against NumPy, exactly."""
-import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +8,7 @@ from nbcnn.kernels.cpu.buffer import Buffer
 from nbcnn.kernels.images import load_images, normalization_table, normalize_images
 
 import oracles
+from threads import one_and_all_threads
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -88,12 +88,9 @@ def test_threads_do_not_matter():
     images, index, flip = rng.integers(0, 256, (50, 3, 32, 32), np.uint8), rng.permutation(50), rng.random(50) < 0.5
     table = normalization_table(None, None, 3, np.float32)
     results = []
-    for threads in (1, 2):
-        before = numba.get_num_threads()
-        numba.set_num_threads(min(threads, before))
+    for _ in one_and_all_threads():
         out = np.full(images.shape, np.nan, np.float32)
         load_images(out, images, index, flip, (-2, 1), table)
-        numba.set_num_threads(before)
         results.append(out)
     assert np.array_equal(*results)
 

@@ -23,7 +23,7 @@ def test_the_command_is_known_by_how_it_was_started(argv, orig_argv, expected):
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 @pytest.mark.parametrize("command, status", [(["-m", "nbcnn.train"], 130), (["-m", "nbcnn"], 130), (["nbcnn"], 130),
                                              (["other.py"], -signal.SIGINT)])
-def test_ctrl_c_while_modules_are_imported(tmp_path, command, status):
+def test_ctrl_c_while_modules_are_imported(tmp_path, signals, command, status):
     """A numba that takes for ever to import stands in for the real one; other programs keep Python's traceback."""
     (tmp_path / "numba.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(100)\n")
     for name in ("nbcnn", "other.py"):
@@ -37,7 +37,7 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, command, status):
     assert status != 130 or error == ""
 
 
-def test_within_a_command_ctrl_c_is_an_exception_and_afterwards_the_end_again(monkeypatch):
+def test_within_a_command_ctrl_c_is_an_exception_and_afterwards_the_end_again(signals, monkeypatch):
     ended, before = [], signal.getsignal(signal.SIGINT)
 
     def command(argv):

@@ -1,7 +1,6 @@
 """Max pooling: frozen values, oracle, gradients, contract, errors, and parity with PyTorch."""
 import itertools
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import assume, example, given
@@ -16,6 +15,7 @@ from nbcnn.kernels.maxpool2d import maxpool2d_backward, maxpool2d_forward
 import oracles
 from arrays import awkward, equal, filled_buffer
 from llvm import double_operations
+from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
 
@@ -182,9 +182,8 @@ def test_smallest_shapes(shape):
 def test_any_number_of_threads_gives_equal_bits(geometry, seed):
     shape, options = geometry
     x = np.random.default_rng(seed).standard_normal(shape, np.float32)
-    results, threads = [], numba.get_num_threads()
-    for count in (1, threads):
-        numba.set_num_threads(count)
+    results = []
+    for _ in one_and_all_threads():
         y, argmax = maxpool2d_forward(x, **options)
         dy = np.random.default_rng([seed, 1]).standard_normal(y.shape, np.float32)
         operation = cpu.MaxPool2d(shape[1:], *list(options.values())[:4], y.shape[1:], x.dtype)

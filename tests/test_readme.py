@@ -31,7 +31,7 @@ GUIDE = TEXT.split("## How to add a layer")[1].split("\n## ")[0]
 def test_snippet(number, tmp_path, monkeypatch):
     """Each block is a whole program; it asserts what it claims."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), {"__name__": "readme"})
+    exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec", optimize=0), {"__name__": "readme"})
 
 
 def test_there_are_snippets():

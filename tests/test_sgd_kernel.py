@@ -2,7 +2,6 @@
 import itertools
 from fractions import Fraction
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +12,7 @@ from nbcnn.kernels.sgd import sgd_step
 
 import oracles
 from llvm import double_operations
+from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
 seeds = st.integers(0, 2**32 - 1)
@@ -100,9 +100,8 @@ def test_strided_and_read_only_gradients(dtype):
 
 def test_any_number_of_threads_gives_equal_bits():
     param, grad, buffer = np.random.default_rng(0).standard_normal((3, 1001), np.float32)
-    results, threads = [], numba.get_num_threads()
-    for count in (1, threads):
-        numba.set_num_threads(count)
+    results = []
+    for _ in one_and_all_threads():
         p, b = param.copy(), buffer.copy()
         sgd_step(p, grad, b, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
         results.append((p.tobytes(), b.tobytes()))

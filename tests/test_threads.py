@@ -9,6 +9,10 @@ import nbcnn
 from nbcnn import threads
 from nbcnn.threads import ROUNDS, ThreadTrial
 
+from threads import ONE_CORE
+
+several = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason=ONE_CORE)
+
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -30,7 +34,7 @@ def tried(clock, seconds, steps=100):
     return trial, counts
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one core only")
+@several
 def test_fewer_threads_are_said_where_they_are_faster(clock):
     most = numba.get_num_threads()
     trial, counts = tried(clock, lambda count: 0.06 if count == most else 0.02)
@@ -40,7 +44,7 @@ def test_fewer_threads_are_said_where_they_are_faster(clock):
     assert counts[-1] == numba.get_num_threads() == most
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one core only")
+@several
 def test_nothing_is_said_where_all_threads_are_best_or_nearly(clock):
     most = numba.get_num_threads()
     assert tried(clock, lambda count: 0.01 * most / count)[0].hint == ""
@@ -61,6 +65,7 @@ def test_a_trial_that_is_ended_early_gives_the_threads_back(clock):
     assert numba.get_num_threads() == most
 
 
+@several
 def test_trying_changes_no_bit(clock):
     def trained(on_step):
         rng = np.random.default_rng(0)

@@ -347,7 +347,7 @@ def broken(*arguments, **options):
 @pytest.mark.parametrize("batches, number, status", [(1, signal.SIGINT, 130), (4, signal.SIGTERM, 143), (6, signal.SIGINT, 130),
                                                      pytest.param(5, getattr(signal, "SIGHUP", 1), 129, marks=pytest.mark.skipif(
                                                          not hasattr(signal, "SIGHUP"), reason="needs SIGHUP"))])
-def test_a_signal_saves_and_resume_ends_with_the_same_bits(small, monkeypatch, capsys, batches, number, status):
+def test_a_signal_saves_and_resume_ends_with_the_same_bits(small, signals, monkeypatch, capsys, batches, number, status):
     run("--epochs", 3, "--out", "whole", "--quiet")
     with monkeypatch.context() as patch:
         stop_after(patch, batches, number)
@@ -362,7 +362,7 @@ def test_a_signal_saves_and_resume_ends_with_the_same_bits(small, monkeypatch, c
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_profile_of_what_a_signal_has_stopped_and_of_what_went_on(monkeypatch, capsys):
+def test_profile_of_what_a_signal_has_stopped_and_of_what_went_on(signals, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         assert run("--epochs", 1, "--out", "run", "--quiet", "--profile") == 130
@@ -373,7 +373,7 @@ def test_profile_of_what_a_signal_has_stopped_and_of_what_went_on(monkeypatch, c
         assert expected in capsys.readouterr().out
 
 
-def test_a_second_signal_ends_at_once(monkeypatch):
+def test_a_second_signal_ends_at_once(signals, monkeypatch):
     def twice(state):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -1047,7 +1047,7 @@ def process(*arguments, before=""):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_process_that_gets_a_signal(number, status):
+def test_a_process_that_gets_a_signal(signals, number, status):
     running = process("--epochs", 100_000, "--out", "run", "--quiet")
     assert running.stdout.readline().startswith("epoch ")
     running.send_signal(number)
@@ -1069,7 +1069,7 @@ def test_a_run_killed_before_its_first_checkpoint_blocks_nothing(small, capsys):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize("numbers", [["SIGTERM"], ["SIGHUP"], ["SIGINT", "SIGINT"]])
-def test_a_signal_while_kernels_are_compiled_ends_the_process_at_once(small, numbers):
+def test_a_signal_while_kernels_are_compiled_ends_the_process_at_once(small, signals, numbers):
     """Also within something that swallows exceptions, as a callback of the compiler does."""
     before = "\n".join(["def compile(*rest, **options):", "    print('compiling', flush=True)", "    while True:", "        try:",
                         "            time.sleep(0.01)", "        except BaseException:", "            pass",

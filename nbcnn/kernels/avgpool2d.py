@@ -49,7 +49,8 @@ def avgpool2d_forward(x, kernel_size, *, stride=None, padding=0, ceil_mode=False
     ...         if 0 <= r < 6 and 0 <= s < 5:
     ...             y[n, c, i, j] += x[n, c, r, s]
     ...     y[n, c, i, j] /= divisor
-    >>> assert (avgpool2d_forward(x, (3, 2), stride=(2, 3), padding=(1, 0), ceil_mode=True) == y).all()
+    >>> np.array_equal(avgpool2d_forward(x, (3, 2), stride=(2, 3), padding=(1, 0), ceil_mode=True), y)
+    True
     """
     backend, x = backend_of(x=x), floats(x, "x", "(N, C, H, W)")
     y_shape, windows = _geometry(x.shape, "x", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
@@ -81,7 +82,8 @@ def avgpool2d_backward(dy, x_shape, kernel_size, *, stride=None, padding=0, ceil
     >>> for n, c, i, j in np.ndindex(dy.shape):
     ...     for p, q in np.ndindex(2, 2):
     ...         dx[n, c, i + p, j + q] += dy[n, c, i, j] / 4
-    >>> assert (avgpool2d_backward(dy, dx.shape, 2, stride=1) == dx).all()
+    >>> np.array_equal(avgpool2d_backward(dy, dx.shape, 2, stride=1), dx)
+    True
     """
     backend, dy, x_shape = backend_of(dy=dy), floats(dy, "dy", "(N, C, OH, OW)"), four_sizes(x_shape, "x_shape")
     y_shape, windows = _geometry(x_shape, "x_shape", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
@@ -104,7 +106,8 @@ def global_avgpool2d_forward(x):
     >>> y = np.zeros((2, 3, 1, 1), np.float32)
     >>> for n, c, r, s in np.ndindex(x.shape):
     ...     y[n, c, 0, 0] += x[n, c, r, s]
-    >>> assert (global_avgpool2d_forward(x) == y / np.float32(5 * 4)).all()
+    >>> np.array_equal(global_avgpool2d_forward(x), y / np.float32(5 * 4))
+    True
     """
     x = floats(x, "x", "(N, C, H, W)")
     return avgpool2d_forward(x, _plane(x.shape, "x"))
@@ -121,7 +124,8 @@ def global_avgpool2d_backward(dy, x_shape):
     >>> dx = np.zeros((2, 3, 5, 4), np.float32)
     >>> for n, c, r, s in np.ndindex(dx.shape):
     ...     dx[n, c, r, s] = dy[n, c, 0, 0] / np.float32(5 * 4)
-    >>> assert (global_avgpool2d_backward(dy, dx.shape) == dx).all()
+    >>> np.array_equal(global_avgpool2d_backward(dy, dx.shape), dx)
+    True
     """
     x_shape = four_sizes(x_shape, "x_shape")
     return avgpool2d_backward(dy, x_shape, _plane(x_shape, "x_shape"))

@@ -41,7 +41,8 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     ...         r, s = 2 * i + p - 1, 3 * j + q - 0                  # stride (2, 3), padding (1, 0)
     ...         if 0 <= r < 6 and 0 <= s < 5:
     ...             y[n, o, i, j] += x[n, c, r, s] * w[o, c, p, q]
-    >>> assert (conv2d_forward(x, w, b, stride=(2, 3), padding=(1, 0)) == y).all()
+    >>> np.array_equal(conv2d_forward(x, w, b, stride=(2, 3), padding=(1, 0)), y)
+    True
     """
     backend = backend_of(x=x, w=w, b=b)
     x, w, operation = _check(backend, x, w, stride, padding, dilation)
@@ -82,7 +83,8 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     ...         if 0 <= r < 6 and 0 <= s < 5:
     ...             dx[n, c, r, s] += dy[n, o, i, j] * w[o, c, p, q]
     ...             dw[o, c, p, q] += dy[n, o, i, j] * x[n, c, r, s]
-    >>> assert all((a == b).all() for a, b in zip(conv2d_backward(dy, x, w, stride=(2, 3), padding=(1, 0)), (dx, dw, db)))
+    >>> all(map(np.array_equal, conv2d_backward(dy, x, w, stride=(2, 3), padding=(1, 0)), (dx, dw, db)))
+    True
     """
     backend = backend_of(dy=dy, x=x, w=w)
     x, w, operation = _check(backend, x, w, stride, padding, dilation)

@@ -56,13 +56,15 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False
     ...         if z > y[n, o, i, j]:                                # begins at 0: the ReLU
     ...             y[n, o, i, j], argmax[n, o, i, j] = z, 3 * u + v
     >>> got = conv2d_maxpool2d_forward(x, w, b, padding=(1, 0), pool_size=(2, 3), relu=True)
-    >>> assert all((a == e).all() for a, e in zip(got, (y, argmax)))
+    >>> all(map(np.array_equal, got, (y, argmax)))
+    True
 
     Or as the kernels that it replaces:
 
     >>> from nbcnn.kernels import conv2d_forward, maxpool2d_forward, relu_forward
     >>> pooled, argmax = maxpool2d_forward(conv2d_forward(x, w, b, padding=(1, 0)), (2, 3))
-    >>> assert (got[0] == relu_forward(pooled)).all()
+    >>> np.array_equal(got[0], relu_forward(pooled))
+    True
     """
     backend = backend_of(x=x, w=w, b=b)
     x, w, operation = _check(backend, x, w, padding, pool_size, relu)
@@ -112,7 +114,8 @@ def conv2d_maxpool2d_backward(dy, argmax, x, w, *, padding=0, pool_size=2, relu=
     ...             dx[n, c, r, s] += dy[n, o, i, j] * w[o, c, p, q]
     ...             dw[o, c, p, q] += dy[n, o, i, j] * x[n, c, r, s]
     >>> got = conv2d_maxpool2d_backward(dy, argmax, x, w, padding=(1, 0), pool_size=(2, 3), relu=True)
-    >>> assert all((a == e).all() for a, e in zip(got, (dx, dw, db)))
+    >>> all(map(np.array_equal, got, (dx, dw, db)))
+    True
 
     Or as the kernels that it replaces:
 
@@ -120,7 +123,8 @@ def conv2d_maxpool2d_backward(dy, argmax, x, w, *, padding=0, pool_size=2, relu=
     >>> z = conv2d_forward(x, w, padding=(1, 0))
     >>> pooled, argmax = maxpool2d_forward(z, (2, 3))
     >>> plain = conv2d_backward(maxpool2d_backward(relu_backward(dy, y), argmax, z.shape), x, w, padding=(1, 0))
-    >>> assert all((a == e).all() for a, e in zip(got, plain))
+    >>> all(map(np.array_equal, got, plain))
+    True
     """
     backend = backend_of(dy=dy, argmax=argmax, x=x, w=w)
     x, w, operation = _check(backend, x, w, padding, pool_size, relu)

@@ -77,7 +77,8 @@ def load_images(out, images, index, flip, shift, table):
     ...         s = 5 - s
     ...     expected[b, c, i, j] = table[c, images[index[b], c, r, s] if inside else 0]
     >>> load_images(out, images, index, flip, shift, table)
-    >>> assert (out == expected).all()
+    >>> np.array_equal(out, expected)
+    True
     """
     backend = backend_of(out=out, images=images, index=index, flip=flip, table=table)
     array = floats(out, "out", "(B, C, H, W)")
@@ -125,7 +126,8 @@ def normalize_images(out, images, table):
     >>> images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), dtype=np.uint8)
     >>> out = np.empty(images.shape)
     >>> normalize_images(out, images, normalization_table(None, None, 3, np.float64))
-    >>> assert (out == images / 255).all()
+    >>> np.array_equal(out, images / 255)
+    True
     """
     shape = _array(images, "images", np.uint8, "(N, C, H, W)").shape
     same_shape(as_array(out, "out"), "out", shape, "that of the images")

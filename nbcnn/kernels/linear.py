@@ -33,7 +33,8 @@ def linear_forward(x, w, b=None):
     ...     y[n, o] = b[o]
     ...     for c in range(5):
     ...         y[n, o] += x[n, c] * w[o, c]
-    >>> assert (linear_forward(x, w, b) == y).all()
+    >>> np.array_equal(linear_forward(x, w, b), y)
+    True
     """
     backend = backend_of(x=x, w=w, b=b)
     x, w, operation = _check(backend, x, w)
@@ -69,7 +70,8 @@ def linear_backward(dy, x, w, *, need_dx=True):
     ...     for c in range(5):
     ...         dx[n, c] += dy[n, o] * w[o, c]
     ...         dw[o, c] += dy[n, o] * x[n, c]
-    >>> assert all((a == b).all() for a, b in zip(linear_backward(dy, x, w), (dx, dw, db)))
+    >>> all(map(np.array_equal, linear_backward(dy, x, w), (dx, dw, db)))
+    True
     """
     backend = backend_of(dy=dy, x=x, w=w)
     x, w, operation = _check(backend, x, w)

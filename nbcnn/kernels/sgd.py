@@ -48,7 +48,8 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
     ...         g = grad[k] + 0.125 * expected[k]
     ...         buffer[k] = 0.5 * buffer[k] + g
     ...         expected[k] -= 0.25 * (g + 0.5 * buffer[k])
-    >>> assert (param == expected).all() and (momentum_buffer == buffer).all()
+    >>> np.array_equal(param, expected) and np.array_equal(momentum_buffer, buffer)
+    True
     """
     lr, momentum, weight_decay = (real(rate, name, "a number >= 0", 0, math.inf) for name, rate in (
         ("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)))

@@ -297,6 +297,7 @@ def killed_at_random(folder, command, rng, kills):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)        # as at a terminal, in the background too
     folder, every, seed, kills = Path(sys.argv[1]), *map(int, sys.argv[2:])
     started = time.perf_counter()
     counts, wrong = survey(folder, every, seed, kills)
