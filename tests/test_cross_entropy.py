@@ -227,6 +227,7 @@ DEEP = np.zeros((2, 3, 4, 5))
     (X, T, {"weight": np.ones(3)}, TypeError, "weight: expected float32, the dtype of x, got float64"),
     (X, T, {"weight": ["a", "b", "c"]}, TypeError, "weight: expected an array of float32"),
     (X, T, {"ignore_index": 1.5}, TypeError, "ignore_index: expected an int, got 1.5"),
+    (X, X, {"ignore_index": 0}, ValueError, "ignore_index: expected a negative number .* got 0"),
     (X, X, {"ignore_index": 1}, ValueError, "ignore_index: expected a negative number .* got 1"),
     (X, T, {"label_smoothing": 1.1}, ValueError, r"label_smoothing: expected a number in \[0, 1\], got 1.1"),
     (X, T, {"label_smoothing": -0.1}, ValueError, "label_smoothing"),

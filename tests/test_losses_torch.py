@@ -76,6 +76,24 @@ def run(name, x, t, options, dloss, dtype):
     return ours, (theirs.detach().numpy(), dx)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("ignore_index", [-1, 0, 1])
+def test_no_index_is_ignored_among_probabilities(ignore_index):
+    """A number below 0 is no class, and changes nothing; PyTorch refuses the others too."""
+    x, t = np.array([[0.5, -1, 2], [3, 0, 1]]), np.array([[0.25, 0.5, 0.25], [0, 1, 0]])
+    if ignore_index < 0:
+        ours, theirs = run("CrossEntropyLoss", x, t, {"ignore_index": ignore_index}, np.float64(1), np.float64)
+        assert all(map(np.allclose, ours, theirs)) and ours[0] == nbcnn.losses.CrossEntropyLoss()(x, t)
+        return
+    import torch
+    with pytest.raises(RuntimeError, match="ignore_index is not supported for floating point target"):
+        torch.nn.CrossEntropyLoss(ignore_index=ignore_index)(*map(torch.tensor, (x, t)))
+    loss = nbcnn.losses.CrossEntropyLoss(ignore_index=ignore_index)
+    for function in (loss, loss.backward):
+        with pytest.raises(ValueError, match="^ignore_index: expected a negative number with class probabilities"):
+            function(x, t)
+
+
 @pytest.fixture
 def one_thread():
     """On a busy machine the waiting of PyTorch's threads for each other takes longer than the test."""
