@@ -90,7 +90,7 @@ def test_no_index_is_ignored_among_probabilities(ignore_index):
         torch.nn.CrossEntropyLoss(ignore_index=ignore_index)(*map(torch.tensor, (x, t)))
     loss = nbcnn.losses.CrossEntropyLoss(ignore_index=ignore_index)
     for function in (loss, loss.backward):
-        with pytest.raises(ValueError, match="^ignore_index: expected a negative number with class probabilities"):
+        with pytest.raises(ValueError, match=r"^ignore_index: expected a negative number with class probabilities"):
             function(x, t)
 
 

@@ -215,7 +215,7 @@ def test_tiles_fit_into_a_block(monkeypatch):
     """Shared memory and threads within what any GPU has, for geometries up to those of large networks; in warps, as on a GPU."""
     monkeypatch.setattr(conv2d, "WARP", 32)
     rng = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(4_000):
         C, O, H, W, KH, KW, WH, WW = (int(2 ** rng.uniform(0, high)) for high in (9, 9, 6, 6, 3.5, 3.5, 2.5, 2.5))
         padding = tuple(max(int(rng.integers(0, k + 1)), -(-(k - 1 + cells - n) // 2)) for k, cells, n in zip(
             (KH, KW), (WH, WW), (H, W), strict=True))

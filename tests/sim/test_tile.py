@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from nbcnn.kernels.cuda.tile import get, put, tile_add, tile_patch, tile_put, tile_taps, tile_winners, tile_zero
+from nbcnn.kernels.cuda.tile import get, put, tile_add, tile_dot, tile_patch, tile_put, tile_taps, tile_winners, tile_zero
 from nbcnn.kernels.operation import NO_WINNER
 
 pytestmark = pytest.mark.sim
@@ -27,6 +27,14 @@ def test_zero():
     acc = np.full(7, np.nan)
     tile_zero(acc, 5)
     assert (acc[:5] == 0).all() and np.isnan(acc[5:]).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_dot(count):
+    x, w, acc = numbers(9), numbers(9), numbers(1)
+    expected = acc[0] + x[2:2 + count] @ w[3:3 + count]
+    tile_dot(acc, x, 2, w, 3, count)
+    assert acc[0] == expected
 
 
 @pytest.mark.parametrize("pixels", [(1, 1), (2, 3)])
