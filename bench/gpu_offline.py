@@ -141,7 +141,7 @@ def tool(name):
 
 def missing():
     """What has to be installed still, in words; "" where nothing has."""
-    return ", ".join(f"{name} is not installed: it is part of CUDA's toolkit, and the wheel nvidia-cuda-{wheel}"
+    return ", ".join(f"{name} is not installed, of CUDA's toolkit or the wheel nvidia-cuda-{wheel}"
                      for name, wheel in (("ptxas", "nvcc"), ("nvdisasm", "nvdisasm")) if not tool(name))
 
 

@@ -1,4 +1,5 @@
 """Settings of the whole suite: Hypothesis profiles, the torch marker; what tests of signals need."""
+import importlib.util
 import os
 import signal
 from pathlib import Path
@@ -40,10 +41,8 @@ def signals():
 def pytest_collection_modifyitems(config, items):
     if "campaign" not in config.getoption("-m"):
         items[:] = [item for item in items if not item.get_closest_marker("campaign")]
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        skip = pytest.mark.skip(reason="PyTorch is not installed")
-        for item in items:
-            if item.get_closest_marker("torch"):
-                item.add_marker(skip)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("torch") and not importlib.util.find_spec("torch"):
+        pytest.skip("PyTorch is not installed")     # from here, so that all are one line of the summary

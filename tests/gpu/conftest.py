@@ -4,8 +4,8 @@ To try the tests themselves, most of them run in the simulator on tiny shapes:
 
     NUMBA_ENABLE_CUDASIM=1 NBCNN_TINY_GPU_TESTS=1 python -m pytest tests/gpu
 """
+import functools
 import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,20 +17,19 @@ from nbcnn.datasets import Dataset
 TINY = os.environ.get("NBCNN_TINY_GPU_TESTS", "0") not in ("", "0")
 
 
+@functools.cache
 def no_gpu():
     """Why these tests cannot run; "" where they can."""
     try:
         from nbcnn.kernels.cuda.compat import SIMULATED, unavailable
-    except ImportError as error:
-        return str(error)
+    except ImportError:
+        return "the extra cuda13 or cuda12 is not installed"
     return "" if TINY and SIMULATED else unavailable()
 
 
-def pytest_collection_modifyitems(items):
-    own = [item for item in items if Path(__file__).parent in item.path.parents]
-    if own and (reason := no_gpu()):
-        for item in own:
-            item.add_marker(pytest.mark.skip(reason=f"no GPU: {reason}"))
+def pytest_runtest_setup():
+    if reason := no_gpu():
+        pytest.skip(f"no GPU: {reason}")        # from here, so that all are one line of the summary
 
 
 @pytest.fixture(scope="session")

@@ -169,7 +169,7 @@ def test_tiles_fit_into_a_block(monkeypatch):
     monkeypatch.setattr(conv2d, "WARP", 32)
     rng, refused = np.random.default_rng(0), []
     for _ in range(4_000):
-        C, O, H, W, KH, KW = (int(2 ** rng.uniform(0, high)) for high in (9, 9, 6, 6, 3.5, 3.5))
+        C, O, H, W, KH, KW = (int(2 ** rng.uniform(0, high)) for high in (9, 9, 8, 8, 3.5, 3.5))
         stride, dilation, padding = (tuple(rng.integers(low, high, 2).tolist()) for low, high in ((1, 4), (1, 3), (0, 5)))
         padding = tuple(max(p, -(-(d * (k - 1) + 1 - n) // 2))
                         for p, d, k, n in zip(padding, dilation, (KH, KW), (H, W), strict=True))
@@ -177,8 +177,8 @@ def test_tiles_fit_into_a_block(monkeypatch):
         itemsize = int(rng.choice([4, 8]))
         operation = cuda.Conv2d((C, H, W), (O, *size), (KH, KW), stride, padding, dilation, np.dtype(f"f{itemsize}"))
         shapes = cuda.Buffer(0, (O, *size), operation.dtype), cuda.Buffer(0, (C, H, W), operation.dtype)
-        targets = cuda.Gradients(operation, 1, (1, 1), operation.dtype).targets
         try:
+            targets = cuda.Gradients(operation, 1, (1, 1), operation.dtype).targets
             calls = operation.forward(1, *shapes, (None, None)) + operation.backward(
                 1, shapes[1], targets, shapes[0], shapes[1], None, (None, None), ())
         except ValueError as error:
@@ -188,7 +188,7 @@ def test_tiles_fit_into_a_block(monkeypatch):
             sizes = inspect.getclosurevars(call.kernel.kernel.fn).nonlocals
             shared = sum(sizes.get(name, 0) for name in ("X_SIZE", "W_SIZE", "FLOATS")) * itemsize + sizes.get("WON", 0)
             assert 0 < shared <= 48 * 1024 and 1 <= call.kernel.block <= 1024, (shared, call.kernel.block, operation.__dict__)
-    assert len(refused) < 40 and all("fit into a GPU's shared memory" in message for message in refused), refused
+    assert len(refused) < 200 and all("fit into a GPU's shared memory" in message for message in refused), refused
 
 
 def test_kernels_and_images_that_do_not_fit():

@@ -37,19 +37,19 @@ def test_dot(count):
     assert acc[0] == expected
 
 
-@pytest.mark.parametrize("pixels", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("pixels, outputs", [((1, 1), 4), ((2, 3), 4), ((2, 1), 8)])
 @pytest.mark.parametrize("taps", [(1, 1), (3, 2), (0, 2)])
 @pytest.mark.parametrize("stride, dilation", [((1, 1), (1, 1)), ((2, 1), (1, 3))])
-def test_taps(pixels, taps, stride, dilation):
+def test_taps(pixels, outputs, taps, stride, dilation):
     """Pixels and taps as slices of an image of 9 columns, which begins at 4."""
-    image, w, before, columns = numbers(9, 9), numbers(*taps, 8), numbers(*pixels, 4), 9
+    image, w, before, columns = numbers(9, 9), numbers(*taps, 12), numbers(*pixels, outputs), 9
     x, weights, acc = (np.concatenate([numbers(start), a.ravel()]) for start, a in ((4, image), (3, w), (0, before)))
     steps = stride[0] * columns, stride[1], dilation[0] * columns, dilation[1]
-    tile_taps(acc, x, 4 + columns + 2, weights, 3 + 1, pixels, taps, steps, 8, 4)
+    tile_taps(acc, x, 4 + columns + 2, weights, 3 + 1, pixels, taps, steps, 12, outputs)
     expected = before.copy()
     for u, v in np.ndindex(pixels):
         read = image[1 + stride[0] * u:, 2 + stride[1] * v:][::dilation[0], ::dilation[1]][:taps[0], :taps[1]]
-        expected[u, v] += np.einsum("pq,pqo->o", read, w[:, :, 1:5])
+        expected[u, v] += np.einsum("pq,pqo->o", read, w[:, :, 1:1 + outputs])
     assert (acc == expected.ravel()).all()
 
 
