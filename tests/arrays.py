@@ -1,7 +1,11 @@
 """Arrays for tests."""
 import numpy as np
+import pytest
 
 from nbcnn.kernels import cpu
+
+# `-m quick` has float64 alone, in which gradients are tested: every kernel is compiled once.
+in_both_dtypes = pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.quick)])
 
 
 def integers(seed, *shapes, dtype=np.float32):

@@ -15,7 +15,7 @@ from nbcnn.kernels.cpu import activations as loops
 from nbcnn.kernels.cpu.launch import run
 
 from activations import CASES, each
-from arrays import awkward, equal
+from arrays import awkward, equal, in_both_dtypes
 from gradients import check_directional_gradients
 from llvm import double_operations
 from threads import one_and_all_threads
@@ -62,7 +62,7 @@ def agree(case, x, dy, y, dx):
 
 # ---- frozen values
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values_relu(dtype):
     # From the definition: nothing below zero passes, NaN does, and so does the gradient where the output is positive or NaN.
     x = np.array([-np.inf, -1, -0.0, 0, 1e-30, 2, np.inf, np.nan], dtype)
@@ -72,7 +72,7 @@ def test_frozen_values_relu(dtype):
     assert equal(kernels.relu_backward(dy, y), np.array([0, 0, 0, 0, -5, 6, 7, 8], dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values_leaky_relu(dtype):
     # From the definition: what is not positive, NaN included, is multiplied by the slope, and so is the gradient there.
     x = np.array([-np.inf, -1, -0.0, 0, 1e-30, 2, np.inf, np.nan], dtype)
@@ -88,7 +88,7 @@ def test_frozen_values_leaky_relu(dtype):
     assert equal(kernels.leaky_relu_backward(dy[:1], x[:1]), dtype([0.01]))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values_tanh_and_sigmoid(dtype):
     # By hand: e^ln 3 is 3, so tanh(ln 3) = (3 - 1/3)/(3 + 1/3), sigmoid(ln 3) = 1/(1 + 1/3). Roundings of ln 3 and of the result.
     x = np.array([-np.inf, -math.log(3), -0.0, 0, math.log(3), np.inf, np.nan], dtype)
@@ -100,7 +100,7 @@ def test_frozen_values_tanh_and_sigmoid(dtype):
         assert near(case.backward(dy, x, y), dy * np.array(slope), 9 * np.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 @pytest.mark.parametrize("approximate, expected, slopes", [
     # PyTorch 2.13 in float64; -6 too, where 1 + erf has 7 digits and 1 + tanh has 5.
     ("none", [-5.919525869479969e-09, -0.15865525393145702, 0.34573123063700656, 0.841344746068543, 2.99595030590511],

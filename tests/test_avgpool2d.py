@@ -16,7 +16,7 @@ from nbcnn.kernels.cpu import avgpool2d as kernels
 from nbcnn.kernels.cpu.launch import run
 
 import oracles
-from arrays import awkward, equal, filled_buffer
+from arrays import awkward, equal, filled_buffer, in_both_dtypes
 from gradients import check_directional_gradients
 from llvm import double_operations
 from threads import one_and_all_threads
@@ -71,7 +71,7 @@ def operation_of(shape, options, y_shape, dtype):
 seeds = st.integers(0, 2**32 - 1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values(dtype):
     # By hand. Ordinary windows; a NaN and an infinity stay in theirs.
     nan, inf = np.nan, np.inf

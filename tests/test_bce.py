@@ -14,6 +14,7 @@ from nbcnn.kernels.losses import (
 )
 
 import oracles
+from arrays import in_both_dtypes
 
 DTYPES = [np.float32, np.float64]
 FUNCTIONS = {"probabilities": (bce_loss_forward, bce_loss_backward, oracles.bce_loss),
@@ -44,7 +45,7 @@ def problems(draw, dtypes=DTYPES, ends=True):
     return *FUNCTIONS[kind], x, t, options, dloss
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values(dtype):
     # By hand: -ln 0.25 = ln 4 for the positive, -ln(1 - 0.5) = ln 2 for the negative; half of each for a target of 1/2.
     x, t = np.array([0.25, 0.5, 0.5], dtype), np.array([1, 0, 0.5], dtype)
@@ -99,6 +100,7 @@ def test_equals_oracle(problem):
     np.testing.assert_allclose(dx, expected_dx, rtol=16 * eps, atol=32 * eps * np.abs(dloss).max(initial=1))
 
 
+@pytest.mark.quick
 @given(problem=problems([np.float64], ends=False))
 def test_gradient_is_the_slope(problem):
     forward, backward, _, x, t, options, dloss = problem

@@ -16,7 +16,7 @@ from nbcnn.kernels.cpu import conv2d as kernels
 from nbcnn.kernels.cpu.launch import run
 
 import oracles
-from arrays import awkward, equal, filled_buffer, integers
+from arrays import awkward, equal, filled_buffer, in_both_dtypes, integers
 from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
@@ -40,7 +40,7 @@ def output_shape(x_shape, w_shape, options):
     return oracles.conv2d_forward(np.zeros(x_shape), np.zeros(w_shape), np.zeros(w_shape[0]), *options.values()).shape
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values(dtype):
     # By hand: the kernel [[1, 0], [0, -1]] takes x[i, j] - x[i+1, j+1], which is -4 everywhere in 1..9 row by row.
     x = np.arange(1, 10, dtype=dtype).reshape(1, 1, 3, 3)

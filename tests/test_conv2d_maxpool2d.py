@@ -16,7 +16,7 @@ from nbcnn.kernels.cpu.buffer import SLACK
 from nbcnn.kernels.cpu.launch import run
 
 import oracles
-from arrays import awkward, equal, filled_buffer, integers
+from arrays import awkward, equal, filled_buffer, in_both_dtypes, integers
 from llvm import double_operations
 from threads import one_and_all_threads
 
@@ -95,7 +95,7 @@ def picked(z, argmax, window):
     return np.where(argmax == 255, 0, z[n, o, i * WH + u, j * WW + v])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values(dtype):
     # By hand, with a kernel that hands x on. Windows: ordinary; a tie, won by its first cell; NaN, won by the last one; -inf only,
     # won by the first cell. The column left over fills no window.

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nbcnn.kernels.losses import cross_entropy_backward, cross_entropy_forward
 
 import oracles
+from arrays import in_both_dtypes
 
 DTYPES = [np.float32, np.float64]
 REDUCTIONS = ["none", "mean", "sum"]
@@ -45,7 +46,7 @@ def expected(x, t, options, dloss):
     return oracles.reduce_loss(losses, gradient, reduction, divisor, dloss)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values(dtype):
     # Worked by hand: -0.2 + ln(e^0.1 + e^0.2 + e^0.3) = 1.10194, and -0.8 + ln(e^0.8 + e^0.1 + e^0.2) = 0.71559.
     x = np.array([[0.1, 0.2, 0.3], [0.8, 0.1, 0.2]], dtype)
@@ -63,7 +64,7 @@ def test_frozen_values(dtype):
     assert dx.dtype == dtype and dx == pytest.approx(np.array([[0.4, 0.4, 0.4, -1.2], [-1.2, 0.4, 0.4, 0.4]]), abs=1e-6)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values_from_torch(dtype):
     # torch 2.13, float64: F.cross_entropy(x, t, weight=w, ignore_index=2, label_smoothing=0.1, reduction=...) and x.grad.
     x = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0], [2.0, 2.0, -1.0], [-1.0, 0.0, 4.0]], dtype)
@@ -95,6 +96,7 @@ def test_equals_oracle(problem):
     assert (dx[ignored] == 0).all()
 
 
+@pytest.mark.quick
 @given(problem=problems([np.float64]))
 def test_gradient_is_the_slope(problem):
     x, t, options, dloss = problem

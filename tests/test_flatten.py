@@ -8,7 +8,7 @@ from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu import flatten as kernels
 from nbcnn.kernels.cpu.launch import run
 
-from arrays import filled_buffer
+from arrays import filled_buffer, in_both_dtypes
 from llvm import double_operations
 from threads import one_and_all_threads
 
@@ -26,11 +26,12 @@ def holding(x):
     return filled_buffer(len(x), x.shape[1:], x.dtype, 99, x)
 
 
-def test_frozen_values():
+@in_both_dtypes
+def test_frozen_values(dtype):
     # By hand: cells of the first channel row by row, then those of the second.
-    x = holding(np.array([[[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]]], np.float32))
-    y, dx = cpu.Buffer(1, (12,), np.float32), cpu.Buffer(1, (2, 2, 3), np.float32)
-    operation = cpu.Flatten((2, 2, 3), np.float32)
+    x = holding(np.array([[[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]]], dtype))
+    y, dx = cpu.Buffer(1, (12,), dtype), cpu.Buffer(1, (2, 2, 3), dtype)
+    operation = cpu.Flatten((2, 2, 3), dtype)
     run(operation.forward(1, y, x, ()))
     assert y.view(1).tolist() == [list(range(1, 13))]
     run(operation.backward(1, dx, (), y, x, y, (), ()))

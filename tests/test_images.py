@@ -8,6 +8,7 @@ from nbcnn.kernels.cpu.buffer import Buffer
 from nbcnn.kernels.images import load_images, normalization_table, normalize_images
 
 import oracles
+from arrays import in_both_dtypes
 from threads import one_and_all_threads
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -33,11 +34,12 @@ def outputs(shape, dtype):
     return [(buffer.view(shape[0]), buffer.array), (flat, flat)]
 
 
-def test_frozen_values():
+@in_both_dtypes
+def test_frozen_values(dtype):
     """Worked by hand: 1x2x3 images 10..15 and 20..25, the table doubles."""
     images = np.array([[[[10, 11, 12], [13, 14, 15]]], [[[20, 21, 22], [23, 24, 25]]]], np.uint8)
-    table = 2 * np.arange(256, dtype=np.float32)[None] + 1
-    out = np.full((3, 1, 2, 3), np.nan, np.float32)
+    table = 2 * np.arange(256, dtype=dtype)[None] + 1
+    out = np.full((3, 1, 2, 3), np.nan, dtype)
     load_images(out, images, np.array([1, 0, 1]), np.array([False, True, True]), (1, -1), table)
     assert out[:, 0].tolist() == [[[1, 1, 1], [43, 45, 1]], [[1, 1, 1], [23, 21, 1]], [[1, 1, 1], [43, 41, 1]]]
 

@@ -14,7 +14,7 @@ def test_every_layer_is_here():
     assert {case.layer.__name__ for case in LAYERS} | {"Layer", "Activation"} == set(nbcnn.layers.__all__)
 
 
-@each
+@pytest.mark.parametrize("case", [*(pytest.param(case, marks=pytest.mark.quick) for case in LAYERS), *OWN_LAYERS], ids=str)
 def test_gradients(case):
     checks.check_gradients(case)
 

@@ -8,14 +8,14 @@ from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu.launch import run
 from nbcnn.kernels.linear import linear_backward, linear_forward
 
-from arrays import awkward, integers
+from arrays import awkward, in_both_dtypes, integers
 
 DTYPES = [np.float32, np.float64]
 sizes = st.tuples(st.integers(0, 40), st.integers(1, 200), st.integers(1, 100))
 seeds = st.integers(0, 2**32 - 1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values(dtype):
     # By hand: y = [1*1 + 2*3 + 10, 1*2 + 2*4 + 20], dx = 5*[1, 3] + 6*[2, 4], dw = dy^T x.
     x, w, b = np.array([[1, 2]], dtype), np.array([[1, 3], [2, 4]], dtype), np.array([10, 20], dtype)

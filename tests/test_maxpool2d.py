@@ -13,7 +13,7 @@ from nbcnn.kernels.cpu.launch import run
 from nbcnn.kernels.maxpool2d import maxpool2d_backward, maxpool2d_forward
 
 import oracles
-from arrays import awkward, equal, filled_buffer
+from arrays import awkward, equal, filled_buffer, in_both_dtypes
 from llvm import double_operations
 from threads import one_and_all_threads
 
@@ -78,7 +78,7 @@ def small_integers(seed, shape, dtype):
 seeds = st.integers(0, 2**32 - 1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values(dtype):
     # By hand. Windows: ordinary; a tie, won by its first cell; NaN, won by the last one; -inf only, won by the first cell.
     nan, inf = np.nan, np.inf

@@ -11,6 +11,7 @@ from nbcnn.kernels.cpu.sgd import sgd
 from nbcnn.kernels.sgd import sgd_step
 
 import oracles
+from arrays import in_both_dtypes
 from llvm import double_operations
 from threads import one_and_all_threads
 
@@ -39,7 +40,7 @@ def dyadic(seed, *shape, dtype):
     return np.random.default_rng(seed).integers(-8, 9, shape).astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_both_dtypes
 def test_frozen_values(dtype):
     # By hand, first step: g = 4 + 0.5*2 = 5, buffer = 5, g = 5 + 0.5*5 = 7.5, param = 2 - 0.25*7.5.
     param, buffer = np.array([2], dtype), np.array([np.nan], dtype)
