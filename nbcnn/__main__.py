@@ -1,5 +1,6 @@
 """The command `nbcnn`, which is `python -m nbcnn` too: picks the sub-command."""
 import importlib
+import os
 import sys
 
 import nbcnn
@@ -17,14 +18,37 @@ COMMANDS = {
 def main(argv=None):
     """Run a sub-command, and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if cli.COMPLETING in os.environ:
+        argv = finished_words()
     if argv and argv[0] in COMMANDS:        # only its module is imported
         name = "evaluate.__main__" if argv[0] == "evaluate" else argv[0]
         return importlib.import_module(f"nbcnn.{name}").main(argv[1:])
     return cli.run("nbcnn", _main, argv)
 
 
+def finished_words():
+    """The arguments before the one that a shell wants completed. Those of a sub-command are completed by its own parser."""
+    line = os.environ["COMP_LINE"][:int(os.environ["COMP_POINT"])]
+    words = line.split()[1:None if line[-1:].isspace() else -1]
+    if words and words[0] in COMMANDS:
+        os.environ[cli.COMPLETING] = "2"        # which of the words is the name of the command
+    return words
+
+
+def completion():
+    """What makes a shell ask."""
+    try:
+        import argcomplete
+    except ImportError:
+        raise ImportError("--completion needs the extra completion: python -m pip install argcomplete") from None
+    return argcomplete.shellcode(["nbcnn"])
+
+
 def _main(argv):
     parser = _parser()
+    if cli.COMPLETING in os.environ:
+        parser.add_argument("command", choices=COMMANDS)
+        parser.options([])
     if argv and argv[0][:1] != "-":
         parser.error(f"unknown command {argv[0]!r}, expected one of {', '.join(COMMANDS)}{cli.nearest(argv[0], COMMANDS)}")
     parser.options(argv)
@@ -43,6 +67,8 @@ def _parser():
         "0 done, 2 cannot be done; more in each command's --help", usage="nbcnn COMMAND ...")
     version = f"nbcnn {nbcnn.__version__}"
     parser.add_argument("--version", action=cli.Listing, nargs=0, const=lambda: version, help="print the version, and end")
+    parser.add_argument("--completion", action=cli.Listing, nargs=0, const=completion,
+                        help='print what completes names when Tab is pressed, for bash and zsh: eval "$(nbcnn --completion)"')
     parser.add_lists(models=cli.list_models)
     return parser
 

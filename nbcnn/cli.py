@@ -26,6 +26,7 @@ from nbcnn.table import fill, format_table, printable
 
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
 DEVICES = ["cpu", "cuda", "auto"]
+COMPLETING = "_ARGCOMPLETE"     # the variable that is set where a shell asks what may come next
 LONGEST_LINE = 2000             # characters of a message, which may quote a text of any length
 LONGEST_CONFIG = 8000           # bytes of a configuration file: the time to read a dotted key grows with the square of its length
 DIGITS = 40                     # of a whole number: a seed of 128 bits takes 39
@@ -196,6 +197,8 @@ class Parser(argparse.ArgumentParser):
 
     def options(self, argv):
         """The options given, by name: those of the command line, and the others of the --config file."""
+        if COMPLETING in os.environ:
+            importlib.import_module("argcomplete").autocomplete(self)       # ends the process
         end = argv.index("--") if "--" in argv and self.positional else len(argv)
         given, unknown = self.parse_known_intermixed_args(argv[:end])       # so that arguments may stand between options
         if unknown:

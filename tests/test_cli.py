@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -274,6 +275,33 @@ def test_commands_are_the_modules(name, module, monkeypatch, capsys):
     monkeypatch.setattr(module, "main", lambda argv: got.append(argv) or 7)
     assert __main__.main([name, "a", "--b"]) == 7 and got == [["a", "--b"]]
     assert name in __main__.COMMANDS and len(__main__.COMMANDS) == 5
+
+
+@pytest.mark.parametrize("line, expected", [
+    ("nbcnn tr", ["train"]), ("nbcnn train --batch-s", ["--batch-size"]), ("nbcnn train --recipe ", ["default", "tutorial"]),
+    ("nbcnn --com", ["--completion"]), ("nbcnn predict x --checkpoint net", ["network.safetensors"]),
+])
+def test_words_that_the_tab_key_adds(line, expected, tmp_path):
+    """As a shell asks for them, by the protocol of argcomplete."""
+    pytest.importorskip("argcomplete", reason="argcomplete is not installed")
+    (tmp_path / "network.safetensors").write_bytes(b"")
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "words"), "COMP_LINE": line,
+             "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-m", "nbcnn"], cwd=tmp_path, env={**os.environ, **asked}, capture_output=True)
+    assert done.returncode == 0 and (tmp_path / "words").read_text().replace("\013", " ").split() == expected, done.stderr
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_completion_prints_what_a_shell_reads_or_what_to_install(installed, monkeypatch, capsys):
+    if installed:
+        argcomplete = pytest.importorskip("argcomplete", reason="argcomplete is not installed")
+        with pytest.raises(SystemExit):
+            __main__.main(["--completion"])
+        assert capsys.readouterr().out == argcomplete.shellcode(["nbcnn"]) + "\n"
+    else:
+        monkeypatch.setitem(sys.modules, "argcomplete", None)
+        assert __main__.main(["--completion"]) == 2
+        assert capsys.readouterr().err == "nbcnn: --completion needs the extra completion: python -m pip install argcomplete\n"
 
 
 @pytest.mark.parametrize("argv", [[], ["train"], ["predict"], ["evaluate"], ["cache"]])

@@ -37,8 +37,8 @@ def small(monkeypatch, web, contents):
 
 
 def test_the_table_of_the_readme():
-    """data/README.md says the same of every file: name, size and checksum in a row, and all addresses."""
-    text = (Path(sources.__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
+    """The data sets' README says the same of every file: name, size and checksum in a row, and all addresses."""
+    text = Path(sources.__file__).with_name("README.md").read_text(encoding="utf-8")
     for source in SOURCES.values():
         for file in source.wanted:
             assert re.search(rf"{re.escape(file.name)}.*\| {file.size:,} \| `{file.md5}`", text)
