@@ -9,9 +9,7 @@ import nbcnn
 from nbcnn import threads
 from nbcnn.threads import ROUNDS, ThreadTrial
 
-from threads import ONE_CORE
-
-several = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason=ONE_CORE)
+from threads import need_two_cores
 
 
 @pytest.fixture
@@ -34,8 +32,8 @@ def tried(clock, seconds, steps=100):
     return trial, counts
 
 
-@several
 def test_fewer_threads_are_said_where_they_are_faster(clock):
+    need_two_cores()
     most = numba.get_num_threads()
     trial, counts = tried(clock, lambda count: 0.06 if count == most else 0.02)
     assert f"with {most} 60 ms" in trial.hint and "a step takes 20 ms" in trial.hint and "--threads" in trial.hint
@@ -44,8 +42,8 @@ def test_fewer_threads_are_said_where_they_are_faster(clock):
     assert counts[-1] == numba.get_num_threads() == most
 
 
-@several
 def test_nothing_is_said_where_all_threads_are_best_or_nearly(clock):
+    need_two_cores()
     most = numba.get_num_threads()
     assert tried(clock, lambda count: 0.01 * most / count)[0].hint == ""
     assert tried(clock, lambda count: 0.0085 if count < most else 0.01)[0].hint == ""
@@ -65,8 +63,9 @@ def test_a_trial_that_is_ended_early_gives_the_threads_back(clock):
     assert numba.get_num_threads() == most
 
 
-@several
 def test_trying_changes_no_bit(clock):
+    need_two_cores()
+
     def trained(on_step):
         rng = np.random.default_rng(0)
         data = nbcnn.datasets.Dataset(rng.integers(0, 256, (64, 1, 6, 6), np.uint8), np.arange(64) % 2, ["a", "b"], "x")
