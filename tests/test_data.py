@@ -160,10 +160,11 @@ def test_ctrl_c_leaves_no_set(small, capsys):
     assert data.main(["get", "mnist"]) == 0 and os.listdir("data/MNIST") == ["raw"]
 
 
-def test_one_channel_from_files_to_a_prediction(small, tmp_path, capsys):
+@pytest.mark.parametrize("model", ["net.py:make", "cifar10_quick"])
+def test_one_channel_from_files_to_a_prediction(small, tmp_path, capsys, model):
     (tmp_path / "net.py").write_text(NET)
     assert data.main(["get", "mnist"]) == 0
-    assert train.main(["--dataset", "mnist", "--model", "net.py:make", "--epochs", "3", "--batch-size", "20", "--out", "run"]) == 0
+    assert train.main(["--dataset", "mnist", "--model", model, "--epochs", "4", "--batch-size", "20", "--out", "run"]) == 0
     with open("run/metrics.csv", newline="") as file:
         assert float(list(csv.DictReader(file))[-1]["test_accuracy"]) > 0.9
     saved = cli.load_checkpoint("run/best.safetensors")
