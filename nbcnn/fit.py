@@ -73,7 +73,7 @@ class State:
 
 
 def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimizer=None, schedule=None, shuffle=True,
-        augment=True, seed=0, progress=None, val=None, on_step=None, on_epoch=None, profile=False, verbose=1,
+        augment=None, seed=0, progress=None, val=None, on_step=None, on_epoch=None, profile=False, verbose=1,
         writer=None):
     """Train a model, by default with the default recipe of `nbcnn train`.
 
@@ -94,7 +94,7 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         From the number of a step, counted from 0 over all epochs, to its learning rate; see `nbcnn.optim`. By default the default
         optimizer's rate follows `nbcnn.optim.one_cycle`, and any other one's stays as it is.
     shuffle, augment, seed
-        As of `nbcnn.datasets.Loader`.
+        As of `nbcnn.datasets.Loader`. By default images are augmented, but for MNIST's: no digit is another one's mirror image.
     progress : Progress, optional
         Where to go on. Model and optimizer must be as they were then, and all other arguments the same.
     val : Dataset, optional
@@ -160,6 +160,7 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         function(call, name)
     if writer is not None:
         require_writer(writer)
+    augment = train.name != "mnist" if augment is None else augment
     loader = Loader(train, batch_size, shuffle, seed, augment, shift=min(2, *train.images.shape[2:]), mean=model.mean,
                     std=model.std, dtype=model.dtype)
     if schedule is None and not own:

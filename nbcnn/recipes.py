@@ -55,7 +55,7 @@ def new_options(given):
     if options["momentum"] == 0 and "nesterov" not in given:
         options["nesterov"] = False
     if options["dataset"] == "mnist" and "augment" not in given:
-        options["augment"] = False      # no digit is another one's mirror image, nor still a digit
+        options["augment"] = False      # as nbcnn.fit
     if options["dataset"] == "auto" and "data_dir" in given:
         options["dataset"] = "cifar10"      # a user who says where the files are does not want the shapes
     return options

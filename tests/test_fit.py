@@ -225,6 +225,11 @@ def test_the_default_is_the_commands_default_recipe():
     assert (one.vector.data == other.vector.data).all()
     state = fit(other, TRAIN, epochs=2, batch_size=5, verbose=0, optimizer=SGD(other.parameters(), lr=0.25))
     assert [row["lr"] for row in state.history] == [0.25, 0.25]
+    digits = Dataset(TRAIN.images, TRAIN.labels, TRAIN.classes, "mnist")
+    for model, options in ((one, {}), (other, {"augment": False})):
+        model.load_state_dict(small_model().state_dict())
+        fit(model, digits, epochs=1, batch_size=5, verbose=0, **options)
+    assert (one.vector.data == other.vector.data).all()
     tiny = Dataset(np.zeros((8, 1, 1, 3), np.uint8), np.zeros(8, int), ["a"], "one pixel high")      # shifted by at most that
     fit(nbcnn.Sequential(nbcnn.Flatten(), nbcnn.Linear(3, 1)), tiny, epochs=1, verbose=0)
 
