@@ -22,7 +22,7 @@ from nbcnn.kernels.shown import shown
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
 from nbcnn.model import MissingLayer
-from nbcnn.table import fill, format_table, printable
+from nbcnn.table import fill, format_table, printable, width
 
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
 DEVICES = ["cpu", "cuda", "auto"]
@@ -111,9 +111,14 @@ def say(*lines, end="\n"):
     put("\n".join(map(printable, lines)), end)
 
 
-def tell(text, indent=0):
-    """Print a text as `say` does, in several lines where it is too long for one, all but the first indented."""
-    say(*fill(printable(text), indent))
+def tell(text, indent=0, command=""):
+    """Print a text as `say` does, in several lines where it is too long for one, all but the first indented.
+
+    A command that follows it stays whole, however long it is: it is to be copied.
+    """
+    *lines, last = fill(printable(text), indent)
+    joined = f"{last} {command}".rstrip()
+    say(*lines, *([joined] if not command or len(joined) <= width() else [last, " " * indent + command]))
 
 
 def paint(text, colour, stream):

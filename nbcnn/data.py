@@ -45,8 +45,8 @@ def _main(argv):
         if find(place) is None:
             get(name, place, options.get("url"))
         train, test = read(place)       # so it is whole, whoever has put it there
-        cli.say(f"{name}: {len(train):,} images to train, {len(test):,} to test, in {find(place)[0]}; to train on them: "
-                f"nbcnn train --dataset {name} --data-dir {shlex.quote(place)}")
+        cli.tell(f"{name}: {len(train):,} images to train, {len(test):,} to test, in {find(place)[0]}; to train on them:",
+                 2, f"nbcnn train --dataset {name} --data-dir {shlex.quote(place)}")
     return 0
 
 
@@ -67,12 +67,12 @@ def _show(name, place, path):
     counts = [np.bincount(part.labels, minlength=len(train.classes)) for part in sets]
     channels, height, width = train.images.shape[1:]
     write_atomically(path, contact_sheet(train))
-    cli.say(f"{name}: {len(train):,} images to train, {len(test):,} to test, of {channels} x {height} x {width}; {why}", "",
-            *format_table(["class", "train", "test"], [[label, *(f"{count:,}" for count in row)]
-                          for label, *row in zip(train.classes, *counts, strict=True)]).split("\n"), "",
+    cli.tell(f"{name}: {len(train):,} images to train, {len(test):,} to test, of {channels} x {height} x {width}; {why}")
+    cli.say("", *format_table(["class", "train", "test"], [[label, *(f"{count:,}" for count in row)]
+                              for label, *row in zip(train.classes, *counts, strict=True)]).split("\n"), "",
             *format_table(["of the pixels / 255", "mean", "std"], [[channel, f"{a:.4f}", f"{b:.4f}"]
-                          for channel, a, b in zip(CHANNELS[channels], mean, std, strict=True)]).split("\n"), "",
-            f"the first {EACH} images to train of each class: {path}")
+                          for channel, a, b in zip(CHANNELS[channels], mean, std, strict=True)]).split("\n"), "")
+    cli.tell(f"the first {EACH} images to train of each class: {path}")
 
 
 def contact_sheet(dataset):

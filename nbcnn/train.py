@@ -147,7 +147,8 @@ class Run:
         if self.signals.number:
             own = f" --model {shlex.quote(o['model'])}" if self.checkpoint.model.own_layers() else ""
             own += f" --tensorboard {shlex.quote(str(self.events.path))}" if self.events else ""
-            say(f"stopped: {self._where()}. To go on: python -m nbcnn.train --resume {shlex.quote(str(self.folder.last))}{own}")
+            tell(f"stopped: {self._where()}. To go on:", 9,
+                 f"python -m nbcnn.train --resume {shlex.quote(str(self.folder.last))}{own}")
         else:
             best = f" as {self.folder.best.name}" if self.folder.best.exists() else ""
             chosen = "validation" if self.val_set else "test"
@@ -174,7 +175,7 @@ class Run:
         if o["init_from"]:
             self._say(f"weights  from {o['init_from']}{self.remark}")
         if self.events:
-            self._say(f"events   to be seen with: tensorboard --logdir {shlex.quote(str(self.events.path))}")
+            self._say("events   to be seen with:", f"tensorboard --logdir {shlex.quote(str(self.events.path))}")
         if self.source:
             self._say(f"resume   {self.source}: {self._where()}")
         classes = self.train_set.classes
@@ -233,9 +234,9 @@ class Run:
         within = f", {p.step} of {self.batches} batches of the next" if p.step else ""
         return f"{p.epoch} of {self.checkpoint.options['epochs']} epochs done{within}"
 
-    def _say(self, text):
+    def _say(self, text, command=""):
         if not self.quiet:
-            tell(text, 9)
+            tell(text, 9, command)
 
 
 def _parser():
@@ -256,7 +257,8 @@ def _parser():
         parser.add(name, text + recipes.default_text(name[2:].replace("-", "_")), **arguments)
 
     add("--recipe", "values for all flags below that name a recipe; a flag given wins", choices=list(RECIPES))
-    add("--dataset", "auto: CIFAR-10 where --data-dir holds it, else shapes", choices=["auto", *datasets.DATASETS])
+    add("--dataset", "auto: CIFAR-10 where --data-dir holds it, else shapes; or one of --list-datasets", metavar="NAME",
+        choices=["auto", *datasets.DATASETS])
     add("--data-dir", "folder with the data set's files, or its parent; with --dataset folder the one that holds train and test",
         metavar="DIR")
     add("--size", "scale images to N x N (default: the data set's; 32 for folder)", type=whole(2, 65_535), metavar="N")

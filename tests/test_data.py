@@ -34,6 +34,7 @@ def make(input_shape, mean, std, classes, seed):
 def small(monkeypatch, tmp_path, web):
     """MNIST of 200 and 50 images, in which the digit is the row of a white bar, on the server."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")        # no message goes on in another line
     monkeypatch.setattr(module, "COUNTS", (200, 50))
     rng, contents = np.random.default_rng(0), []
     for count in (200, 50):

@@ -89,7 +89,8 @@ def test_every_line_of_every_command_fits(columns, tmp_path, monkeypatch, capsys
                 ["train", "--init-from", "latest", "--epochs", "1", "--out", "other"], ["evaluate", "--checkpoint", "latest"],
                 ["evaluate", "--checkpoint", "latest", "--json"], ["cache"],
                 *([command, option] for command in ("train", "evaluate") for option in ("--list-datasets", "--help")),
-                ["train", "--list-models"], ["predict", "--help"], ["cache", "--help"], ["--help"]]
+                ["data", "list"], ["data", "show", "shapes"],
+                ["train", "--list-models"], *([command, "--help"] for command in ("predict", "cache", "data")), ["--help"]]
     for argv in commands:
         try:
             assert __main__.main(argv) == 0

@@ -51,8 +51,8 @@ def _parser():
   nbcnn evaluate --checkpoint runs/pets --dataset folder --data-dir pets/test""",
         "0 done, 2 cannot be done, 130 Ctrl-C")
     parser.add_checkpoint()
-    parser.add("--dataset", "the labelled images (default: what the network was trained with, else auto)",
-               choices=["auto", *datasets.DATASETS])
+    parser.add("--dataset", "the labelled images, one of --list-datasets (default: what the network was trained with, else auto)",
+               choices=["auto", *datasets.DATASETS], metavar="NAME")
     parser.add("--data-dir", "folder with the data set's files, or its parent; with --dataset folder the one that holds train and "
                              "test, or the classes themselves (default: where training found them, else data)", metavar="DIR")
     parser.add("--split", "which part of the data set (default: test)", choices=["train", "test", "val"])
