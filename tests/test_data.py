@@ -146,17 +146,13 @@ def test_a_set_that_lost_a_file_is_not_there(small, capsys):
     assert f"data/MNIST/raw: MNIST lacks {IDX[1]} there; move the folder away, and nbcnn data get" in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_no_set(small, capsys):
+def test_ctrl_c_leaves_no_set(small, signals, capsys):
     def interrupt(handler, content):
         handler.wfile.write(handler.start(content)[:100])
         os.kill(os.getpid(), signal.SIGINT)
         handler.server.ended.wait()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        small.plan = [interrupt]
-        assert data.main(["get", "mnist"]) == 130 and capsys.readouterr() == ("", "")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    small.plan = [interrupt]
+    assert data.main(["get", "mnist"]) == 130 and capsys.readouterr() == ("", "")
     assert os.listdir("data/MNIST") == [".raw.part"] and choice.FILES["mnist"][0]("data") is None
     assert data.main(["get", "mnist"]) == 0 and os.listdir("data/MNIST") == ["raw"]
 
