@@ -12,8 +12,8 @@ TESTS = Path(__file__).resolve().parents[1]
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_every_crash_leaves_a_way_on(tmp_path, full, seed):
-    """Every seventh operation with each event, or every one and 270 kills at random moments."""
-    every, kills = (1, 270) if full else (7, 6)
+    """Every eleventh operation with each event, or every one and 270 kills at random moments."""
+    every, kills = (1, 270) if full else (11, 6)
     done = subprocess.run(
         [sys.executable, str(TESTS / "campaign" / "crashes.py"), str(tmp_path), str(every), str(seed), str(kills)],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(TESTS.parent), "NUMBA_NUM_THREADS": "1",
