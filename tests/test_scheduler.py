@@ -257,7 +257,7 @@ def test_two_python_threads_train_two_models_at_once(layer):
 ALLOCATIONS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import numpy as np
+import numba, numpy as np
 from numba.core.dispatcher import Dispatcher
 from numba.core.runtime import rtsys
 import nbcnn
@@ -303,6 +303,7 @@ print(after.alloc - before.alloc - handed_over, after.alloc - after.free - (befo
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1])      # pages
+numba.set_num_threads(1)          # faster for so little, and beside other processes
 for k in range(1200):
     if k == 200:
         settled = resident()
