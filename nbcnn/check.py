@@ -88,8 +88,9 @@ def check_gradients(layer_or_model, shape, *, fuse=True, seed=0):
 
     Notes
     -----
-    The input's numbers are apart from each other and from 0, so none is at a kink of ReLU or a tie of max-pooling. Within a network
-    a kink may lie between f(-h) and f(+h): any number between the slopes to both sides is right there.
+    Before forward and backward, y and dx hold NaN: both are to write all of it. A second backward is to add to the parameters'
+    gradients. The input's numbers are apart from each other and from 0, so none is at a kink of ReLU or a tie of max-pooling. In a
+    network a kink may lie between f(-h) and f(+h): any number between the slopes to both sides is right there.
 
     Examples
     --------
@@ -103,20 +104,44 @@ def check_gradients(layer_or_model, shape, *, fuse=True, seed=0):
     rng = np.random.default_rng(integer(seed, "seed", 0, SEEDS))
     x = _separated((SAMPLES, *ints(shape, "shape", "a tuple of ints, of one sample", 1)), rng)
     step = BackpropScheduler(model, MSELoss(reduction="sum"), fuse=fuse, need_dx=True)
-    y = step.predict(x)
-    dy = rng.standard_normal(y.shape)
-    step.forward(x, y - dy / 2)         # whose gradient is 2(y - t) = dy
-    step.backward()
+    dy = rng.standard_normal(step.predict(x).shape)
+
+    def backward():
+        """The gradients of sum(dy * y), where all that forward and backward are to write holds NaN before."""
+        _spoil(step)
+        y = step.predict(x)
+        step.forward(x, y - dy / 2)         # whose gradient is 2(y - t) = dy
+        step.reserve(SAMPLES, backward=True)
+        _spoil(step, backward=True)
+        step.backward()
+        return y, on_host(step.dx).copy(), [on_host(parameter.grad).copy() for parameter in model.parameters()]
+    y, dx, gradients = backward()
+    *_, twice = backward()              # added to what there is
     prefix = "layer." if isinstance(layer_or_model, Layer) else ""
-    rows = [_row("x", on_host(step.dx).copy(), x, lambda values: _difference(step.predict(values), y, dy), rng)]
-    for name, parameter in model.named_parameters():
+    rows = [_row("x", dx, x, lambda values: _difference(step.predict(values), y, dy), rng)]
+    for (name, parameter), gradient, both in zip(model.named_parameters(), gradients, twice, strict=True):
         def moved(values, parameter=parameter):
             parameter.set(values)
             return _difference(step.predict(x), y, dy)
         values = parameter.numpy()
-        rows.append(_row(name.removeprefix(prefix), on_host(parameter.grad), values, moved, rng))
+        row = _row(name.removeprefix(prefix), gradient, values, moved, rng)
         parameter.set(values)
+        error = np.abs(both - 2 * gradient) / np.maximum(np.abs(gradient), 1)
+        if row.ok and not error.max() <= TOLERANCE:
+            k = np.unravel_index(error.argmax(), error.shape)
+            row = row._replace(where=f"{tuple(map(int, k))} after two backwards", backward=float(both[k]),
+                               difference=float(2 * gradient[k]), error=float(error[k]))
+        rows.append(row)
     return GradientCheck(rows)
+
+
+def _spoil(step, backward=False):
+    """Put NaN where forward, or backward, is to write all: what is left as it was, or added to, shows."""
+    for one in step.steps:
+        for buffer in (one.dx, None if one is step.steps[-1] else one.dy) if backward else (one.y,):
+            if buffer is not None:
+                view = buffer.view(SAMPLES)
+                step.backend.write(view, np.full(view.shape, np.nan))
 
 
 def _in_float64(layer_or_model):

@@ -49,6 +49,8 @@ USED = {        # what commands use of a checkpoint's options, and the values al
     "label_smoothing": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
     "dataset": lambda value: value in list(DATASETS),
     "data_dir": lambda value: isinstance(value, str),
+    "val_share": lambda value: isinstance(value, int | float) and 0 <= value <= 0.9,
+    "seed": lambda value: type(value) is int and value >= 0,
 }
 
 
@@ -337,7 +339,7 @@ def load_trained(options, memory=None):
     set_threads(options.get("threads"))
     set_max_memory(options.get("max_memory", memory))
     if "checkpoint" not in options:
-        raise ValueError("--checkpoint: expected a file that training or model.save wrote, got none")
+        raise ValueError("--checkpoint: expected a file that training or nbcnn.save wrote, a run's folder or latest, got none")
     options["checkpoint"] = checkpoint_file(options["checkpoint"])
     saved = load_checkpoint(options["checkpoint"], options.get("model"))
     for name, fits in USED.items():

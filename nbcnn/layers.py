@@ -31,6 +31,8 @@ class Layer:
     arguments : mapping
         The constructor's arguments, as a checkpoint stores them.
     weight, bias : Parameter or None
+        What is learned, `nbcnn.Parameter(shape, fan_in)` each. The operation gets their values as the pair `params`; its backward
+        writes their gradients to the pair `dparams`, or adds them where the pair `add` says so.
     seed : int
         For the initial values of a layer that is called before it is part of a model.
     """
@@ -41,6 +43,8 @@ class Layer:
     def __setattr__(self, name, value):
         if isinstance(vars(self).get(name), Parameter) and not isinstance(value, Parameter):
             raise TypeError(f"{name}: expected a Parameter, got {one_line(type(value).__name__)}; write layer.{name}.set(array)")
+        if isinstance(value, Parameter) and name not in ("weight", "bias"):
+            raise TypeError(f"{name}: a layer's parameters are its weight and its bias, and any other one would not be learned")
         super().__setattr__(name, value)
 
     @property

@@ -171,6 +171,7 @@ class Sequential:
         Parameters
         ----------
         images : uint8 or float array (N, C, H, W)
+            Bytes are normalised with the model's mean and std. Floats are taken as they are: they must be normalised already.
             Of NumPy or, for a model on a GPU, a float device array.
         batch_size : int
             How many images are computed at a time, or fewer where memory is short. No bit of the result depends on it. A device

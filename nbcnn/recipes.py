@@ -66,7 +66,8 @@ def started_options(given, start):
     for name in ("model", "normalize"):
         if name in given and not (name == "model" and start.model.own_layers()):        # --model says where these are
             raise ValueError(f"{flag(name)}: expected without --init-from, which says what network, mean and std to go on with")
-    options = new_options({"model": str(start.options.get("model", given["init_from"])), **given})
+    data = {name: value for name in ("dataset", "data_dir") if isinstance(value := start.options.get(name), str)}
+    options = new_options({"model": str(start.options.get("model", given["init_from"])), **data, **given})
     options["normalize"] = start.model.mean is not None or start.model.std is not None
     for name, own in zip(("channels", "size"), start.model.input_shape or (), strict=False):
         options[name] = options[name] or own
@@ -171,7 +172,12 @@ def started_network(start, options, train):
     old, classes = start.model, train.classes
     structure, state, remark = old.structure(), old.state_dict(), ""
     with about(f"--init-from {options['init_from']}"):
-        if old.output_shape(train.images.shape[1:]) != (len(classes),) or old.classes not in (None, classes):
+        try:
+            outputs = old.output_shape(train.images.shape[1:])
+        except ValueError as error:
+            hint = f"; its network takes images of {old.input_shape}: leave out --size and --channels" if old.input_shape else ""
+            raise ValueError(f"{error}{hint}") from None
+        if outputs != (len(classes),) or old.classes not in (None, classes):
             learning = [entry for entry, layer in zip(structure, old, strict=True) if layer.parameters]
             name, kind, arguments, *_ = learning[-1] if learning else ("", "none", {})
             if WIDTHS.get(kind) not in arguments:

@@ -275,7 +275,7 @@ def _parser():
     add("--lr", "learning rate; the largest one where the schedule changes it", type=number(), metavar="RATE")
     add("--schedule", "how the learning rate changes; step: it is divided by ten after each third of the run",
         choices=list(SCHEDULES))
-    add("--momentum", "momentum", type=number(), metavar="M")
+    add("--momentum", "momentum, from 0 to 1", type=number(1), metavar="M")
     add("--nesterov", "Nesterov's momentum", action=argparse.BooleanOptionalAction)
     add("--weight-decay", "weight decay", type=number(), metavar="D")
     add("--loss", "mse and l1 compare outputs with one-hot rows; bce does so after a sigmoid", choices=list(LOSSES))

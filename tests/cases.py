@@ -5,7 +5,7 @@ A function of each element has a line in `activations.py` instead.
 from typing import NamedTuple
 
 import numpy as np
-from own_layers import Softplus, Upsample2d
+from own_layers import Scale, Softplus, Upsample2d
 
 import nbcnn
 
@@ -38,7 +38,7 @@ LAYERS = [
 # From a file outside the package; for the CPU alone.
 OWN_LAYERS = [
     Case(Softplus, {"beta": 1.0}, (3, 4, 4)), Case(Softplus, {"beta": 2.5}, (6,)), Case(Upsample2d, {"scale": 2}, (3, 4, 5)),
-    Case(Upsample2d, {"scale": 3}, (16, 2, 4)),
+    Case(Upsample2d, {"scale": 3}, (16, 2, 4)), Case(Scale, {"channels": 3}, (3, 4, 5)), Case(Scale, {"channels": 6}, (6,)),
 ]
 
 

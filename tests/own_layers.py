@@ -1,4 +1,4 @@
-"""A file outside the package, as a user writes it: a function of each element and another layer, for the CPU."""
+"""A file outside the package, as a user writes it: a function of each element and two other layers, for the CPU."""
 import math
 
 from numba import njit, prange
@@ -100,3 +100,74 @@ class Upsample2d(nbcnn.Layer):
         if backend.device != "cpu":
             raise ValueError(f"Upsample2d: expected a model on the CPU, got one on {backend.device}")
         return UpsampleCPU(shape, self.scale)
+
+
+# ---- a layer with parameters: its operation gets their values, and writes, or adds to, their gradients
+
+
+@njit(parallel=True)
+def scale_forward(y, x, w, b, n, C, pixels, y_step, x_step):
+    """y[m, pixel, c] = w[c] * x[m, pixel, c] + b[c]"""
+    for task in prange(n * pixels):
+        m, pixel = task // pixels, task % pixels
+        for c in range(C):
+            y[m * y_step + pixel * C + c] = w[c] * x[m * x_step + pixel * C + c] + b[c]
+
+
+@njit(parallel=True)
+def scale_backward_input(dx, dy, w, n, C, pixels, dx_step, dy_step):
+    """dx[m, pixel, c] = w[c] * dy[m, pixel, c]"""
+    for task in prange(n * pixels):
+        m, pixel = task // pixels, task % pixels
+        for c in range(C):
+            dx[m * dx_step + pixel * C + c] = w[c] * dy[m * dy_step + pixel * C + c]
+
+
+@njit(parallel=True)
+def scale_backward_weight(dw, db, dy, x, n, C, pixels, dy_step, x_step, add_w, add_b):
+    """dw[c] = (or, with add_w, +=) the sum over m and pixel of dy * x, and db[c] that of dy; a channel is one thread's."""
+    for c in prange(C):
+        w_sum, b_sum = dw[c] if add_w else dw.dtype.type(0), db[c] if add_b else db.dtype.type(0)
+        for m in range(n):
+            for pixel in range(pixels):
+                value = dy[m * dy_step + pixel * C + c]
+                w_sum += value * x[m * x_step + pixel * C + c]
+                b_sum += value
+        dw[c], db[c] = w_sum, b_sum
+
+
+class ScaleCPU(Operation):
+    """Calls the kernels for n samples."""
+
+    def __init__(self, shape):
+        self.sizes = shape[0], math.prod(shape[1:])
+
+    def forward(self, n, y, x, params):
+        return [Call(scale_forward, (y.array, x.array, *params, n, *self.sizes, y.step, x.step))]
+
+    def backward(self, n, dx, dparams, dy, x, y, params, add):
+        calls = [Call(scale_backward_weight, (*dparams, dy.array, x.array, n, *self.sizes, dy.step, x.step, *add))]
+        if dx is not None:
+            calls.append(Call(scale_backward_input, (dx.array, dy.array, params[0], n, *self.sizes, dx.step, dy.step)))
+        return calls
+
+
+class Scale(nbcnn.Layer):
+    """A factor and an addend for each channel."""
+
+    def __init__(self, channels):
+        if type(channels) is not int or channels < 1:
+            raise ValueError(f"channels: expected an int >= 1, got {channels!r}")
+        self.arguments = {"channels": channels}
+        self.channels = channels
+        self.weight, self.bias = nbcnn.Parameter((channels,), channels), nbcnn.Parameter((channels,), channels)
+
+    def output_shape(self, shape):
+        if shape[0] != self.channels:
+            raise ValueError(f"expected {self.channels} channels, got samples of shape {shape}")
+        return shape
+
+    def operation(self, backend, shape, dtype):
+        if backend.device != "cpu":
+            raise ValueError(f"Scale: expected a model on the CPU, got one on {backend.device}")
+        return ScaleCPU(shape)

@@ -344,8 +344,9 @@ def test_checkpoint(tmp_path):
     assert repr(loaded.avgpool1) == shown and repr(loaded.pool) == "GlobalAvgPool2d()"
 
 
-def test_plan():
+def test_plan(monkeypatch):
     """A convolution and the average of its pixels are computed one after the other, and the plan says why."""
+    monkeypatch.setenv("COLUMNS", "200")
     lines = str(nbcnn.BackpropScheduler(network(), None)).splitlines()[2:]
     assert [line.split()[:2] for line in lines[:2]] == [["conv1", "Conv2d"], ["avgpool1", "AvgPool2d"]]
     assert lines[0].endswith("plain: no max-pooling follows") and lines[5].split()[:2] == ["pool", "AvgPool2d"]

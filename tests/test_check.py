@@ -3,7 +3,8 @@ import re
 
 import numpy as np
 import pytest
-from own_layers import Softplus
+from numba import njit, prange
+from own_layers import Scale, ScaleCPU, Softplus
 from test_own_layers import Forgetful
 
 import nbcnn
@@ -108,3 +109,49 @@ def test_the_table():
     assert [re.sub(r"\S+e[-+]\d+", "?", line).split() for line in lines[3:]] == [
         ["gradient", "shape", "compared", "error"], [lines[4]], ["x", "2", "x", "40", "64", "of", "80", "?", "ok"],
         ["weight", "3", "x", "40", "64", "of", "120", "?", "ok"], ["bias", "3", "3", "of", "3", "?", "ok"]]
+
+
+@njit(parallel=True)
+def square_forward(y, x, count):
+    for k in prange(count):
+        y[k] = x[k] * x[k]
+
+
+@njit(parallel=True)
+def square_backward(dx, dy, x, count):
+    for k in prange(count):
+        dx[k] = 2 * dy[k] * x[k]
+
+
+@njit(parallel=True)
+def adding_forward(y, x, count):
+    for k in prange(count):
+        y[k] += x[k] * x[k]
+
+
+@njit(parallel=True)
+def adding_backward(dx, dy, x, count):
+    for k in prange(count):
+        dx[k] += 2 * dy[k] * x[k]
+
+
+@pytest.mark.parametrize("forward, backward, right", [
+    (square_forward, square_backward, True), (adding_forward, square_backward, False), (square_forward, adding_backward, False)])
+def test_what_is_to_be_written_is_not_added_to(forward, backward, right):
+    """In a fresh buffer of zeros it would be the same; in a second step it is not."""
+    kind = type("Square", (nbcnn.Activation,), {"function": {"cpu": (forward, backward)}})
+    assert bool(nbcnn.check_gradients(kind(), (3, 4))) == right
+    model = nbcnn.Sequential(nbcnn.Linear(4, 5), kind(), nbcnn.Linear(5, 2))
+    assert bool(nbcnn.check_gradients(model, (4,))) == right
+
+
+def test_gradients_that_are_to_be_added_to_are_not_overwritten():
+    class OverwritingCPU(ScaleCPU):
+        def backward(self, n, dx, dparams, dy, x, y, params, add):
+            return super().backward(n, dx, dparams, dy, x, y, params, (False, True))
+
+    class Overwriting(Scale):
+        def operation(self, backend, shape, dtype):
+            return OverwritingCPU(shape)
+    check = nbcnn.check_gradients(Overwriting(3), (3, 2, 2))
+    assert [row.ok for row in check.rows] == [True, False, True] and "after two backwards" in repr(check)

@@ -38,7 +38,8 @@ pool, relu, MAXIMA = nbcnn.MaxPool2d, nbcnn.ReLU, "a backward pass at the pools'
     ([conv((1, 24), padding=(0, 12)), pool((1, 2))], "conv2d0", "maxpool2d1's windows or the kernels are too wide"),
     ([nbcnn.MaxPool2d(2), relu()], "maxpool2d0", ""),
 ])
-def test_what_is_computed_in_one_go_and_why_not(layers, name, reason):
+def test_what_is_computed_in_one_go_and_why_not(layers, name, reason, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     names = [f"{type(layer).__name__.lower()}{k}" for k, layer in enumerate(layers)]
     model, fused = nbcnn.Sequential(list(zip(names, layers, strict=True)), input_shape=(3, 9, 8)), name.count("+")
     lines = str(nbcnn.BackpropScheduler(model, None)).splitlines()[2:]

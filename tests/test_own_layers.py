@@ -45,6 +45,15 @@ def test_upsampling():
     assert "Upsample2d(3)" in model.summary()
 
 
+def test_a_parameter_of_another_name_is_refused():
+    """It would be in no checkpoint and in no optimizer."""
+    class Gamma(nbcnn.Layer):
+        def __init__(self):
+            self.gamma = nbcnn.Parameter((3,), 3)
+    with pytest.raises(TypeError, match=r"^gamma: a layer's parameters are its weight and its bias"):
+        Gamma()
+
+
 # ---- checkpoints
 
 def saved(path):

@@ -961,6 +961,9 @@ def test_a_part_of_the_training_images_chooses_the_best_epoch(small, capsys):
     assert untimed(small / "again") == untimed(small / "run")
     assert "--val-share 0.5 contradicts" in fails(capsys, "--resume", "run/epoch-2.safetensors", "--val-share", 0.5)
     assert "expected a part of 40 images that leaves some on both sides, got 0.01" in fails(capsys, "--val-share", 0.01)
+    for split, column in (("val", "val_accuracy"), ("test", "test_accuracy")):
+        assert evaluate.main(["--checkpoint", "run/last.safetensors", "--split", split, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["accuracy"] == float(table[-1][column])
     part, val = recipes.split_off(SMALL[0], 0.25, 0)
     assert len(part) == 30 and sorted(val.labels) == sorted(SMALL[0].labels)[::4]        # 4 images of each of 10 classes
     whole = {image.tobytes() for image in SMALL[0].images}
@@ -980,6 +983,13 @@ def test_a_folder_may_have_validation_images(small, capsys):
         capsys, "--dataset", "folder", "--data-dir", "pets", "--val-share", 0.5)
     assert evaluate.main(["--checkpoint", "run/last.safetensors", "--split", "val", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == float(rows(small / "run")[-1]["val_accuracy"])
+    assert "pets: no CIFAR-10 there; " in (error := fails(capsys, "--data-dir", "pets")) and "with --dataset folder" in error
+    with pytest.raises(ValueError, match="pets: expected a folder for each class, got test and train and val; read each of them"):
+        choice.folder("pets")
+    assert run("--init-from", "run", "--epochs", 1, "--out", "more") == 0       # with the same images
+    assert "data     folder: 40 images to train, 20 to validate, 20 to test; from pets" in capsys.readouterr().out
+    assert "; its network takes images of (3, 32, 32): leave out --size and --channels" in fails(
+        capsys, "--init-from", "run", "--size", 16)
     (small / "pets" / "val" / "cat" / "1.png").unlink()
     assert "the training images in pets are not those of run/last" in fails(capsys, "--resume", "run/last.safetensors")
 

@@ -47,6 +47,8 @@ def folder(path, shape=SHAPE, classes=None, max_pixels=None, skip_broken=False):
     names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != ".")
     if not names:
         raise ValueError(f"{path}: expected a folder for each class, with its images, got none")
+    if classes is None and set(names) <= {"train", "test", "val"}:
+        raise ValueError(f"{path}: expected a folder for each class, got {' and '.join(names)}; read each of them by itself")
     classes = names if classes is None else list(classes)
     strangers = [name for name in names if name not in classes]
     if strangers:

@@ -1,4 +1,5 @@
 """Where the data sets with files are from, and where they are looked for."""
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,8 +102,10 @@ def locate(name, folder, find, looked_for, download=False):
         get(name, folder)
         found = find()
     if found is None:
-        raise FileNotFoundError(f"{folder}: no {SOURCES[name].title} there; looked for {looked_for}; nbcnn data get {name}, or "
-                                "download=True, brings it")
+        hint = f"nbcnn data get {name}, or download=True, brings it"
+        if os.path.isdir(os.path.join(folder, "train")):
+            hint = "images in train/CLASS/... and test/CLASS/... are read with --dataset folder, or nbcnn.datasets.folder"
+        raise FileNotFoundError(f"{folder}: no {SOURCES[name].title} there; looked for {looked_for}; {hint}")
     return found
 
 

@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from nbcnn import cli, datasets
 from nbcnn.evaluation import measure
+from nbcnn.recipes import split_off
 from nbcnn.scheduler import BackpropScheduler
 
 NAME = "nbcnn evaluate"
@@ -28,8 +29,12 @@ def _main(argv):
     scheduler = BackpropScheduler(model, cli.make_loss(saved.options))
     if model.input_shape is not None:
         scheduler.fitting(model.input_shape, 1)       # before images of that size are read
-    (dataset,), why = datasets.choose(name, place, [options["split"]], shape=model.input_shape, classes=model.classes,
+    share = saved.options.get("val_share") if not {"dataset", "data_dir"} & set(options) else None
+    wanted = "train" if share and options["split"] == "val" else options["split"]
+    (dataset,), why = datasets.choose(name, place, [wanted], shape=model.input_shape, classes=model.classes,
                                       max_pixels=options.get("max_pixels"), skip_broken=options["skip_broken"])
+    if share and wanted == "train":         # the part that was trained on, or that the best epoch was chosen with
+        dataset = split_off(dataset, share, saved.options["seed"])[options["split"] == "val"]
     with tqdm(total=len(dataset), unit=" images", leave=False, disable=None) as bar:
         found = measure(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n))
     if options["json"]:
