@@ -208,7 +208,7 @@ def test_memory_has_a_limit_that_is_checked_before_images_are_read(small, monkey
 
 def test_without_a_checkpoint(capsys):
     assert evaluate.main([]) == 2
-    assert "--checkpoint: expected a file that training or nbcnn.save wrote, got none" in capsys.readouterr().err
+    assert "expected a file that training or nbcnn.save wrote, a run's folder or latest, got none" in capsys.readouterr().err
 
 
 def test_a_confusion_matrix_is_bounded_and_printed_only_where_it_is_small():

@@ -295,7 +295,7 @@ def test_memory_for_fewer_images_at_a_time(folder, monkeypatch, capsys):
 
 def test_without_a_checkpoint(capsys):
     assert predict.main(["a.png"]) == 2
-    assert "--checkpoint: expected a file that training or nbcnn.save wrote, got none" in capsys.readouterr().err
+    assert "expected a file that training or nbcnn.save wrote, a run's folder or latest, got none" in capsys.readouterr().err
 
 
 def test_a_configuration_file(folder, capsys):
