@@ -35,10 +35,10 @@ def check_gradients(case):
         assert check, check
 
 
-def check_training(case, path):
+def check_training(case, path, dtype=np.float32):
     """Five images are learned by heart, and the network comes back from a checkpoint."""
-    model = network(case, np.float32)
-    (images, labels), optimizer = batch(model, np.float32), nbcnn.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    model = network(case, dtype)
+    (images, labels), optimizer = batch(model, dtype), nbcnn.SGD(model.parameters(), lr=0.02, momentum=0.9)
     step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss())
     losses = [step.train_step(images, labels, optimizer) for _ in range(80)]
     assert losses[-1] < losses[0] / 2

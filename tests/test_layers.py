@@ -28,3 +28,10 @@ def test_contract(case, dtype):
 @each
 def test_training(case, tmp_path):
     checks.check_training(case, tmp_path / "file")
+
+
+@pytest.mark.quick
+def test_training_in_float64(tmp_path):
+    """Of a convolution that is pooled; its kernels are compiled for the gradients above."""
+    (pooled,) = (case for case in LAYERS if case.layer is nbcnn.MaxPool2d)
+    checks.check_training(pooled, tmp_path / "file", np.float64)
