@@ -27,6 +27,7 @@ class Case(NamedTuple):
 
 LAYERS = [
     Case(nbcnn.Conv2d, dict(in_channels=3, out_channels=4, kernel_size=3, stride=1, padding=0, dilation=1, bias=True), (3, 8, 8)),
+    Case(nbcnn.Conv2d, dict(in_channels=3, out_channels=4, kernel_size=3, stride=2, padding=1, dilation=2, bias=True), (3, 9, 8)),
     Case(nbcnn.MaxPool2d, dict(kernel_size=2, stride=None, padding=0, dilation=1, ceil_mode=False), (3, 8, 8)),
     Case(nbcnn.AvgPool2d, dict(kernel_size=2, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
                                divisor_override=None), (3, 8, 8)),
