@@ -39,7 +39,7 @@ def _main(argv):
         got = "none" if name is None else shown(name) + cli.nearest(name, NAMES[action])
         raise ValueError(f"{action}: expected one of {', '.join(NAMES[action])}, got {got}")
     if action == "show":
-        _show(name, place, options.get("out", f"{name}.png"))
+        _show(name, place, options.get("out", f"{name}.png"), options.get("skip_broken", False))
     else:
         find, read = FILES[name]
         if find(place) is None:
@@ -59,9 +59,9 @@ def _listed(place):
     return format_table(["name", "", "MB", "there"], rows) + f"\n\nthere: in {place}; nbcnn data get NAME downloads one"
 
 
-def _show(name, place, path):
+def _show(name, place, path, skip_broken):
     """Print what is in a set, and write its contact sheet."""
-    sets, why = datasets.choose(name, place)
+    sets, why = datasets.choose(name, place, skip_broken=skip_broken)
     train, test = sets
     mean, std = mean_std(train.images)
     counts = [np.bincount(part.labels, minlength=len(train.classes)) for part in sets]
@@ -106,6 +106,7 @@ def _parser():
     parser.add_argument("name", nargs="?", metavar="NAME", help=f"get: {', '.join(SOURCES)}; show: these and shapes, folder")
     parser.add("--data-dir", "folder for the files; each set gets one in it (default: data)", metavar="DIR")
     parser.add("--url", "get: address of a folder that has the same files, to take them from", metavar="URL")
+    parser.add_skip_broken()
     parser.add("--out", "show: file for the contact sheet (default: NAME.png)", metavar="FILE.png")
     return parser
 

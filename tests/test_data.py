@@ -113,6 +113,17 @@ def test_show_shapes(monkeypatch, tmp_path, capsys):
     assert ["blue", f"{mean[2]:.4f}", f"{std[2]:.4f}"] in rows
 
 
+def test_show_a_folder_with_a_broken_file(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / "pets" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pets" / split / "cat" / "1.png")
+    (tmp_path / "pets" / "train" / "cat" / "2.png").write_bytes(b"no image")
+    assert data.main(["show", "folder", "--data-dir", "pets"]) == 2 and "--skip-broken" in capsys.readouterr().err
+    assert data.main(["show", "folder", "--data-dir", "pets", "--skip-broken"]) == 0
+    assert "1 images to train, 1 to test" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("argv, message", [
     ([], "the following arguments are required: action"), (["gte", "mnist"], "invalid choice: 'gte'"),
     (["get"], "get: expected one of cifar10, cifar100, mnist, fashion-mnist, got none"),
