@@ -405,9 +405,11 @@ def test_where_cifar100_is_looked_for(hundred, tmp_path):
     assert np.array_equal(cifar100(folder)[0].labels, labels["fine"][:30])
     (folder / "own" / "train" / "cat").mkdir(parents=True)       # images of one's own
     assert find_cifar100(folder / "own") is None
-    with pytest.raises(FileNotFoundError, match=r"own: no CIFAR-100 there; looked for train\.bin and train, also in cifar-100-.*"
-                                                "nbcnn data get cifar100, or download=True, brings it"):
+    with pytest.raises(FileNotFoundError, match=r"own: no CIFAR-100 there; .*; images in train/CLASS/... .* with --dataset folder"):
         cifar100(folder / "own")
+    with pytest.raises(FileNotFoundError, match=r"where: no CIFAR-100 there; looked for train\.bin and train, also in cifar-100-.*"
+                                                "nbcnn data get cifar100, or download=True, brings it"):
+        cifar100(folder / "nowhere")
     with pytest.raises(ValueError, match="labels: expected one of 'fine', 'coarse', got 'rough'"):
         cifar100(folder, "rough")
 
