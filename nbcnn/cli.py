@@ -1,7 +1,6 @@
 """What the commands share: options, configuration files, devices, messages and exit statuses."""
 import argparse
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import os
@@ -16,6 +15,7 @@ import numba
 from nbcnn import checkpoint, interrupts, models
 from nbcnn.datasets import DATASETS
 from nbcnn.files import about, naming, require_file, said
+from nbcnn.instead import nearest
 from nbcnn.kernels.arguments import INT64, LARGEST, MOST
 from nbcnn.kernels.backend import load_backend
 from nbcnn.kernels.shown import shown
@@ -128,12 +128,6 @@ def paint(text, colour, stream):
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\033[{COLOURS[colour]}m{text}\033[0m"
-
-
-def nearest(name, names):
-    """A hint at the name that was probably meant; "" where none is similar."""
-    found = difflib.get_close_matches(name, list(names), 1)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def meant(name, known):

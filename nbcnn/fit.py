@@ -139,12 +139,12 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     loss = CrossEntropyLoss() if loss is None else loss
     require_mean(loss)
     require_dataset(model, train, "train")
-    for name, dataset in (("test", test), ("val", val)):
-        if dataset is not None:
-            require_dataset(model, dataset, name)
-            if dataset.classes != train.classes:
-                raise ValueError(f"{name}: expected the classes of train, {one_line(', '.join(train.classes))}, "
-                                 f"got {one_line(', '.join(dataset.classes))}")
+    others = {name: dataset for name, dataset in (("test", test), ("val", val)) if dataset is not None}
+    for name, dataset in others.items():
+        require_dataset(model, dataset, name)
+        if dataset.classes != train.classes:
+            raise ValueError(f"{name}: expected the classes of train, {one_line(', '.join(train.classes))}, "
+                             f"got {one_line(', '.join(dataset.classes))}")
     epochs, verbose = integer(epochs, "epochs", 0), integer(verbose, "verbose", 0, 1)
     own = optimizer is not None
     optimizer = instance(optimizer, "optimizer", SGD, "a nbcnn.SGD") if own else SGD(model.parameters(), **RECIPE)
@@ -196,12 +196,11 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         if state.stop:
             break
         measured = {"test_loss": None, "test_accuracy": None}
-        for name, dataset in (("test", test), ("val", val)):
-            if dataset is not None:
-                found = measure(scheduler, dataset, max(batch_size, 64))
-                measured |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
-                if not math.isfinite(found.loss):
-                    raise NonFiniteLoss(progress.epoch + 1, progress.step, found.loss, scheduler.first_nonfinite() or "loss")
+        for name, dataset in others.items():
+            found = measure(scheduler, dataset, max(batch_size, 64))
+            measured |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
+            if not math.isfinite(found.loss):
+                raise NonFiniteLoss(progress.epoch + 1, progress.step, found.loss, scheduler.first_nonfinite() or "loss")
         accuracy = measured["test_accuracy" if val is None else "val_accuracy"]
         state.history.append({
             "epoch": progress.epoch + 1, "lr": optimizer.lr, "train_loss": progress.loss_sum / progress.samples, **measured,

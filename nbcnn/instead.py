@@ -1,6 +1,4 @@
 """Names that PyTorch has and nbcnn has not, each with what to write here."""
-import difflib
-
 LATER = "not there yet"
 NAMES = {
     "nbcnn": {
@@ -36,6 +34,13 @@ NAMES = {
 }
 
 
+def nearest(name, names):
+    """A hint at the name that was probably meant; "" where none is similar."""
+    import difflib  # only where something is wrong
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
 def say_instead(place, names=()):
     """A module's `__getattr__`: it raises an AttributeError that says what to write instead.
 
@@ -44,6 +49,5 @@ def say_instead(place, names=()):
     def missing(name):
         if name in NAMES[place]:
             raise ImportError(f"{place} has no {name}: {NAMES[place][name]}")
-        found = [] if name.startswith("_") else difflib.get_close_matches(name, list(names), 1)
-        raise AttributeError(f"{place} has no {name}" + (f"; did you mean {found[0]}?" if found else ""))
+        raise AttributeError(f"{place} has no {name}{'' if name.startswith('_') else nearest(name, names)}")
     return missing

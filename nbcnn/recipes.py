@@ -138,9 +138,11 @@ def load_datasets(options, source=None, saved=None, max_pixels=None):
         train = test
     options["dataset"], (options["channels"], options["size"]) = train.name, train.images.shape[1:3]
     # A CRC-32 of images and labels; those of the other sets are always the same.
-    fingerprint = 0 if train.name == "folder" else None
-    for part in (train, *more) if train.name == "folder" else ():
-        fingerprint = zlib.crc32(part.labels, zlib.crc32(part.images, fingerprint))
+    fingerprint = None
+    if train.name == "folder":
+        fingerprint = 0
+        for part in (train, *more):
+            fingerprint = zlib.crc32(part.labels, zlib.crc32(part.images, fingerprint))
     if source and options["fingerprint"] != fingerprint:
         raise ValueError(f"--resume: the training images in {options['data_dir']} are not those of {source} any more")
     options["fingerprint"] = fingerprint

@@ -28,7 +28,10 @@ class Float64(np.float64):
     __getattr__ = where_backward_is
 
 
+KINDS = {float: Number, np.float32: Float32, np.float64: Float64}
+
+
 def loss_number(value):
     """A loss of float, np.float32 or np.float64 as one of the above; anything else, as an array or a device's number, as it is."""
-    kind = {float: Number, np.float32: Float32, np.float64: Float64}.get(type(value))
+    kind = KINDS.get(type(value))
     return value if kind is None else kind(value)
