@@ -2,7 +2,7 @@
 
     kernels     the operations on NumPy arrays, forward and backward
     layers      Conv2d, MaxPool2d, ReLU, Linear and others, and Layer and Activation for your own
-    model       Sequential, which holds them; models: ready-made ones
+    model       Network and Sequential, which hold them; models: ready-made ones; init: initial values
     losses      L1Loss, MSELoss, CrossEntropyLoss, BCELoss, BCEWithLogitsLoss
     optim       SGD and learning-rate schedules
     checkpoint  save and load, atomically; `nbcnn.save(model, path)` and `nbcnn.load(path)` for a model alone
@@ -19,7 +19,7 @@
 The command `nbcnn`, or `python -m nbcnn`, has train, predict, evaluate and cache.
 """
 import nbcnn.interrupts  # first, so that Ctrl-C ends the imports that follow, which take long
-from nbcnn import checkpoint, datasets, kernels, models, optim, pictures, tensorboard
+from nbcnn import checkpoint, datasets, init, kernels, models, optim, pictures, tensorboard
 from nbcnn.check import check_gradients
 from nbcnn.checkpoint import load_model as load
 from nbcnn.checkpoint import save_model as save
@@ -30,9 +30,9 @@ from nbcnn.instead import say_instead
 from nbcnn.layers import *
 from nbcnn.losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
 from nbcnn.memory import set_max_memory
-from nbcnn.model import Sequential
+from nbcnn.model import Network, Sequential
 from nbcnn.optim import SGD
-from nbcnn.parameter import Parameter
+from nbcnn.parameter import Parameter, Statistic
 from nbcnn.progress import Progress
 from nbcnn.scheduler import BackpropScheduler
 

@@ -9,7 +9,7 @@ from nbcnn.kernels.arguments import SEEDS, integer, ints
 from nbcnn.kernels.backend import on_host
 from nbcnn.layers import Layer, require_network
 from nbcnn.losses import MSELoss
-from nbcnn.model import Sequential
+from nbcnn.model import Network, Sequential
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.table import format_table
 
@@ -88,6 +88,8 @@ def check_gradients(layer_or_model, shape, *, fuse=True, seed=0):
 
     Notes
     -----
+    Outputs are those of training mode: with the statistics of the batch, and always the same elements dropped.
+
     Before forward and backward, y and dx hold NaN: both are to write all of it. A second backward is to add to the parameters'
     gradients. The input's numbers are apart from each other and from 0, so none is at a kink of ReLU or a tie of max-pooling. In a
     network a kink may lie between f(-h) and f(+h): any number between the slopes to both sides is right there.
@@ -106,11 +108,15 @@ def check_gradients(layer_or_model, shape, *, fuse=True, seed=0):
     step = BackpropScheduler(model, MSELoss(reduction="sum"), fuse=fuse, need_dx=True)
     dy = rng.standard_normal(step.predict(x).shape)
 
+    def output(values):
+        return step.predict(values, training=True)
+
     def backward():
         """The gradients of sum(dy * y), where all that forward and backward are to write holds NaN before."""
         _spoil(step)
-        y = step.predict(x)
+        y = output(x)
         step.forward(x, y - dy / 2)         # whose gradient is 2(y - t) = dy
+        step.backend.write(model.vector.steps, 0)       # so that random numbers stay the same
         step.reserve(SAMPLES, backward=True)
         _spoil(step, backward=True)
         step.backward()
@@ -118,11 +124,11 @@ def check_gradients(layer_or_model, shape, *, fuse=True, seed=0):
     y, dx, gradients = backward()
     *_, twice = backward()              # added to what there is
     prefix = "layer." if isinstance(layer_or_model, Layer) else ""
-    rows = [_row("x", dx, x, lambda values: _difference(step.predict(values), y, dy), rng)]
+    rows = [_row("x", dx, x, lambda values: _difference(output(values), y, dy), rng)]
     for (name, parameter), gradient, both in zip(model.named_parameters(), gradients, twice, strict=True):
         def moved(values, parameter=parameter):
             parameter.set(values)
-            return _difference(step.predict(x), y, dy)
+            return _difference(output(x), y, dy)
         values = parameter.numpy()
         row = _row(name.removeprefix(prefix), gradient, values, moved, rng)
         parameter.set(values)
@@ -138,7 +144,7 @@ def check_gradients(layer_or_model, shape, *, fuse=True, seed=0):
 def _spoil(step, backward=False):
     """Put NaN where forward, or backward, is to write all: what is left as it was, or added to, shows."""
     for one in step.steps:
-        for buffer in (one.dx, None if one is step.steps[-1] else one.dy) if backward else (one.y,):
+        for buffer in (*one.dxs, None if one is step.steps[-1] else one.dy) if backward else (one.y,):
             if buffer is not None:
                 view = buffer.view(SAMPLES)
                 step.backend.write(view, np.full(view.shape, np.nan))
@@ -148,9 +154,12 @@ def _in_float64(layer_or_model):
     """A model in float64 with the same layers."""
     if not isinstance(layer_or_model, Layer):
         require_network(layer_or_model)
-        return Sequential.from_structure(layer_or_model.structure(), layer_or_model.state_dict(), layer_or_model.own_layers(),
+        return Network.from_structure(layer_or_model.structure(), layer_or_model.state_dict(), layer_or_model.own_layers(),
                                          dtype=np.float64).to(layer_or_model.device)
     kind = type(layer_or_model)
+    if layer_or_model.inputs != 1:
+        raise ValueError(f"layer_or_model: expected a layer of one input, or a model, got {layer_or_model!r}; check a "
+                         "nbcnn.Network that has it")
     try:
         layer = kind(**layer_or_model.arguments)
     except TypeError as error:

@@ -186,7 +186,7 @@ def _header_size(start):
 
 def _build(about, tensors, layers):
     for name, tensor in tensors.items():
-        if tensor.dtype != about["dtype"]:
+        if tensor.dtype not in (about["dtype"], np.int64):
             raise ValueError(f"{name}: expected {about['dtype']}, got {tensor.dtype}")
     momentum = {name: tensors.pop(name) for name in list(tensors) if name.startswith(MOMENTUM)}
     model = Sequential.from_structure(about["structure"], tensors, layers, dtype=about["dtype"],

@@ -9,15 +9,30 @@ from types import MappingProxyType, ModuleType
 
 import numpy as np
 
+from nbcnn import init
 from nbcnn.kernels.activations import GELUS, kernels_of
-from nbcnn.kernels.arguments import FLOATS, conv_size, finite, flag, integer, one_of, pair, pooled_size
-from nbcnn.kernels.backend import as_array
+from nbcnn.kernels.arguments import (
+    FLOATS,
+    conv_size,
+    finite,
+    flag,
+    floats,
+    integer,
+    one_of,
+    pair,
+    pooled_size,
+    same_dtype,
+    same_shape,
+)
+from nbcnn.kernels.backend import as_array, load_backend
+from nbcnn.kernels.operation import run_forward
 from nbcnn.kernels.shown import one_line, shown
-from nbcnn.parameter import Parameter, ParameterVector
+from nbcnn.parameter import Parameter, ParameterVector, Statistic, Tensor
 
 __all__ = [
     "Layer", "Activation",      # to derive one's own from; the others are the layers there are
     "Conv2d", "MaxPool2d", "AvgPool2d", "GlobalAvgPool2d", "ReLU", "LeakyReLU", "Tanh", "Sigmoid", "GELU", "Flatten", "Linear",
+    "Add",
 ]
 
 MOST_FUSED = 2      # layers that may be computed together with the one before them
@@ -30,27 +45,44 @@ class Layer:
     ----------
     arguments : mapping
         The constructor's arguments, as a checkpoint stores them.
-    weight, bias : Parameter or None
-        What is learned, `nbcnn.Parameter(shape, fan_in)` each. The operation gets their values as the pair `params`; its backward
-        writes their gradients to the pair `dparams`, or adds them where the pair `add` says so.
+    weight, bias, ... : Parameter or None
+        What is learned: a `nbcnn.Parameter` under any name. The operation gets their values as `params`, in the order in which the
+        constructor sets them; a weight or bias set to None is None there. Its backward writes their gradients to `dparams`, or adds
+        them where `add` says so; one that is None there is not wanted.
+    inputs : int or None
+        How many inputs it takes; None for two or more. With more than one, output_shape and operation get a tuple of shapes, and
+        the operation's methods tuples of buffers as x and dx.
     seed : int
         For the initial values of a layer that is called before it is part of a model.
     """
     weight = bias = None
+    inputs = 1
     seed, alone = 0, False      # `alone`: whether the parameters have values without a model
     arguments = MappingProxyType({})
 
     def __setattr__(self, name, value):
-        if isinstance(vars(self).get(name), Parameter) and not isinstance(value, Parameter):
-            raise TypeError(f"{name}: expected a Parameter, got {one_line(type(value).__name__)}; write layer.{name}.set(array)")
-        if isinstance(value, Parameter) and name not in ("weight", "bias"):
-            raise TypeError(f"{name}: a layer's parameters are its weight and its bias, and any other one would not be learned")
+        own = vars(self)
+        if isinstance(own.get(name), Tensor) and not isinstance(value, type(own[name])):
+            kind = type(own[name]).__name__
+            raise TypeError(f"{name}: expected a {kind}, got {one_line(type(value).__name__)}; write layer.{name}.set(array)")
+        if isinstance(value, Parameter) or (value is None and name in ("weight", "bias")):
+            own.setdefault("_learned", {})[name] = value
         super().__setattr__(name, value)
+
+    @property
+    def params(self):
+        """The parameters in the order in which they were set, None for a weight or bias that is left out."""
+        return tuple(vars(self).get("_learned", {}).values())
 
     @property
     def parameters(self):
         """The parameters by name."""
-        return {name: p for name, p in (("weight", self.weight), ("bias", self.bias)) if p is not None}
+        return {name: p for name, p in vars(self).get("_learned", {}).items() if p is not None}
+
+    @property
+    def buffers(self):
+        """The statistics by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Statistic)}
 
     def _keep(self, **arguments):
         """Keep the constructor's arguments, also as attributes."""
@@ -69,28 +101,43 @@ class Layer:
         """What to write instead of a class with a forward that calls its layers, as in PyTorch."""
         return ", and no forward(x); a network of several layers is a nbcnn.Sequential of them" if hasattr(self, "forward") else ""
 
-    def __call__(self, x):
-        """What the layer makes of a batch, as a model of this layer alone gives it: to look at, not to train with.
+    def __call__(self, *inputs):
+        """What the layer makes of a batch in evaluation, as a model of this layer alone gives it: to look at, not to train with.
 
-        A layer that is part of no model gets its initial values at its first call, drawn from `seed`, in the dtype of x, or in
-        float32 where x holds bytes. A model that takes it later takes these values over.
+        A layer that is part of no model gets its initial values at its first call, drawn from `seed`, in the dtype of the input, or
+        in float32 where it holds bytes. A model that takes it later takes these values over.
 
         Parameters
         ----------
-        x : uint8 or float array (N, C, H, W) or (N, F)
+        *inputs : uint8 or float arrays (N, C, H, W) or (N, F)
+            One; for a layer that takes several, floats.
         """
         from nbcnn.model import Sequential  # it imports this module
-        x, name = as_array(x, "x"), type(self).__name__
-        parameters, dtype = list(self.parameters.values()), x.dtype if x.dtype in FLOATS else np.float32
-        if any(p.vector is None for p in parameters):
+        arrays, name = [as_array(x, "x") for x in inputs], type(self).__name__
+        if len(arrays) != self.inputs and (self.inputs is not None or len(arrays) < 2):
+            raise TypeError(f"{name}: expected {self.inputs or 'two or more'} arrays, got {len(arrays)}")
+        if self.inputs != 1:
+            return self._of_several(arrays)
+        x, tensors = arrays[0], [*self.parameters.values(), *self.buffers.values()]
+        dtype = x.dtype if x.dtype in FLOATS else np.float32
+        if any(tensor.vector is None for tensor in tensors):
             drawn = Sequential([(name, type(self)(**self.arguments))], seed=self.seed, dtype=dtype)
-            ParameterVector(parameters, drawn.dtype)
-            for parameter, values in zip(parameters, drawn.parameters(), strict=True):
-                parameter.set(values.data)
+            ParameterVector(self.parameters.values(), drawn.dtype, self.buffers.values())
+            for tensor, values in zip(tensors, drawn.tensors(), strict=True):
+                tensor.set(values.data)
             self.alone = True
-        dtype = parameters[0].data.dtype if parameters else dtype
-        state = {f"{name}.{key}": p.data for key, p in self.parameters.items()}
+        dtype = next((p.data.dtype for p in self.parameters.values()), dtype)
+        state = {f"{name}.{key}": tensor.data for key, tensor in (self.parameters | self.buffers).items()}
         return Sequential([(name, type(self)(**self.arguments))], state=state, dtype=dtype).predict(x)
+
+    def _of_several(self, arrays):
+        """What the layer makes of several inputs."""
+        x, *others = arrays = [floats(array, "x") for array in arrays]
+        for array in others:
+            same_dtype(array, "x", x, "the first input")
+            same_shape(array[:, :0], "x", (len(x), 0, *array.shape[2:]), "as many samples as the first input")
+        backend, shapes = load_backend("cpu"), tuple(array.shape[1:] for array in arrays)
+        return run_forward(backend, self.operation(backend, shapes, x.dtype), arrays, self.output_shape(shapes))
 
     def fuse(self, following, shape):
         """A layer that computes this one and some that follow it, in one kernel.
@@ -146,8 +193,8 @@ class Conv2d(Layer):
                    kernel_size=pair(kernel_size, "kernel_size", 1), stride=pair(stride, "stride", 1),
                    padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), bias=flag(bias, "bias"))
         fan_in = self.in_channels * math.prod(self.kernel_size)
-        self.weight = Parameter((self.out_channels, self.in_channels, *self.kernel_size), fan_in)
-        self.bias = Parameter((self.out_channels,), fan_in) if self.bias else None
+        self.weight = Parameter((self.out_channels, self.in_channels, *self.kernel_size), init.uniform(fan_in))
+        self.bias = Parameter((self.out_channels,), init.uniform(fan_in)) if self.bias else None
 
     def output_shape(self, shape):
         _require_images(shape, self.in_channels)
@@ -341,6 +388,20 @@ class Flatten(Layer):
         return backend.Flatten(shape, dtype)
 
 
+class Add(Layer):
+    """The sum of two or more inputs of the same shape; see `nbcnn.kernels.add_forward`."""
+    inputs = None
+
+    def output_shape(self, shapes):
+        for shape in shapes[1:]:
+            if shape != shapes[0]:
+                raise ValueError(f"expected inputs of the same shape, got {_batch(shapes[0])} and {_batch(shape)}")
+        return shapes[0]
+
+    def operation(self, backend, shapes, dtype):
+        return backend.Add(shapes, dtype)
+
+
 class Linear(Layer):
     """y = x W^T + b; see `nbcnn.kernels.linear_forward`.
 
@@ -357,8 +418,8 @@ class Linear(Layer):
     def __init__(self, in_features, out_features, bias=True):
         self._keep(in_features=integer(in_features, "in_features", 1), out_features=integer(out_features, "out_features", 1),
                    bias=flag(bias, "bias"))
-        self.weight = Parameter((self.out_features, self.in_features), self.in_features)
-        self.bias = Parameter((self.out_features,), self.in_features) if self.bias else None
+        self.weight = Parameter((self.out_features, self.in_features), init.uniform(self.in_features))
+        self.bias = Parameter((self.out_features,), init.uniform(self.in_features)) if self.bias else None
 
     def output_shape(self, shape):
         if tuple(shape) != (self.in_features,):

@@ -1,4 +1,4 @@
-"""Sequential: layers in a row, their parameters, and what is known about the images they take."""
+"""Network and Sequential: layers, what each reads, their parameters, and what is known about the images they take."""
 import inspect
 import json
 import keyword
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from nbcnn import layers as layer_types
-from nbcnn.instead import NAMES
+from nbcnn.instead import NAMES, nearest
 from nbcnn.kernels import turns
 from nbcnn.kernels.arguments import (
     SEEDS,
@@ -37,15 +37,18 @@ from nbcnn.table import format_table
 MOST_LAYERS = 5_000     # this and the next bound the time to load a file and to compute its network
 MOST_CELLS = 2**27      # cells that pooling windows may read beyond four times the input: about a second
 LAYERS = {name: getattr(layer_types, name) for name in layer_types.__all__ if name not in ("Layer", "Activation")}
+IMAGES = "input"        # what a network's entries call its images
 
 
-class Sequential:
-    """A network whose layers follow one another.
+class Network:
+    """A network of layers, each of which reads the images or what layers before it give.
 
     Parameters
     ----------
-    *layers : layers, or one sequence of layers or of (name, layer) pairs, or one mapping of names to layers
-        A layer without a name gets its position as name, "0", "1", ..., as in PyTorch.
+    *layers : entries, or one sequence of entries
+        Each is (name, layer, inputs), where `inputs` is a list of names, "input" standing for the images; (name, layer) or a layer
+        alone reads what the entry before gives, the first one the images. A layer without a name gets its position as name. The
+        last entry gives the output.
     input_shape : tuple, optional
         (C, H, W) of an image, or (F,). By default that of the first images trained on; `summary()`, `BackpropScheduler.images` and
         the commands predict and evaluate need it.
@@ -59,15 +62,22 @@ class Sequential:
     state : dict of str to array, optional
         Initial values instead of random ones, as `state_dict` gives them.
 
+    Raises
+    ------
+    TypeError, ValueError
+        When an entry is none; when it reads an unknown name, one that comes later in the list, or another number of inputs than its
+        layer takes; when nobody reads what an entry gives. The message names the entry.
+
     Examples
     --------
     >>> import nbcnn
-    >>> model = nbcnn.Sequential([("conv1", nbcnn.Conv2d(3, 8, 3, padding=1)), ("maxpool1", nbcnn.MaxPool2d(2)),
-    ...                           ("flatten", nbcnn.Flatten()), ("linear1", nbcnn.Linear(8 * 4 * 4, 10))])
-    >>> model(np.zeros((2, 3, 8, 8), np.uint8)).shape
+    >>> model = nbcnn.Network([("conv1", nbcnn.Conv2d(3, 3, 3, padding=1)), ("relu1", nbcnn.ReLU()),
+    ...                        ("add1", nbcnn.Add(), ["relu1", "input"]), ("flatten", nbcnn.Flatten()),
+    ...                        ("linear1", nbcnn.Linear(3 * 4 * 4, 10))])
+    >>> model(np.zeros((2, 3, 4, 4), np.float32)).shape
     (2, 10)
-    >>> model.conv1.weight.data.shape, model[-1].bias.grad
-    ((8, 3, 3, 3), None)
+    >>> model.inputs["add1"]
+    ('relu1', 'input')
     """
 
     def __init__(self, *layers, input_shape=None, mean=None, std=None, classes=None, seed=0, dtype=np.float32, state=None):
@@ -78,27 +88,31 @@ class Sequential:
                                for name, value in (("mean", mean), ("std", std)))
         self.classes = None if classes is None else strings(classes, "classes")
         self.seed = integer(seed, "seed", 0, SEEDS)
-        self.layers, self.vector, added = {}, None, set()
+        self.layers, self.inputs, self.vector, added = {}, {}, None, set()
         layers = layers.items() if isinstance(layers, Mapping) else layers
+        before = IMAGES
         for position, item in enumerate(iterator(layers, "layers", "a list of layers or of (name, layer) pairs")):
-            name, layer = item if isinstance(item, tuple | list) and len(item) == 2 else (str(position), item)
+            name, layer, *inputs = item if isinstance(item, tuple | list) and len(item) in (2, 3) else (str(position), item)
             self._add(name, layer, added)
+            self.inputs[name] = self._inputs_of(name, layer, before, *inputs)
+            before = name
         if not self.layers:
             raise ValueError("layers: expected at least one layer, got none; write nbcnn.Sequential([layer, ...]), without a class "
                              "derived from it")
+        self._require_readers()
         if state is not None:       # a file's shapes are checked before memory is allocated
             state = self._arrays(state)
-        called = {parameter: parameter.numpy() for parameter in self.parameters() if parameter.vector is not None}
-        self.vector = ParameterVector(self.parameters(), self.dtype)
+        called = {tensor: tensor.numpy() for tensor in self.tensors() if tensor.vector is not None}
+        self.vector = ParameterVector(self.parameters(), self.dtype, [tensor for _, tensor in self.named_buffers()])
         self._forward = BackpropScheduler(self, None)
         if state is not None:
             self.load_state_dict(state)
         else:
             rng = np.random.default_rng(self.seed)
             for parameter in self.parameters():
-                bound = parameter.fan_in ** -0.5
-                drawn = rng.uniform(-bound, bound, parameter.shape)     # even where there are values: the others stay the same
-                parameter.set(called.get(parameter, drawn))
+                parameter.set(parameter.init(rng, parameter.shape))     # even where there are values: the others stay the same
+            for tensor, values in called.items():
+                tensor.set(values)
         for layer in self.layers.values():
             layer.alone = False
         if self.input_shape is not None:
@@ -120,10 +134,35 @@ class Sequential:
             raise ValueError(f"layers: expected at most {MOST_LAYERS}, got more")
         if name in self.layers or name in vars(self) or hasattr(type(self), name):
             raise ValueError(f"layers: the name {shown(name)} is taken")
-        if (any(p.vector is not None for p in layer.parameters.values()) and not layer.alone) or layer in added:
+        if (any(t.vector is not None for t in (layer.parameters | layer.buffers).values()) and not layer.alone) or layer in added:
             raise ValueError(f"layers: {shown(name)} is already part of a model; make a new {type(layer).__name__}")
         self.layers[name] = layer
         added.add(layer)
+
+    def _inputs_of(self, name, layer, before, inputs=None):
+        """The names of what an entry reads; `before` is that of the entry before it, or of the images."""
+        if inputs is None:
+            inputs = (before,)
+        else:
+            known = [IMAGES, *list(self.layers)[:-1]]
+            if not isinstance(inputs, list | tuple) or not all(isinstance(value, str) for value in inputs):
+                raise TypeError(f"layers: {name}: expected a list of names as its inputs, got {shown(inputs)}")
+            if IMAGES in self.layers:
+                raise ValueError(f"layers: expected no layer called {IMAGES}, which stands for the images")
+            if unknown := [value for value in inputs if value not in known]:
+                raise ValueError(f"layers: {name}: expected inputs that come before it in the list, {one_line(', '.join(known))}, "
+                                 f"got {shown(unknown[0])}{nearest(unknown[0], known)}")
+        if len(inputs) != layer.inputs and (layer.inputs is not None or len(inputs) < 2):
+            expected = "two or more inputs" if layer.inputs is None else f"{layer.inputs} input{'s' * (layer.inputs > 1)}"
+            hint = f'; write ("{name}", {layer!r}, ["{before}", ...])' if len(inputs) < 2 else ""
+            raise ValueError(f"layers: {name}: expected {expected} for {layer!r}, got {', '.join(inputs) or 'none'}{hint}")
+        return tuple(inputs)
+
+    def _require_readers(self):
+        """Raise ValueError unless somebody reads what each entry but the last gives."""
+        read = {value for inputs in self.inputs.values() for value in inputs}
+        if unread := [name for name in list(self.layers)[:-1] if name not in read]:
+            raise ValueError(f"layers: expected somebody to read what {unread[0]} gives, got none; the last entry is the output")
 
     def __getattr__(self, name):
         layers = self.__dict__.get("layers")
@@ -135,13 +174,13 @@ class Sequential:
         return layers[name]
 
     def __setattr__(self, name, value):
-        if isinstance(value, Layer | Sequential):
+        if isinstance(value, Layer | Network):
             raise TypeError(f"{name}: a layer set as an attribute would never run; write nbcnn.Sequential([...]) with all layers")
         super().__setattr__(name, value)
 
     def __init_subclass__(cls):
         if "forward" in vars(cls):
-            raise TypeError(f"{cls.__name__}: a nbcnn.Sequential runs its layers in their order and calls no forward(x); write "
+            raise TypeError(f"{cls.__name__}: a network runs its layers in their order and calls no forward(x); write "
                             "nbcnn.Sequential([...]) with all layers, or a function that returns it")
 
     def __getitem__(self, position):
@@ -154,11 +193,14 @@ class Sequential:
         return self.predict(images)
 
     def __repr__(self):
-        rows = (f"  ({name}): {layer!r}\n" for name, layer in self.layers.items())
+        names, rows = [IMAGES, *self.layers], []
+        for before, (name, layer) in zip(names, self.layers.items(), strict=False):
+            reads = "" if self.inputs[name] == (before,) else f" of {', '.join(self.inputs[name])}"
+            rows.append(f"  ({name}): {layer!r}{reads}\n")
         return f"{type(self).__name__}(\n{''.join(rows)})"
 
     def train(self, mode=True):
-        """The model itself: it has no layer that behaves differently in training."""
+        """The model itself: nothing is to be switched. Training steps are in training mode, and all else is in evaluation mode."""
         return self
 
     def eval(self):
@@ -234,13 +276,27 @@ class Sequential:
         """All Parameters, in the order of the layers."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def named_buffers(self):
+        """A list of (name, Statistic): what layers keep and no gradient changes, as running means."""
+        return [(f"{layer_name}.{name}", tensor)
+                for layer_name, layer in self.layers.items() for name, tensor in layer.buffers.items()]
+
+    def named_tensors(self):
+        """A list of (name, Parameter or Statistic), layer by layer: the entries of `state_dict`."""
+        return [(f"{layer_name}.{name}", tensor)
+                for layer_name, layer in self.layers.items() for name, tensor in (layer.parameters | layer.buffers).items()]
+
+    def tensors(self):
+        """All Parameters and Statistics, in the order of the layers."""
+        return [tensor for _, tensor in self.named_tensors()]
+
     def state_dict(self):
-        """Copies of the parameters as contiguous arrays, with PyTorch's names and shapes, all from between the same two updates."""
+        """Copies of parameters and buffers, contiguous, with PyTorch's names and shapes, all from between the same two updates."""
         with turns.lock:
-            return {name: parameter.numpy() for name, parameter in self.named_parameters()}
+            return {name: tensor.numpy() for name, tensor in self.named_tensors()}
 
     def load_state_dict(self, state):
-        """Take over parameters. Another thread predicts with all of the old ones, or with all of the new ones.
+        """Take over parameters and buffers. Another thread predicts with all of the old ones, or with all of the new ones.
 
         Parameters
         ----------
@@ -256,16 +312,16 @@ class Sequential:
         """
         arrays = self._arrays(state)
         with turns.lock:
-            for name, parameter in self.named_parameters():
-                parameter.set(arrays[name])
+            for name, tensor in self.named_tensors():
+                tensor.set(arrays[name])
 
     def _arrays(self, state):
         """The arrays of a state by name, on the host or on a device; raises as `load_state_dict`."""
-        if isinstance(state, Sequential):
+        if isinstance(state, Network):
             raise TypeError("state: expected arrays by name, as state_dict() gives them, got a model, which needs no more loading")
         instance(state, "state", Mapping, "arrays by name, as state_dict() gives them")
         arrays = {instance(name, "state", str, "names"): numeric(value, f"state[{shown(name)}]") for name, value in state.items()}
-        own = dict(self.named_parameters())
+        own = dict(self.named_tensors())
         faults = [f"missing {name} {own[name].shape}" for name in own if name not in arrays]
         faults += [f"unexpected {one_line(name)} {shown(arrays[name].shape)}" for name in arrays if name not in own]
         faults += [f"{name} expected shape {own[name].shape}, got {shown(arrays[name].shape)}"
@@ -296,18 +352,25 @@ class Sequential:
         ValueError
             When a layer cannot take the output of the one before; the message names the layer and both shapes.
         """
-        shape, shapes = ints(input_shape, "input_shape", "a tuple of ints", 0), {}
+        given, shapes = ints(input_shape, "input_shape", "a tuple of ints", 0), {}
         cells, most = 0, MOST_CELLS
         for name, layer in self.layers.items():
+            before = self.input_shapes(name, shapes, given)
             try:
-                before, shape = shape, layer.output_shape(shape)
-                cells, most, shapes[name] = cells + layer.window_cells(before), most + 4 * math.prod(before), shape
+                shapes[name] = layer.output_shape(before)
+                cells, most = cells + layer.window_cells(before), most + 4 * math.prod(before if layer.inputs == 1 else before[0])
                 if cells > most:
                     raise ValueError(f"expected windows that read at most {most:,} cells of a plane in all layers up to here, got "
                                      f"{cells:,}; a larger stride or a smaller kernel reads fewer")
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+                of = f" of {' and '.join(self.inputs[name])}" if len(self.inputs[name]) > 1 else ""
+                raise ValueError(f"{name}{of}: {error}") from None
         return shapes
+
+    def input_shapes(self, name, shapes, input_shape):
+        """What `shapes` says of what a layer reads: a shape, or a tuple of shapes for one that takes several inputs."""
+        found = tuple(shapes.get(value, tuple(input_shape)) for value in self.inputs[name])
+        return found[0] if self.layers[name].inputs == 1 else found
 
     def output_shape(self, input_shape):
         """The shape of a sample after the last layer; raises as `shapes`."""
@@ -315,14 +378,13 @@ class Sequential:
 
     def summary(self, input_shape=None):
         """A table of the layers: output shape, parameters, and MFLOP of forward, for a sample, by default of the model's shape."""
-        before = self.input_shape if input_shape is None else ints(input_shape, "input_shape", "a tuple of ints", 1)
-        shapes = self.shapes(before) if before else {}
+        given = self.input_shape if input_shape is None else ints(input_shape, "input_shape", "a tuple of ints", 1)
+        shapes = self.shapes(given) if given else {}
         rows, total = [], 0
         for name, layer in self.layers.items():
-            flop = layer.flop(before) if shapes else 0
-            count = sum(parameter.size for parameter in layer.parameters.values())
-            before, total = shapes.get(name), total + flop
-            rows.append([name, _written(layer), " x ".join(map(str, before)) if shapes else "?", f"{count:,}",
+            flop = layer.flop(self.input_shapes(name, shapes, given)) if shapes else 0
+            count, total = sum(parameter.size for parameter in layer.parameters.values()), total + flop
+            rows.append([name, _written(layer), " x ".join(map(str, shapes[name])) if shapes else "?", f"{count:,}",
                          f"{flop / 1e6:.2f}" if shapes else "?"])
         count = sum(parameter.size for parameter in self.parameters())
         rows.append(["total", "", "", f"{count:,}", f"{total / 1e6:.2f}" if shapes else "?"])
@@ -336,7 +398,8 @@ class Sequential:
     def structure(self):
         """The layers as plain data, from which the model can be built again.
 
-        Each is [name, type, arguments]; one that is none of nbcnn's has the module or file of its class as a fourth entry.
+        Each is [name, type, arguments]; one that is none of nbcnn's has the module or file of its class as a fourth entry. In a
+        Network that is None for the others, and a fifth entry has the names of what the layer reads.
 
         Raises
         ------
@@ -346,11 +409,16 @@ class Sequential:
             When a layer's `arguments` are not those of its constructor, or two classes have one name.
         """
         own = classes_by_name(self.own_layers()).values()
-        return [_entry(name, layer, type(layer) in own) for name, layer in self.layers.items()]
+        entries = [_entry(name, layer, type(layer) in own) for name, layer in self.layers.items()]
+        if isinstance(self, Sequential):
+            return entries
+        return [[*entry, *[None] * (4 - len(entry)), list(self.inputs[entry[0]])] for entry in entries]
 
-    @classmethod
-    def from_structure(cls, structure, state=None, layers=(), **options):
+    @staticmethod
+    def from_structure(structure, state=None, layers=(), **options):
         """The model that `structure` describes, with the parameters in `state`. The other options are those of the constructor.
+
+        It is a Sequential, but a Network where entries say what they read.
 
         Parameters
         ----------
@@ -369,8 +437,36 @@ class Sequential:
         ValueError
             When the structure describes no model, or `state` does not fit.
         """
-        own = classes_by_name(layers)
-        return cls(((entry[0], _layer(own, *entry)) for entry in structure), state=state, **options)
+        own, structure = classes_by_name(layers), list(structure)
+        kind = Network if any(len(entry) > 4 for entry in structure) else Sequential
+        return kind([(entry[0], _layer(own, *entry[:4]), *entry[4:]) for entry in structure], state=state, **options)
+
+class Sequential(Network):
+    """A network whose layers follow one another.
+
+    Parameters
+    ----------
+    *layers : layers, or one sequence of layers or of (name, layer) pairs, or one mapping of names to layers
+        A layer without a name gets its position as name, "0", "1", ..., as in PyTorch.
+    **options
+        As of `Network`.
+
+    Examples
+    --------
+    >>> import nbcnn
+    >>> model = nbcnn.Sequential([("conv1", nbcnn.Conv2d(3, 8, 3, padding=1)), ("maxpool1", nbcnn.MaxPool2d(2)),
+    ...                           ("flatten", nbcnn.Flatten()), ("linear1", nbcnn.Linear(8 * 4 * 4, 10))])
+    >>> model(np.zeros((2, 3, 8, 8), np.uint8)).shape
+    (2, 10)
+    >>> model.conv1.weight.data.shape, model[-1].bias.grad
+    ((8, 3, 3, 3), None)
+    """
+
+    def _inputs_of(self, name, layer, before, inputs=None):
+        if inputs is not None:
+            raise ValueError(f"layers: {name}: expected no inputs in a Sequential, whose layers follow one another, got "
+                             f"{shown(inputs)}; write nbcnn.Network([...])")
+        return super()._inputs_of(name, layer, before)
 
 
 class MissingLayer(ValueError):
@@ -431,5 +527,5 @@ def _layer(own, name, kind, arguments, place=None):
 
 
 def _rebuilt(structure, state, layers, options):
-    """The model that `Sequential.__reduce__` describes."""
-    return Sequential.from_structure(structure, state, layers, **options)
+    """The model that `Network.__reduce__` describes."""
+    return Network.from_structure(structure, state, layers, **options)

@@ -1,12 +1,15 @@
 """The backprop scheduler: plans buffers once, then runs the kernels of the layers in order and back again.
 
-It knows no layer type. A layer says what shape it makes and which operation of the backend computes it. From that follow the
-buffers, and a training step is two loops:
+It knows no layer type. A layer says what shape it makes and which operation of the backend computes it. An operation reads values
+and writes one: the images are the first value. From that follow the buffers, and a training step is two loops:
 
-    for step in steps:            run(step.operation.forward(n, step.y, step.x, ...))
-    for step in reversed(steps):  run(step.operation.backward(n, step.dx, ..., step.dy, step.x, step.y, ...))
+    for step in steps:            run(step.operation.forward(n, y, x, ...))
+    for step in reversed(steps):  run(step.operation.backward(n, dx, ..., dy, x, y, ...))
 
-What an operation returns is a list of calls, kernels with their arguments. It depends on n alone, so the lists are kept.
+A value has as many readers as layers name it. The first of them to come by in backward writes its gradient, the others add to it.
+
+What an operation returns is a list of calls, kernels with their arguments. It depends on n and on whether the network is trained,
+so the lists are kept.
 
 It knows no device either. A backend is a namespace: operations, `Buffer` and `Partials` for memory, functions that copy and run.
 """
@@ -14,7 +17,7 @@ import contextlib
 import functools
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,6 +26,7 @@ from nbcnn.kernels.arguments import flag, integer, ints
 from nbcnn.kernels.backend import as_array, on_device
 from nbcnn.kernels.images import normalize_images
 from nbcnn.kernels.number import loss_number
+from nbcnn.kernels.operation import Place
 from nbcnn.kernels.shown import one_line, shown
 from nbcnn.layers import MOST_FUSED, require_network
 from nbcnn.losses import require_loss
@@ -31,22 +35,36 @@ from nbcnn.profile import Profile
 from nbcnn.table import format_table
 
 
-@dataclass
-class Step:
-    """One operation and the buffers it is bound to.
+@dataclass(eq=False)
+class Value:
+    """What one step writes and others read: the images, or what a layer gives.
 
-    `names` are those of the layers it computes, `reason` says why it computes several, or why not.
+    `array` and `grad` are its Buffers: the values, and dLoss/d(values) where somebody needs it.
+    """
+    name: str
+    shape: tuple
+    readers: list = field(default_factory=list)     # names of layers, twice for one that reads it twice
+    needs_grad: bool = False
+    array: object = None
+    grad: object = None
+
+
+@dataclass(eq=False)
+class Step:
+    """One operation and the values that it reads and writes.
+
+    `names` are those of the layers it computes, `reason` says why it computes several, or why not. `dxs` are where its backward
+    writes the gradients of the inputs: a value's own `grad`, or memory from where they are added or copied to that; None for one
+    that nobody needs.
     """
     names: tuple
     reason: str
     layer: object
     operation: object
-    x_shape: tuple
-    y_shape: tuple
-    x: object = None
-    y: object = None
-    dx: object = None
-    dy: object = None
+    inputs: tuple
+    output: Value
+    learns: bool        # whether it has a backward pass: something before it, or itself, is learned
+    dxs: tuple = ()
     partials: object = None
 
     @property
@@ -54,25 +72,58 @@ class Step:
         return "+".join(self.names)
 
     @property
-    def pair(self):
-        """The weight and the bias, None for one that is left out; () for a layer without parameters."""
-        return (self.layer.weight, self.layer.bias) if self.layer.parameters else ()
+    def x_shape(self):
+        """The shape of a sample of the input, a tuple of shapes for a layer of several."""
+        return self._of_inputs(value.shape for value in self.inputs)
+
+    @property
+    def y_shape(self):
+        return self.output.shape
+
+    @property
+    def x(self):
+        return self._of_inputs(value.array for value in self.inputs)
+
+    @property
+    def y(self):
+        return self.output.array
+
+    @property
+    def dx(self):
+        return self._of_inputs(self.dxs or (None,) * len(self.inputs))
+
+    @property
+    def dy(self):
+        return self.output.grad
+
+    def _of_inputs(self, values):
+        values = tuple(values)
+        return values[0] if self.layer.inputs == 1 else values
 
     @property
     def params(self):
-        """Their values as the operation takes them, flat."""
-        return tuple(p and p.flat for p in self.pair)
+        """The values of the parameters as the operation takes them, flat."""
+        return tuple(p and p.flat for p in self.layer.params)
 
-    def forward(self, n, loss=None):
+    def forward(self, n, loss=None, training=True):
         """The calls of the forward pass of n samples, and of a loss of what it gives."""
         arguments = n, self.y, self.x, self.params
+        if not training:
+            return self.operation.evaluate(*arguments)
         return self.operation.forward(*arguments) if loss is None else self.operation.forward_with_loss(*arguments, loss)
 
-    def backward(self, n):
-        """The calls of the backward pass, which adds to the gradients that there are."""
-        dparams = tuple(p and self.partials.target(p) for p in self.pair)
-        add = tuple(p is not None and p.has_grad for p in self.pair)
-        return self.operation.backward(n, self.dx, dparams, self.dy, self.x, self.y, self.params, add)
+    def backward(self, n, backend, written):
+        """The calls of the backward pass, which adds to the gradients that there are. `written` are the values that have one."""
+        dparams = tuple(self.partials.target(p) if p is not None and p.trainable else None for p in self.layer.params)
+        add = tuple(p is not None and p.has_grad for p in self.layer.params)
+        calls = list(self.operation.backward(n, self.dx, dparams, self.dy, self.x, self.y, self.params, add))
+        for value, dx in zip(self.inputs, self.dxs, strict=True):
+            if dx is not None and dx is not value.grad:
+                calls.append(backend.add_call(value.grad, value.grad, dx, n) if value in written else
+                             backend.copy_call(value.grad, dx, n))
+            if dx is not None:
+                written.add(value)
+        return calls
 
 
 def _alone(method):
@@ -128,8 +179,9 @@ class BackpropScheduler:
         if loss is not None and require_loss(loss).reduction == "none":
             raise ValueError("loss: expected reduction 'mean' or 'sum', a single number to differentiate, got 'none'")
         self.model, self.loss, self.fuse, self.need_dx = model, loss, flag(fuse, "fuse"), flag(need_dx, "need_dx")
-        self.shape = self.backend = None        # of a sample and of the parameters, which the plan is made for
-        self.steps = []
+        # Of a sample and of the parameters, and what of these is trainable: what the plan is made for.
+        self.shape = self.backend = self._planned = None
+        self.steps, self._input = [], None      # and the value of the images
         self._users = []            # calls of methods that are `_alone`: the first one runs, the others are refused
         self._thread = None         # which called forward
         self._profile = None        # inside a block that records
@@ -169,7 +221,7 @@ class BackpropScheduler:
     def _forward(self, images, targets, training):
         self._dlogits, self._thread = None, threading.get_ident()
         profile = self._profile if training else None
-        logits = self._run(images, profile)
+        logits = self._run(images, profile, training)
         if training and self.model.input_shape is None:
             self.model.input_shape = self.shape
         key = "loss", "both", type(self.loss).__name__
@@ -178,17 +230,24 @@ class BackpropScheduler:
         loss, self._dlogits = _call(profile, key, self.backend.run_loss, self.loss, logits, targets, training)
         if profile:
             profile.steps += 1
+        if training and self.stateful and math.isfinite(float(loss)):
+            n, vector = self._n, self.model.vector
+            self._launch(profile, "forward", ("commit", n), lambda: self.commit_calls(n))
+            self.backend.write(vector.steps, self.backend.to_host(vector.steps) + 1)
         return loss_number(loss)
 
-    def predict(self, images):
-        """The model's output for a batch, as a copy: a device array for a device array, else one of NumPy."""
+    def predict(self, images, *, training=False):
+        """The model's output for a batch, as a copy: a device array for a device array, else one of NumPy.
+
+        With `training` it is what a training step's forward pass gives; what layers keep stays as it is.
+        """
         with turns.lock:
-            return self._predict(images)
+            return self._predict(images, flag(training, "training"))
 
     @_alone
-    def _predict(self, images):
+    def _predict(self, images, training):
         self._dlogits = None
-        logits = self._run(images)
+        logits = self._run(images, training=training)
         return self.backend.copy_of(logits) if on_device(images) else self.backend.to_host(logits)
 
     @_alone
@@ -214,18 +273,29 @@ class BackpropScheduler:
             return
         self.reserve(n, backward=True)
         self.steps[-1].dy.set(dlogits)
-        self._launch(self._profile, "backward", (n, *(p.has_grad for p in parameters)), lambda: self.backward_calls(n))
+        self._launch(self._profile, "backward", ("backward", n, *(p.has_grad for p in parameters)), lambda: self.backward_calls(n))
         for parameter in parameters:
             parameter.has_grad = True
 
-    def forward_calls(self, n, loss=None):
+    @property
+    def stateful(self):
+        """Whether a training step changes more than parameters, or draws random numbers."""
+        return any(step.operation.stateful for step in self.steps)
+
+    def forward_calls(self, n, loss=None, training=True):
         """(step's name, call) for all calls of a forward pass of n samples, and of a loss."""
-        return [(step.name, call) for step in self.steps for call in step.forward(n, loss if step is self.steps[-1] else None)]
+        return [(step.name, call) for step in self.steps
+                for call in step.forward(n, loss if step is self.steps[-1] else None, training)]
+
+    def commit_calls(self, n):
+        """(step's name, call) for all calls that change what layers keep, after a forward pass of n samples."""
+        return [(step.name, call) for step in self.steps for call in step.operation.commit(n)]
 
     def backward_calls(self, n, update=None):
         """(step's name, call) for all calls of a backward pass; the last ones add up partial sums, unless `update` gives others."""
-        # Without a dy there is nothing to learn from there on.
-        calls = [(step.name, call) for step in reversed(self.steps) if step.dy is not None for call in step.backward(n)]
+        written = set()
+        calls = [(step.name, call) for step in reversed(self.steps) if step.learns
+                 for call in step.backward(n, self.backend, written)]
         add = [p for p in self._parameters if p.has_grad]
         return calls + [("gradients", call) for call in (self._partials.sum(n, add) if update is None else update(self._partials))]
 
@@ -313,7 +383,7 @@ class BackpropScheduler:
         self._dlogits = None
         self.plan(self.shape or self.model.input_shape)
         self.reserve(integer(n, "n", 0))
-        self._images = self.steps[0].x.view(n)
+        self._images = self._input.array.view(n)
         return self._images
 
     @property
@@ -322,22 +392,22 @@ class BackpropScheduler:
 
         Of layers computed in one go there is what the last of them gave.
         """
-        return {step.names[-1]: step.y.view(self._n) for step in self.steps if step.y is not None}
+        return {step.output.name: step.y.view(self._n) for step in self.steps if step.y is not None}
 
     @property
     def dx(self):
         """The gradient of the images with `need_dx`, None before the first backward: a view that the next one overwrites."""
-        return self.steps[0].dx.view(self._n) if self.steps and self.steps[0].dx is not None else None
+        return self._input.grad.view(self._n) if self._input is not None and self._input.grad is not None else None
 
     def first_nonfinite(self, n=None):
         """The name of the first layer whose output holds a NaN or an infinity, "input", or None: of the last batch, or n of it."""
         def finite(buffer):
             return np.isfinite(self.backend.to_host(buffer.view(self._n if n is None else n))).all()
-        if not self.steps or self.steps[0].x is None or not finite(self.steps[0].x):
+        if self._input is None or self._input.array is None or not finite(self._input.array):
             return "input"
         return next((step.name for step in self.steps if not finite(step.y)), None)
 
-    def _run(self, images, profile=None):
+    def _run(self, images, profile=None, training=False):
         """Forward through all layers; the last one's output, a view."""
         images = as_array(images, "images")
         self._plan_for(images)
@@ -348,10 +418,10 @@ class BackpropScheduler:
                 # What has no axis of channels counts as one channel.
                 shape = images.shape if images.ndim == 4 else (n, 1, math.prod(images.shape[1:]), 1)
                 placed, table = self.backend.place(images).reshape(shape), self.backend.place(self.model.table(shape[1]))
-                normalize_images(self.steps[0].x.view(n).reshape(shape), placed, table)
+                normalize_images(self._input.array.view(n).reshape(shape), placed, table)
             else:
-                self.steps[0].x.set(images)
-        self._launch(profile, "forward", n, lambda: self.forward_calls(n))
+                self._input.array.set(images)
+        self._launch(profile, "forward", ("forward", n, training), lambda: self.forward_calls(n, training=training))
         return self.steps[-1].y.view(n)
 
     def _plan_for(self, images):
@@ -396,22 +466,41 @@ class BackpropScheduler:
         ValueError
             When a layer cannot take what the one before gives: names the layer and both shapes.
         """
-        backend = self.model.vector.backend
-        if isinstance(shape, tuple) and shape == self.shape and backend is self.backend:
+        backend, planned = self.model.vector.backend, self.model.vector.planned
+        if isinstance(shape, tuple) and shape == self.shape and backend is self.backend and planned == self._planned:
             return
         shape = ints(shape, "shape", "a tuple of ints", 0)
-        shapes = self.model.shapes(shape)
-        layers, steps, before, k = list(self.model.layers.items()), [], shape, 0
+        images, inputs, outputs = self._values(shape)
+        layers, steps, k = list(self.model.layers.items()), [], 0
         while k < len(layers):
-            fused, count, reason = layers[k][1].fuse(layers[k + 1:k + 1 + MOST_FUSED], before) if self.fuse else (None, 0, "")
-            names, layer = tuple(name for name, _ in layers[k:k + 1 + count]), fused or layers[k][1]
-            after = shapes[names[-1]]
-            steps.append(Step(names, reason, layer, layer.operation(backend, before, self.model.dtype), before, after))
-            before, k = after, k + len(names)
+            name, layer = layers[k]
+            reads, fused, count, reason = inputs[name], None, 0, ""
+            x_shape = reads[0].shape if layer.inputs == 1 else tuple(value.shape for value in reads)
+            if self.fuse:
+                fused, count, reason = layer.fuse(_chain(layers[k:], inputs, outputs), x_shape)
+            names, layer = tuple(name for name, _ in layers[k:k + 1 + count]), fused or layer
+            operation, output = layer.operation(backend, x_shape, self.model.dtype), outputs[names[-1]]
+            operation.place = Place(self.model.seed, k, self.model.vector.steps)
+            output.needs_grad = (any(p.trainable for p in layer.parameters.values())
+                                 or any(value.needs_grad for value in reads))
+            steps.append(Step(names, reason, layer, operation, reads, output, output.needs_grad))
+            k += len(names)
         self.shape = None       # what follows may be interrupted
         self._forget_buffers()
-        self.backend, self.steps, self._parameters = backend, steps, self.model.parameters()
+        self.backend, self.steps, self._input, self._planned = backend, steps, images, planned
+        self._parameters = [p for p in self.model.parameters() if p.trainable]
         self.shape = shape
+
+    def _values(self, shape):
+        """The value of the images; by the layers' names, the values that each reads, and the one that it gives."""
+        shapes, images = self.model.shapes(shape), Value("input", shape, needs_grad=self.need_dx)
+        inputs, outputs = {}, {}
+        for name, reads in self.model.inputs.items():
+            inputs[name] = tuple(outputs.get(read, images) for read in reads)
+            outputs[name] = Value(name, shapes[name])
+            for value in inputs[name]:
+                value.readers.append(name)
+        return images, inputs, outputs
 
     def reserve(self, n, *, backward=False):
         """Make the buffers for n samples, unless there are large enough ones: those of a forward pass, and of a backward pass.
@@ -452,17 +541,66 @@ class BackpropScheduler:
     def _bytes(self, n, backward=False):
         """How many bytes each step takes for n samples, with its output and that output's gradient; the first with its input too.
 
-        From the shapes alone, as nothing is allocated yet.
+        From the shapes alone, as nothing is allocated yet. What several steps use counts for the first of them.
         """
-        itemsize, taken = self.model.dtype.itemsize, []
-        elements = self.backend.Buffer.elements
-        for step in self.steps:
-            size = step.operation.bytes(n)
-            if not step.operation.shares:
-                size += itemsize * elements(n, step.y_shape) * (2 if backward else 1)
-            taken.append(size)
+        itemsize, elements = self.model.dtype.itemsize, self.backend.Buffer.elements
+        taken, (rooms, sizes) = [step.operation.bytes(n) for step in self.steps], self._rooms(n)
         taken[0] += itemsize * elements(n, self.shape) * (2 if backward and self.need_dx else 1)
+        for room, size in enumerate(sizes):
+            taken[rooms.index(room)] += itemsize * size
+        if backward:
+            shared = {step.inputs[0] for step in self.steps if step.operation.shares and len(step.inputs[0].readers) == 1}
+            for k, step in enumerate(self.steps):
+                if step.learns and step.output not in shared:
+                    taken[k] += itemsize * elements(n, step.y_shape)
+            for shape, _ in set(self._scratch().values()):
+                taken[0] += itemsize * elements(n, shape)
         return taken
+
+    def _rooms(self, n):
+        """In which memory each step's output lies for n samples, None for that of the images, and how many elements each has.
+
+        Where predictions are all that is wanted, memory is used again as soon as the last reader of what lies there is done.
+        """
+        elements, again = self.backend.Buffer.elements, self.loss is None and self.fuse and not self.need_dx
+        last = {value: k for k, step in enumerate(self.steps) for value in step.inputs}
+        room_of, sizes, waiting, free = {self._input: None}, [], {}, []
+        widest = max(step.y_shape[0] for step in self.steps) if again else 0     # the pixel of zeros lies behind all values
+        for k, step in enumerate(self.steps):
+            if step.operation.shares:
+                room = room_of[step.inputs[0]]
+            else:
+                size = elements(n, step.y_shape) + widest
+                room = min(free, key=lambda room: (sizes[room] < size, abs(sizes[room] - size)), default=len(sizes))
+                if room in free:
+                    free.remove(room)
+                    sizes[room] = max(sizes[room], size)
+                else:
+                    sizes.append(size)
+            room_of[step.output] = room
+            waiting.setdefault(room, set()).add(step.output)
+            for value in step.inputs:
+                if again and last[value] == k and room_of[value] is not None:
+                    waiting[room_of[value]].discard(value)
+                    if not waiting[room_of[value]] and room_of[value] not in free:
+                        free.append(room_of[value])
+        return [room_of[step.output] for step in self.steps], sizes
+
+    def _scratch(self):
+        """By step and number of an input, where its gradient is computed that is then added to what other readers have written.
+
+        That is (shape, k): the k-th memory of that shape, as a step may need several.
+        """
+        written, found = set(), {}
+        for step in reversed(self.steps):
+            own = []
+            for k, value in enumerate(step.inputs if step.learns else ()):
+                if value in written and not step.operation.shares:
+                    found[step, k] = value.shape, own.count(value.shape)
+                    own.append(value.shape)
+                if value.needs_grad:
+                    written.add(value)
+        return found
 
     def _require_memory(self, n, backward=False):
         """Raise MemoryError unless the buffers for n samples may be allocated."""
@@ -487,27 +625,39 @@ class BackpropScheduler:
         """Forward buffers for n samples."""
         self._forget_buffers()
         dtype, Buffer = self.model.dtype, self.backend.Buffer
-        x = Buffer(n, self.shape, dtype)
-        for step in self.steps:
-            step.x = x
-            x = step.y = Buffer(n, step.y_shape, dtype, x.array if step.operation.shares else None)
+        images = self._input.array = Buffer(n, self.shape, dtype)
+        rooms, sizes = self._rooms(n)
+        memory = [self.backend.allocate((size,), dtype) for size in sizes]
+        for step, room in zip(self.steps, rooms, strict=True):
+            step.output.array = Buffer(n, step.y_shape, dtype, images.array if room is None else memory[room])
             step.operation.reserve(n)
         self.capacity = n
 
     def _reserve_backward(self, n):
-        """Gradient buffers, back to the first layer that learns, or to the images."""
-        first = next((k for k, step in enumerate(self.steps) if step.layer.parameters or self.need_dx), len(self.steps))
-        learning, after = self.steps[first:], None
-        parts = {p: step.operation.parts for step in learning for p in step.layer.parameters.values()}
+        """Gradient buffers, of all values whose gradient somebody needs."""
+        dtype, Buffer, learning = self.model.dtype, self.backend.Buffer, [step for step in self.steps if step.learns]
+        parts = {p: step.operation.parts for step in learning for p in step.layer.parameters.values() if p.trainable}
         self._partials = self.backend.Partials(self.model.vector, parts, n)
+        places = self._scratch()
+        scratch = {place: Buffer(n, place[0], dtype) for place in set(places.values())}
+        for value in [self._input, *(step.output for step in learning)]:
+            value.grad = None
+        learning[-1].output.grad = Buffer(n, learning[-1].y_shape, dtype)
         for step in reversed(learning):
-            shared = after.dy.array if after is not None and after.operation.shares else None
-            step.dy = self.backend.Buffer(n, step.y_shape, self.model.dtype, shared)
-            if after is not None:
-                after.dx = step.dy
-            step.partials, after = self._partials, step
-        if self.need_dx:
-            after.dx = self.backend.Buffer(n, self.shape, self.model.dtype, after.dy.array if after.operation.shares else None)
+            step.partials, dxs = self._partials, []
+            for k, value in enumerate(step.inputs):
+                shared = step.output.grad.array if step.operation.shares else None
+                if not value.needs_grad:
+                    dx = None
+                elif value.grad is None and (shared is None or len(value.readers) == 1):
+                    dx = value.grad = Buffer(n, value.shape, dtype, shared)
+                elif shared is None:
+                    dx = scratch[places[step, k]]
+                else:
+                    dx = Buffer(n, value.shape, dtype, shared)
+                    value.grad = value.grad or Buffer(n, value.shape, dtype)
+                dxs.append(dx)
+            step.dxs = tuple(dxs)
         self._has_backward = True
 
     def __str__(self):
@@ -516,12 +666,27 @@ class BackpropScheduler:
             return "no plan yet: it is made at the first batch, or from the model's input_shape"
         self.plan(shape)
         itemsize, rows = self.model.dtype.itemsize, []
+        values = [self._input, *(step.output for step in self.steps)]
+        chain = all(step.inputs == (value,) for step, value in zip(self.steps, values, strict=False))
         for step in self.steps:
             flop, how = step.layer.flop(step.x_shape), "fused" if len(step.names) > 1 else "plain"
-            rows.append([step.name, type(step.operation).__name__, _shape(step.x_shape), _shape(step.y_shape),
+            inputs = dict.fromkeys(_shape(value.shape) for value in step.inputs)
+            rows.append([step.name, type(step.operation).__name__, ", ".join(inputs), _shape(step.y_shape),
+                         *[", ".join(dict.fromkeys(step.output.readers))] * (not chain),
                          f"{math.prod(step.y_shape) * itemsize:,}",
                          f"{flop / 1e6:.2f}", f"{how}: {step.reason}" if step.reason else ""])
-        return format_table(["step", "kernel", "input", "output", "bytes", "MFLOP", ""], rows)
+        return format_table(["step", "kernel", "input", "output", *["read by"] * (not chain), "bytes", "MFLOP", ""], rows)
+
+
+def _chain(layers, inputs, outputs):
+    """The layers that follow the first, as long as each is the only reader of the one before and reads nothing else."""
+    found, (before, _), *following = [], *layers[:1 + MOST_FUSED]
+    for name, layer in following:
+        if inputs[name] != (outputs[before],) or outputs[before].readers != [name]:
+            break
+        found.append((name, layer))
+        before = name
+    return found
 
 
 def _call(profile, key, function, *arguments):

@@ -141,7 +141,7 @@ class DeviceSteps(HostSteps):
         n = self.size(step)
         self.backend.write(self.state, np.array([step, step, 0]))
         self.scheduler.reserve(self.loader.batch_size)
-        self.backend.run([self._gather(n)] + [call for _, call in self.scheduler.forward_calls(n)])
+        self.backend.run([self._gather(n)] + [call for _, call in self.scheduler.forward_calls(n, training=False)])
         return self.backend.to_host(self.scheduler.steps[-1].y.view(n))
 
     def first_nonfinite(self, step):

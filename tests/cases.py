@@ -13,13 +13,19 @@ import activations
 
 
 class Case(NamedTuple):
-    """A layer, all its constructor's arguments by name, and the shape of a sample it takes."""
+    """A layer, all its constructor's arguments by name, and the shape of a sample it takes, or those of its several inputs."""
     layer: type
     arguments: dict
     shape: tuple
 
+    @property
+    def shapes(self):
+        """The shapes of its inputs."""
+        return (self.shape,) if self.layer.inputs == 1 else self.shape
+
     def __str__(self):
-        return "-".join(map(str, (self.layer.__name__, *self.arguments.values())))
+        inputs = () if self.layer.inputs == 1 else (len(self.shape),)
+        return "-".join(map(str, (self.layer.__name__, *self.arguments.values(), *inputs)))
 
     def make(self):
         return self.layer(**self.arguments)
@@ -35,6 +41,8 @@ LAYERS = [
     Case(nbcnn.Flatten, {}, (3, 4, 4)),
     Case(nbcnn.Linear, dict(in_features=5, out_features=3, bias=True), (5,)),
     *(Case(case.layer, case.arguments, (3, 4, 4)) for case in activations.CASES),
+    Case(nbcnn.Add, {}, ((3, 4, 5), (3, 4, 5))),
+    Case(nbcnn.Add, {}, ((6,), (6,), (6,))),
 ]
 # From a file outside the package; for the CPU alone.
 OWN_LAYERS = [

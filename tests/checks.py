@@ -4,20 +4,24 @@ import numpy as np
 import nbcnn
 from nbcnn import checkpoint
 from nbcnn.kernels.backend import load_backend, on_host
+from nbcnn.kernels.operation import Place
 
 from arrays import equal
 
 
 def network(case, dtype, seed=0):
-    """A case's layer, with layers that learn before and behind it."""
-    if len(case.shape) == 3:
-        before, input_shape = [("before", nbcnn.Conv2d(2, case.shape[0], 1))], (2, *case.shape[1:])
+    """A case's layer, with a layer that learns before each of its inputs, and one behind it."""
+    layer, shapes = case.make(), case.shapes
+    if len(shapes[0]) == 3:
+        first, input_shape = [], (2, *shapes[0][1:])
+        before = [(f"before{k}", nbcnn.Conv2d(2, C, 1), ["input"]) for k, (C, *_) in enumerate(shapes)]
     else:
-        before, input_shape = [("vectors", nbcnn.Flatten()), ("before", nbcnn.Linear(4, *case.shape))], (1, 2, 2)
-    layer = case.make()
+        first, input_shape = [("vectors", nbcnn.Flatten())], (1, 2, 2)
+        before = [(f"before{k}", nbcnn.Linear(4, F), ["vectors"]) for k, (F,) in enumerate(shapes)]
     outputs = int(np.prod(layer.output_shape(case.shape)))
-    return nbcnn.Sequential([*before, ("layer", layer), ("flatten", nbcnn.Flatten()), ("behind", nbcnn.Linear(outputs, 3))],
-                            input_shape=input_shape, dtype=dtype, seed=seed)
+    return nbcnn.Network([
+        *first, *before, ("layer", layer, [name for name, *_ in before]), ("flatten", nbcnn.Flatten()),
+        ("behind", nbcnn.Linear(outputs, 3))], input_shape=input_shape, dtype=dtype, seed=seed)
 
 
 def batch(model, dtype):
@@ -56,23 +60,26 @@ def results(case, device, dtype, fill):
     Asserts that forward and backward write nothing else.
     """
     backend, rng, n = load_backend(device), np.random.default_rng(0), 4
-    model = nbcnn.Sequential([("layer", case.make())], dtype=dtype).to(device)
-    layer, operation = model.layer, model.layer.operation(backend, case.shape, np.dtype(dtype))
-    y_shape = layer.output_shape(case.shape)
-    x, dy = (rng.choice([-3, -2, -1, 1, 2, 4], (n + 1, *shape)).astype(dtype) for shape in (case.shape, y_shape))
-    x, dy, y, dx = (backend.Buffer.holding(backend.place(a))
-                    for a in (x, dy, np.full_like(dy, fill), np.full_like(x, fill)))
+    layer, shapes = case.make(), case.shapes
+    if layer.parameters or layer.buffers:
+        nbcnn.Sequential([("layer", layer)], dtype=dtype).to(device)
+    operation, y_shape = layer.operation(backend, case.shape, np.dtype(dtype)), layer.output_shape(case.shape)
+    operation.place = Place(0, 0, backend.allocate((1,), np.int64))
+    *xs, dy = (rng.choice([-3, -2, -1, 1, 2, 4], (n + 1, *shape)).astype(dtype) for shape in (*shapes, y_shape))
+    *xs, dy, y = (backend.Buffer.holding(backend.place(a)) for a in (*xs, dy, np.full_like(dy, fill)))
+    dxs = [backend.Buffer.holding(backend.place(np.full((n + 1, *shape), fill, dtype))) for shape in shapes]
+    x, dx = (xs[0], dxs[0]) if layer.inputs == 1 else (tuple(xs), tuple(dxs))
     operation.reserve(n + 1)
-    params = tuple(p and p.flat for p in (layer.weight, layer.bias)) if layer.parameters else ()
+    params = tuple(p and p.flat for p in layer.params)
     gradients = backend.Gradients(operation, n, [p.size for p in layer.parameters.values()], dtype)
-    before = [on_host(a).copy() for a in (x.array, dy.array)]
+    before = [on_host(a.array).copy() for a in (*xs, dy)]
     backend.run(operation.forward(n, y, x, params))
     saved = on_host(y.array).copy()
     backend.run([*operation.backward(n, dx, gradients.targets, dy, x, y, params, (False,) * len(params)), *gradients.calls])
-    assert all(equal(on_host(a), b) for a, b in zip((x.array, dy.array, y.array), (*before, saved), strict=True))
-    for written in (y, dx):
+    assert all(equal(on_host(a.array), b) for a, b in zip((*xs, dy, y), (*before, saved), strict=True))
+    for written in (y, *dxs):
         assert equal(on_host(written.view(n + 1))[n], np.full(written.shape, fill, dtype)), "a sample that nobody asked for"
-    return [on_host(y.view(n)).copy(), on_host(dx.view(n)).copy(), *map(on_host, gradients.arrays)]
+    return [*(on_host(buffer.view(n)).copy() for buffer in (y, *dxs)), *map(on_host, gradients.arrays)]
 
 
 def check_contract(case, device, dtype):

@@ -160,7 +160,8 @@ class Scale(nbcnn.Layer):
             raise ValueError(f"channels: expected an int >= 1, got {channels!r}")
         self.arguments = {"channels": channels}
         self.channels = channels
-        self.weight, self.bias = nbcnn.Parameter((channels,), channels), nbcnn.Parameter((channels,), channels)
+        self.weight = nbcnn.Parameter((channels,), nbcnn.init.uniform(channels))
+        self.bias = nbcnn.Parameter((channels,), nbcnn.init.uniform(channels))
 
     def output_shape(self, shape):
         if shape[0] != self.channels:

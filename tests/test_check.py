@@ -13,7 +13,7 @@ from nbcnn.kernels.operation import Call, Operation
 from cases import LAYERS, OWN_LAYERS
 
 
-@pytest.mark.parametrize("case", LAYERS + OWN_LAYERS, ids=str)
+@pytest.mark.parametrize("case", [case for case in LAYERS + OWN_LAYERS if case.layer.inputs == 1], ids=str)
 def test_every_layer(case):
     layer = case.make()
     check = nbcnn.check_gradients(layer, case.shape)

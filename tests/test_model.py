@@ -296,12 +296,13 @@ def test_parameters_are_like_arrays():
     assert weight[0, 1] == 7
 
 
-def test_requires_grad_is_never_nothing():
+def test_requires_grad_is_trainable():
     weight = nbcnn.Sequential([nbcnn.Linear(4, 2)])[0].weight
-    weight.requires_grad = True
-    with pytest.raises(ValueError, match=r"^requires_grad: .* leave one that is not to change out of the optimizer"):
-        weight.requires_grad = False
-    assert weight.requires_grad is True
+    assert weight.requires_grad is weight.trainable is True
+    weight.requires_grad = False
+    assert weight.trainable is False
+    with pytest.raises(TypeError, match=r"^trainable: expected True or False, got array"):
+        weight.requires_grad = np.ones(2)
 
 
 class Holder:
@@ -355,7 +356,7 @@ def test_classes_with_a_forward_are_told_what_to_write():
             use()
     with pytest.raises(ValueError, match=r"at least one layer, got none; write nbcnn.Sequential\(\[layer, ...\]\)"):
         Network()
-    with pytest.raises(TypeError, match=r"^Late: a nbcnn.Sequential runs its layers in their order and calls no forward\(x\);"):
+    with pytest.raises(TypeError, match=r"^Late: a network runs its layers in their order and calls no forward\(x\);"):
         class Late(nbcnn.Sequential):
             def forward(self, x):
                 return x

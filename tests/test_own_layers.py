@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import nbcnn
 from nbcnn import checkpoint, predict, train
 from nbcnn.evaluate import __main__ as evaluate
+from nbcnn.kernels.operation import Call, Operation
 
 import activations
 
@@ -45,13 +46,68 @@ def test_upsampling():
     assert "Upsample2d(3)" in model.summary()
 
 
-def test_a_parameter_of_another_name_is_refused():
-    """It would be in no checkpoint and in no optimizer."""
-    class Gamma(nbcnn.Layer):
-        def __init__(self):
-            self.gamma = nbcnn.Parameter((3,), 3)
-    with pytest.raises(TypeError, match=r"^gamma: a layer's parameters are its weight and its bias"):
-        Gamma()
+class Shift(nbcnn.Layer):
+    """y = x + beta + seen, a parameter and a statistic with names of their own."""
+
+    def __init__(self, channels):
+        self.arguments = {"channels": channels}
+        self.beta, self.seen = nbcnn.Parameter((channels,), nbcnn.init.constant(2)), nbcnn.Statistic((channels,), 0.5)
+        self.count = nbcnn.Statistic((), 7, np.int64)
+
+    def output_shape(self, shape):
+        return shape
+
+    def operation(self, backend, shape, dtype):
+        return ShiftOperation(self)
+
+
+class ShiftOperation(Operation):
+    """Its kernels are Python functions, which do as well here."""
+    stateful = True
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def forward(self, n, y, x, params):
+        def kernel():
+            y.array[:n * y.step] = x.array[:n * y.step] + np.tile(params[0] + self.layer.seen.flat, n)
+        return [Call(kernel, ())]
+
+    def backward(self, n, dx, dparams, dy, x, y, params, add):
+        def kernel():
+            total = dy.view(n).sum(0)
+            dparams[0][...] = total + dparams[0] if add[0] else total
+        return [Call(kernel, ())]
+
+    def commit(self, n):
+        def kernel():
+            self.layer.seen.flat[...] += 1
+            self.layer.count.flat[...] += 1
+        return [Call(kernel, ())]
+
+
+def test_parameters_and_statistics_of_any_name(tmp_path):
+    """They are learned, kept, counted, saved and loaded; a step whose loss is not finite changes neither."""
+    model = nbcnn.Sequential([("shift", Shift(3))])
+    assert list(model.state_dict()) == ["shift.beta", "shift.seen", "shift.count"]
+    assert model.state_dict()["shift.count"].dtype == np.int64 and model.shift.count.numpy() == 7
+    step, optimizer = nbcnn.BackpropScheduler(model, nbcnn.MSELoss()), nbcnn.SGD(model.parameters(), lr=0.5)
+    x = np.zeros((2, 3), np.float32)
+    assert step.train_step(x, x + 1, optimizer) == 2.25         # (2 + 0.5 - 1)^2
+    assert model.shift.beta.numpy().tolist() == [1.5] * 3       # 2 - 0.5 * 2 * 1.5 / 3
+    assert model.shift.seen.numpy().tolist() == [1.5] * 3 and model.shift.count.numpy() == 8 and model.vector.steps[0] == 1
+    assert step.forward(x, x, training=False) == 9 and model.vector.steps[0] == 1       # (1.5 + 1.5)^2
+    before = model.state_dict()
+    assert not np.isfinite(step.train_step(x + np.inf, x, optimizer))
+    assert all((before[name] == value).all() for name, value in model.state_dict().items()) and model.vector.steps[0] == 1
+    nbcnn.save(model, tmp_path / "file")
+    again = nbcnn.load(tmp_path / "file", [Shift]).state_dict()
+    assert all(again[name].dtype == value.dtype and (again[name] == value).all() for name, value in before.items())
+    with pytest.raises(TypeError, match=r"^seen: expected a Statistic, got ndarray; write layer.seen.set\(array\)"):
+        model.shift.seen = x
+    with pytest.raises(TypeError, match=r"^init: expected a function \(rng, shape\) -> array, as nbcnn.init.uniform\(fan_in\) "
+                                        "gives one, got 3"):
+        nbcnn.Parameter((3,), 3)
 
 
 # ---- checkpoints

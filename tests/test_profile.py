@@ -73,11 +73,10 @@ def test_a_row_for_each_kernel(peaks, fuse):
     optimizer.zero_grad()       # the calls of a backward pass depend on whether there is something to add to
     expected = {("loss", "both", "CrossEntropyLoss"): [3, 0],
                 ("optimizer", "update", "SGD"): [3, 0], ("everything else", "", ""): [None, 0]}
-    for one in step.steps:
-        for direction in ("forward", "backward"):
-            for call in getattr(one, direction)(6):
-                entry = expected.setdefault((one.name, direction, call.kernel.__name__), [0, 0])
-                entry[0], entry[1] = entry[0] + 3, entry[1] + 3 * call.flop
+    for direction, calls in (("forward", step.forward_calls(6)), ("backward", step.backward_calls(6))):
+        for name, call in calls:
+            entry = expected.setdefault((name, direction, call.kernel.__name__), [0, 0])
+            entry[0], entry[1] = entry[0] + 3, entry[1] + 3 * call.flop
     rows = by_name(profile)
     assert rows.keys() == expected.keys()
     for key, (calls, flop) in expected.items():

@@ -119,6 +119,12 @@ class Backend(Protocol):
     def write(array, values):
         """Overwrite an array, of any strides, with values of its shape or ones that are spread over it."""
 
+    def copy_call(y, x, n):
+        """The call that copies the first n samples of a Buffer to another one of the same shape."""
+
+    def add_call(y, a, b, n):
+        """The call that makes y the sum of a and b, in the first n samples of Buffers of one shape; y may be a or b."""
+
     def flat_weight(w):
         """Weights (O, C, ...) in the kernels' order (O, ..., C), flat."""
 
@@ -134,6 +140,7 @@ class Backend(Protocol):
     def Flatten(x_shape, dtype): ...
     def Linear(x_shape, y_shape, dtype): ...
     def Activation(kernels, shape, options, dtype): ...
+    def Add(shapes, dtype): ...
 
     # ---- losses: an `operation.LossOperation`
 

@@ -17,12 +17,24 @@ class Call(NamedTuple):
     flop: int = 0       # the multiplications and additions of the formula, where these are its work; padding included
 
 
+class Place(NamedTuple):
+    """Where in a model an operation is: the model's seed, the number of its layer, and how many training steps are done.
+
+    `steps` is an array of one integer, which kernels read: lists of calls stay the same from step to step.
+    """
+    seed: int
+    index: int
+    steps: object
+
+
 class Operation:
     """The computation of a layer for samples of one shape.
 
     forward and backward run nothing: they return lists of calls, which the scheduler keeps, runs and times.
     """
     shares = False      # whether y and dy lie in the memory of x and dx, in another shape, and there is nothing to compute
+    stateful = False    # whether there is something to commit, or forward reads what `place` says
+    place = None        # the scheduler sets it
 
     def parts(self, n):
         """Into how many partial sums the gradients of n samples are split: it follows from the shapes alone."""
@@ -36,21 +48,32 @@ class Operation:
         return 0
 
     def forward(self, n, y, x, params):
-        """The calls that compute y of the first n samples.
+        """The calls that compute y of the first n samples, in training.
 
         Parameters
         ----------
         n : int
         y, x : Buffer
-            All of y is written.
+            All of y is written. For a layer of several inputs, x is a tuple.
         params : tuple of flat arrays
-            (weight, bias), the bias None where there is none; () without parameters.
+            As (weight, bias): in the order in which the layer sets them, None for one that it leaves out; () without parameters.
         """
         raise TypeError(f"{type(self).__name__}: an operation defines forward")
+
+    def evaluate(self, n, y, x, params):
+        """The calls that compute y where nothing is trained; by default those of forward."""
+        return self.forward(n, y, x, params)
 
     def forward_with_loss(self, n, y, x, params, loss):
         """The calls of forward and then `loss`, the call of a loss of y."""
         return [*self.forward(n, y, x, params), loss]
+
+    def commit(self, n):
+        """The calls that change what a layer keeps besides its parameters, as running statistics.
+
+        They are made after forward, once the loss is known to be finite, and before backward, which must not read what they change.
+        """
+        return []
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         """The calls that compute dx and dparams of the first n samples, after a forward of the same n.
@@ -59,9 +82,9 @@ class Operation:
         ----------
         n : int
         dx : Buffer or None
-            All of it is written; None when nobody needs it.
+            All of it is written; None when nobody needs it. For a layer of several inputs, a tuple of these.
         dparams : tuple of flat arrays
-            Where the gradients of params go.
+            Where the gradients of params go; None for one that is not wanted, as that of a frozen parameter.
         dy, x, y : Buffer
         params : tuple of flat arrays
         add : tuple of bool
@@ -107,10 +130,12 @@ def reads(backward):
 
 
 def run_forward(backend, operation, x, y_shape, params=()):
-    """y of an operation, an array (N, *y_shape) for x (N, ...)."""
-    n = len(x)
-    y = backend.Buffer(n, y_shape, x.dtype)
-    backend.run(operation.forward(n, y, backend.Buffer.holding(x), params))
+    """y of an operation, an array (N, *y_shape) for x (N, ...), or for a list of such arrays."""
+    several = isinstance(x, list)
+    arrays = x if several else [x]
+    held, n, dtype = tuple(map(backend.Buffer.holding, arrays)), len(arrays[0]), arrays[0].dtype
+    y = backend.Buffer(n, y_shape, dtype)
+    backend.run(operation.forward(n, y, held if several else held[0], params))
     return y.view(n)
 
 

@@ -99,7 +99,7 @@ class Buffer:
     def __init__(self, batch, shape, dtype, array=None):
         self.shape, self.step = tuple(shape), _step(shape)
         self.array = allocate((self.elements(batch, shape),), dtype) if array is None else array
-        self.zeros = batch * self.step
+        self.zeros = len(self.array) - (shape[0] if len(shape) == 3 else 0)
 
     @classmethod
     def elements(cls, batch, shape):
