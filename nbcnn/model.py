@@ -61,6 +61,8 @@ class Network:
     dtype : float32 or float64
     state : dict of str to array, optional
         Initial values instead of random ones, as `state_dict` gives them.
+    frozen : sequence of str, optional
+        The names of parameters that are not trainable: "conv1.weight". By default as the layers say.
 
     Raises
     ------
@@ -80,7 +82,8 @@ class Network:
     ('relu1', 'input')
     """
 
-    def __init__(self, *layers, input_shape=None, mean=None, std=None, classes=None, seed=0, dtype=np.float32, state=None):
+    def __init__(self, *layers, input_shape=None, mean=None, std=None, classes=None, seed=0, dtype=np.float32, state=None,
+                 frozen=None):
         layers = layers[0] if len(layers) == 1 and not isinstance(layers[0], Layer) else layers
         self.dtype = float_dtype(dtype, "dtype")
         self.input_shape = None if input_shape is None else ints(input_shape, "input_shape", "a tuple of ints", 1)
@@ -115,6 +118,8 @@ class Network:
                 tensor.set(values)
         for layer in self.layers.values():
             layer.alone = False
+        if frozen is not None:
+            self.frozen = frozen
         if self.input_shape is not None:
             outputs = self.output_shape(self.input_shape)
             if self.classes is not None and outputs != (len(self.classes),):
@@ -122,7 +127,7 @@ class Network:
 
     def __reduce__(self):
         """How a model is copied and pickled: its structure, its options and its parameters, in new memory."""
-        options = {name: getattr(self, name) for name in ("input_shape", "mean", "std", "classes", "seed", "dtype")}
+        options = {name: getattr(self, name) for name in ("input_shape", "mean", "std", "classes", "seed", "dtype", "frozen")}
         return _rebuilt, (self.structure(), self.state_dict(), self.own_layers(), options)
 
     def _add(self, name, layer, added):
@@ -275,6 +280,19 @@ class Network:
     def parameters(self):
         """All Parameters, in the order of the layers."""
         return [parameter for _, parameter in self.named_parameters()]
+
+    @property
+    def frozen(self):
+        """The names of the parameters that are not trainable. It may be set between two steps."""
+        return [name for name, parameter in self.named_parameters() if not parameter.trainable]
+
+    @frozen.setter
+    def frozen(self, names):
+        names, parameters = strings(names, "frozen"), dict(self.named_parameters())
+        if unknown := [name for name in names if name not in parameters]:
+            raise ValueError(f"frozen: expected names of parameters, got {shown(unknown[0])}{nearest(unknown[0], parameters)}")
+        for name, parameter in parameters.items():
+            parameter.trainable = name not in names
 
     def named_buffers(self):
         """A list of (name, Statistic): what layers keep and no gradient changes, as running means."""
