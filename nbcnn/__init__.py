@@ -4,7 +4,7 @@
     layers      Conv2d, MaxPool2d, ReLU, Linear and others, and Layer and Activation for your own
     model       Network and Sequential, which hold them; models: ready-made ones; init: initial values
     losses      L1Loss, MSELoss, CrossEntropyLoss, BCELoss, BCEWithLogitsLoss
-    optim       SGD and learning-rate schedules
+    optim       SGD, Adam, AdamW, moving averages and learning-rate schedules
     checkpoint  save and load, atomically; `nbcnn.save(model, path)` and `nbcnn.load(path)` for a model alone
     scheduler   BackpropScheduler: plan, forward, loss, backward
     check       check_gradients: gradients compared with differences
@@ -31,7 +31,7 @@ from nbcnn.layers import *
 from nbcnn.losses import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss
 from nbcnn.memory import set_max_memory
 from nbcnn.model import Network, Sequential
-from nbcnn.optim import SGD
+from nbcnn.optim import EMA, SGD, Adam, AdamW, Lookahead, clip_grad_norm_
 from nbcnn.parameter import Parameter, Statistic
 from nbcnn.progress import Progress
 from nbcnn.scheduler import BackpropScheduler

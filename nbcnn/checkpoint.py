@@ -1,8 +1,10 @@
 """Checkpoints: one safetensors file with all that is needed to go on with a training, or to use the model.
 
-Tensors: the parameters with PyTorch's names and shapes, and `optimizer.momentum.<name>` for each that has momentum. The metadata
-holds one entry, "nbcnn", in JSON: the structure of the model, what it knows of its images and classes, the optimizer's options, how
-far the training is, and the options it was started with. Floats are written so that they read back with the same bits.
+Tensors: the model's state with PyTorch's names and shapes; what the optimizer keeps for each parameter,
+`optimizer.momentum_buffer.<name>` for instance; `slow.<name>` and `ema.<name>`, what Lookahead and EMA have for it all.
+The metadata holds one entry, "nbcnn", in JSON: the structure of the model, what it knows of its images and classes, the optimizer's
+class and groups, how far the training is, and the options it was started with. Floats are written so that they read back with the
+same bits. Files of format 1, which had SGD with one group and `optimizer.momentum.<name>`, are read too.
 """
 import json
 import os
@@ -15,17 +17,19 @@ from safetensors.numpy import save as safetensors_bytes
 
 from nbcnn.files import require_file, write_atomically
 from nbcnn.kernels import turns
+from nbcnn.kernels.arguments import INT64, integer
 from nbcnn.kernels.shown import one_line
 from nbcnn.layers import require_network
 from nbcnn.memory import machine_memory
 from nbcnn.model import MissingLayer, Sequential, classes_by_name
-from nbcnn.optim import SGD
+from nbcnn.optim import EMA, SGD, Adam, AdamW, Lookahead, Optimizer
+from nbcnn.optim.average import lent
 from nbcnn.progress import Progress
 
-FORMAT = 1
+FORMAT = 2
 PYTORCH = int.from_bytes(b"PK\3\4", "little")      # a zip file, which torch.save writes
 MOST_HEADER = 10**7     # bytes of the description; as Python objects it takes many times that
-MOMENTUM = "optimizer.momentum."      # no parameter has such a name: theirs have one dot
+OPTIMIZERS = {kind.__name__: kind for kind in (SGD, Adam, AdamW)}
 ABOUT_MODEL = ("input_shape", "mean", "std", "classes", "seed")
 
 
@@ -36,54 +40,67 @@ class Checkpoint:
     Attributes
     ----------
     model : Sequential
-    optimizer : SGD or None
-        With the momentum of the model's parameters.
+    optimizer : Optimizer or None
+        With all that it keeps. Of a Lookahead whose decay was a function the attribute `decay` is to be set again.
     progress : Progress
     options : dict
+    ema : EMA or None
     """
     model: Sequential
-    optimizer: SGD | None
+    optimizer: Optimizer | None
     progress: Progress
     options: dict
+    ema: EMA | None = None
 
 
-def save(path, model, *, optimizer=None, progress=None, options=None):
+def save(path, model, *, optimizer=None, progress=None, options=None, ema=None):
     """Write a checkpoint. An old file stays until the new one is complete.
 
     Parameters
     ----------
     path : path
     model : Sequential
-    optimizer : SGD, optional
+    optimizer : SGD, Adam, AdamW, or Lookahead with one of these, optional
     progress : Progress, optional
     options : dict, optional
         Anything that JSON can hold.
+    ema : EMA, optional
 
     Raises
     ------
     OSError
         When the file cannot be written.
     TypeError
-        When `model` is none, or JSON cannot hold the options.
+        When `model` is none, or the optimizer none of these, or JSON cannot hold the options.
     ValueError
-        When the structure has no description, see `Sequential.structure`, or this is larger than `load` takes.
+        When the optimizer or the EMA is another model's; when the structure has no description, see `Sequential.structure`, or
+        this is larger than `load` takes.
     """
-    write_atomically(path, to_bytes(model, optimizer, progress, options))
+    write_atomically(path, to_bytes(model, optimizer, progress, options, ema))
 
 
-def to_bytes(model, optimizer=None, progress=None, options=None):
+def to_bytes(model, optimizer=None, progress=None, options=None, ema=None):
     """The bytes that `save` writes. For what `load` gave they are the bytes that it read."""
     require_network(model)
-    with turns.lock:        # another thread may train: all values are taken between the same two updates
-        tensors, state = model.state_dict(), None if optimizer is None else optimizer.state_dict()
     about = {"format": FORMAT, "structure": model.structure(), **{name: getattr(model, name) for name in ABOUT_MODEL},
-             "dtype": model.dtype.name, "optimizer": None, "progress": asdict(progress or Progress()), "options": options or {}}
-    if optimizer is not None:
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        about["optimizer"] = {"params": [names[parameter] for parameter in optimizer.params], **state}
-        for name, buffer in zip(about["optimizer"]["params"], about["optimizer"].pop("momentum_buffers"), strict=True):
-            if buffer is not None:
-                tensors[MOMENTUM + name] = buffer
+             "dtype": model.dtype.name, "optimizer": None, "lookahead": None, "ema": None,
+             "progress": asdict(progress or Progress()), "options": options or {}}
+    for name, vector in (("optimizer", optimizer and optimizer.vector), ("ema", ema and ema.model.vector)):
+        if vector not in (None, model.vector):
+            raise ValueError(f"{name}: expected that of the model, got another one's")
+    with turns.lock:        # another thread may train: all values are taken between the same two updates
+        tensors = model.state_dict()
+        if isinstance(optimizer, Lookahead):
+            state = optimizer.state_dict()
+            about["lookahead"] = {name: state[name] for name in ("every", "decay", "steps")}
+            tensors |= _averaged(model, "slow", optimizer.slow)
+            optimizer = optimizer.optimizer
+        if optimizer is not None:
+            about["optimizer"], slots = _optimizer_state(model, optimizer)
+            tensors |= slots
+        if ema is not None:
+            about["ema"] = {"decay": ema.decay}
+            tensors |= _averaged(model, "ema", ema.average)
     about["crc32"] = _checksum(about, tensors)
     content = safetensors_bytes(tensors, metadata={"nbcnn": json.dumps(about)})
     if _header_size(content) > MOST_HEADER:
@@ -135,10 +152,12 @@ def load(path, layers=()):
         raise ValueError(f"{path}: a safetensors file, but not a checkpoint of nbcnn")
     try:
         about = json.loads(entry)
-        if about["format"] != FORMAT:
-            raise ValueError(f"its format is {about['format']!r}, this version of nbcnn reads {FORMAT}")
+        if about["format"] not in (1, FORMAT):
+            raise ValueError(f"its format is {about['format']!r}, this version of nbcnn reads 1 and {FORMAT}")
         if about.pop("crc32") != _checksum(about, tensors):
             raise ValueError("its contents do not match their checksum")
+        if about["format"] == 1:
+            _renew(about, tensors)
         return _build(about, tensors, layers)
     except MissingLayer as error:
         raise MissingLayer(f"{path}: {error}") from None
@@ -184,22 +203,86 @@ def _header_size(start):
     return int.from_bytes(start[:8], "little")
 
 
+def _optimizer_state(model, optimizer):
+    """What a description holds of an optimizer, and the tensors that it keeps for the parameters."""
+    kind = type(optimizer).__name__
+    if OPTIMIZERS.get(kind) is not type(optimizer):
+        raise TypeError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {kind}")
+    names, state, tensors = {parameter: name for name, parameter in model.named_parameters()}, optimizer.full_state(), {}
+    params = [names[parameter] for parameter in optimizer.params]
+    for slot in optimizer.slots:
+        tensors |= {f"optimizer.{slot}.{name}": value for name, value in zip(params, state.pop(f"{slot}s"), strict=True)
+                    if value is not None}
+    for group in state["param_groups"]:
+        group["params"] = [params[position] for position in group["params"]]
+    return {"class": kind, **state}, tensors
+
+
+def _averaged(model, name, values):
+    """The tensors that the model has with other values in its vector, with names that begin with `name`."""
+    with lent(model.vector, values):
+        return {f"{name}.{key}": value for key, value in model.state_dict().items() if value.dtype == model.dtype}
+
+
+def _renew(about, tensors):
+    """Make a description of format 1 one of this format: SGD had one group, whose options stood by their names."""
+    about.update(format=FORMAT, lookahead=None, ema=None)
+    if about["optimizer"] is not None:
+        group = about["optimizer"]
+        about["optimizer"] = {"class": "SGD", "param_groups": [{**group, "initial_lr": group["lr"]}]}
+    for name in list(tensors):
+        if name.startswith("optimizer.momentum."):
+            tensors[name.replace("momentum", "momentum_buffer", 1)] = tensors.pop(name)
+
+
 def _build(about, tensors, layers):
     for name, tensor in tensors.items():
         if tensor.dtype not in (about["dtype"], np.int64):
             raise ValueError(f"{name}: expected {about['dtype']}, got {tensor.dtype}")
-    momentum = {name: tensors.pop(name) for name in list(tensors) if name.startswith(MOMENTUM)}
+    others = {name: tensors.pop(name) for name in list(tensors) if name.count(".") > 1}      # a model's own names have one dot
     model = Sequential.from_structure(about["structure"], tensors, layers, dtype=about["dtype"],
                                       **{name: about[name] for name in ABOUT_MODEL})
-    optimizer = None
+    optimizer = ema = None
     if about["optimizer"] is not None:
-        state, parameters = dict(about["optimizer"]), dict(model.named_parameters())
-        names = state.pop("params")
-        optimizer = SGD([parameters[name] for name in names], lr=0)
-        optimizer.load_state_dict({**state, "momentum_buffers": [momentum.pop(MOMENTUM + name, None) for name in names]})
-    if momentum:
-        raise ValueError(f"momentum of no parameter: {', '.join(momentum)}")
-    return Checkpoint(model, optimizer, Progress(**about["progress"]), dict(about["options"]))
+        optimizer = _built_optimizer(about["optimizer"], others, model)
+    if about["lookahead"] is not None:
+        every, decay, steps = (about["lookahead"][name] for name in ("every", "decay", "steps"))
+        optimizer = Lookahead(optimizer, every, _lost if decay is None else decay)
+        optimizer.steps = integer(steps, "steps", 0, INT64)
+        _take_over(model, "slow", others, optimizer.slow)
+    if about["ema"] is not None:
+        ema = EMA(model, about["ema"]["decay"])
+        _take_over(model, "ema", others, ema.average)
+    if others:
+        raise ValueError(f"tensors of nothing that it describes: {', '.join(others)}")
+    return Checkpoint(model, optimizer, Progress(**about["progress"]), dict(about["options"]), ema)
+
+
+def _built_optimizer(state, tensors, model):
+    """The optimizer that a description holds; it takes its tensors out of `tensors`."""
+    state, parameters = dict(state), dict(model.named_parameters())
+    kind, groups = OPTIMIZERS[state.pop("class")], state.pop("param_groups")
+    optimizer = kind([{"params": [parameters[name] for name in group["params"]]} for group in groups], lr=0)
+    names = [name for group in groups for name in group["params"]]
+    position = {name: k for k, name in enumerate(names)}
+    groups = [{**group, "params": [position[name] for name in group["params"]]} for group in groups]
+    slots = {f"{slot}s": [tensors.pop(f"optimizer.{slot}.{name}", None) for name in names] for slot in optimizer.slots}
+    optimizer.load_state_dict({"param_groups": groups, **state, **slots})
+    return optimizer
+
+
+def _take_over(model, name, tensors, values):
+    """Write what `_averaged` gave into a flat array; it is taken out of `tensors`."""
+    with lent(model.vector, values):
+        state = {key: tensors.pop(f"{name}.{key}") if value.dtype == model.dtype else value
+                 for key, value in model.state_dict().items()}
+        model.load_state_dict(state)
+        model.vector.backend.write(values, model.vector.data)
+
+
+def _lost(step):
+    """The decay of a Lookahead that had a function."""
+    raise RuntimeError("decay: expected the function that the Lookahead had, which a file cannot hold; set optimizer.decay again")
 
 
 def _checksum(about, tensors):

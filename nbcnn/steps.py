@@ -26,7 +26,8 @@ class HostSteps:
     def run(self):
         """Do the next step, or the next few; the (loss, number of samples) of each."""
         images, labels = next(self.batches)
-        self.optimizer.lr = self.rate(self.step)
+        if self.schedule:
+            self.optimizer.lr = self.rate(self.step)
         self.step += 1
         return [(self.scheduler.train_step(images, self.targets(labels), self.optimizer), len(labels))]
 
@@ -73,7 +74,8 @@ class DeviceSteps(HostSteps):
         first = self.step
         self.start(min(AT_ONCE, len(self.loader) - first))
         losses = self.backend.to_host(self.losses)[first:self.step].tolist()
-        self.optimizer.lr = self.rate(self.step - 1)
+        if self.schedule:
+            self.optimizer.lr = self.rate(self.step - 1)
         return [(loss, self.size(step)) for step, loss in enumerate(losses, first)]
 
     def size(self, step):

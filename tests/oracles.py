@@ -131,6 +131,20 @@ def sgd(param, grads, lr, momentum, dampening, weight_decay, nesterov, maximize)
     return param, buffer
 
 
+def adam(param, grads, lr, betas, eps, weight_decay, decoupled_weight_decay, maximize):
+    """Parameter and both averages after a step for each gradient, in float64."""
+    param, (m, v), (beta1, beta2) = param.astype(float), np.zeros((2, *param.shape)), betas
+    for t, grad in enumerate(grads, 1):
+        g = (-1) ** maximize * grad.astype(float)
+        if decoupled_weight_decay:
+            param = param - lr * weight_decay * param
+        else:
+            g = g + weight_decay * param
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g ** 2
+        param = param - lr * (m / (1 - beta1 ** t)) / (np.sqrt(v / (1 - beta2 ** t)) + eps)
+    return param, m, v
+
+
 # Losses: a function returns l, element by element, and dl/dx.
 
 def l1_loss(x, t):

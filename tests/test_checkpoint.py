@@ -2,6 +2,7 @@
 import json
 import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,14 +66,17 @@ def test_an_independent_reader_finds_what_the_state_dict_says(tmp_path, dtype):
     about, tensors = read_by_hand(tmp_path / "file")
     expected = dict(model.state_dict())
     for name in ("conv1.weight", "linear1.weight"):
-        expected[f"optimizer.momentum.{name}"] = optimizer.momentum_buffer(dict(model.named_parameters())[name])
+        expected[f"optimizer.momentum_buffer.{name}"] = optimizer.momentum_buffer(dict(model.named_parameters())[name])
     assert set(tensors) == set(expected) == set(load_file(tmp_path / "file"))
     for name, value in expected.items():
         assert tensors[name].dtype == dtype and tensors[name].shape == value.shape
         assert (tensors[name] == value).all() and (load_file(tmp_path / "file")[name] == value).all()
     assert about["structure"] == json.loads(json.dumps(model.structure())) and about["classes"] == model.classes
     assert (about["mean"], about["std"], about["dtype"]) == (model.mean, model.std, np.dtype(dtype).name)
-    assert about["options"] == OPTIONS and about["progress"] == vars(PROGRESS) and about["optimizer"]["weight_decay"] == 1 / 3
+    assert about["options"] == OPTIONS and about["progress"] == vars(PROGRESS) and about["format"] == 2
+    group, = about["optimizer"]["param_groups"]
+    assert about["optimizer"]["class"] == "SGD" and group["weight_decay"] == 1 / 3
+    assert group["params"] == ["conv1.weight", "conv1.bias", "linear1.weight"]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -99,6 +103,139 @@ def test_a_model_alone(tmp_path):
     found = checkpoint.load(tmp_path / "file")
     assert (found.model.vector.data == model.vector.data).all()
     assert (found.optimizer, found.progress, found.options) == (None, Progress(), {})
+
+
+# ---- optimizers, and what goes beside them ----
+
+def sgd_groups(model):
+    groups = [dict(params=[model.conv1.weight], lr=0.3, momentum=0.5), dict(params=[model.linear1.weight, model.conv1.bias])]
+    return SGD(groups, lr=0.1, weight_decay=1 / 3)
+
+
+def adam_groups(model):
+    return nbcnn.Adam([dict(params=model.conv1.weight, betas=(0.5, 0.75)), dict(params=[model.conv1.bias, model.linear1.weight])])
+
+
+MAKERS = {
+    "sgd": lambda model: SGD(model.parameters(), lr=0.1), "groups": sgd_groups, "adam": adam_groups,
+    "adamw": lambda model: nbcnn.AdamW(model.parameters()[1:], lr=0.01, maximize=True),
+    "lookahead": lambda model: nbcnn.Lookahead(SGD(model.parameters(), lr=0.1, momentum=0.9), every=3, decay=1 / 3),
+    "lookahead of adam": lambda model: nbcnn.Lookahead(adam_groups(model), every=2, decay=lambda step: 0.9 / step),
+}
+
+
+def steps(model, optimizer, ema, count, seed):
+    """So many steps with gradients at random, every other one without the first layer's bias."""
+    rng = np.random.default_rng(seed)
+    for k in range(count):
+        for parameter in model.parameters():
+            parameter.grad = rng.standard_normal(parameter.shape)
+        if k % 2:
+            model.conv1.bias.grad = None
+        optimizer.lr *= 0.9
+        optimizer.step()
+        ema.update()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_run_goes_on_with_the_same_bits(tmp_path, kind, dtype):
+    model = small_model(dtype)
+    optimizer, ema = MAKERS[kind](model), nbcnn.EMA(model, 0.9)
+    steps(model, optimizer, ema, 5, 0)
+    checkpoint.save(tmp_path / "file", model, optimizer=optimizer, ema=ema)
+    found = checkpoint.load(tmp_path / "file")
+    assert type(found.optimizer) is type(optimizer) and repr(found.ema) == repr(ema)
+    checkpoint.save(tmp_path / "again", found.model, optimizer=found.optimizer, ema=found.ema)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes()
+    if kind == "lookahead of adam":     # whose decay is a function
+        with pytest.raises(RuntimeError, match=r"^decay: expected the function that the Lookahead had, which a file cannot hold"):
+            steps(found.model, found.optimizer, found.ema, 1, 1)
+        found = checkpoint.load(tmp_path / "file")
+        found.optimizer.decay = optimizer.decay
+    else:
+        assert repr(found.optimizer) == repr(optimizer)
+    for run in ((model, optimizer, ema), (found.model, found.optimizer, found.ema)):
+        steps(*run, 4, 1)
+    assert (found.model.vector.data == model.vector.data).all() and (found.ema.average == ema.average).all()
+    assert [group["lr"] for group in found.optimizer.param_groups] == [group["lr"] for group in optimizer.param_groups]
+    if "lookahead" in kind:
+        assert (found.optimizer.slow == optimizer.slow).all() and found.optimizer.steps == optimizer.steps == 9
+
+
+def test_what_an_independent_reader_finds_of_averages(tmp_path):
+    """The model's own values stay its own."""
+    model = small_model()
+    optimizer, ema = MAKERS["lookahead of adam"](model), nbcnn.EMA(model, 0.9)
+    steps(model, optimizer, ema, 5, 0)
+    before = model.vector.data.copy()
+    checkpoint.save(tmp_path / "file", model, optimizer=optimizer, ema=ema)
+    assert (model.vector.data == before).all()
+    about, tensors = read_by_hand(tmp_path / "file")
+    assert about["lookahead"] == {"every": 2, "decay": None, "steps": 5} and about["ema"] == {"decay": 0.9}
+    assert about["optimizer"]["class"] == "Adam" and about["optimizer"]["steps"] == [5, 3, 5]
+    for name, parameter in model.named_parameters():
+        for prefix, values in (("slow.", optimizer.slow), ("ema.", ema.average), ("", model.vector.data)):
+            assert (tensors[prefix + name] == parameter.shaped(values[parameter.start:parameter.stop])).all()
+        assert (tensors[f"optimizer.exp_avg_sq.{name}"] == optimizer.optimizer.slot("exp_avg_sq", parameter)).all()
+    assert len(tensors) == 5 * 3
+
+
+def test_what_a_checkpoint_does_not_take(tmp_path):
+    model, other = small_model(), small_model()
+
+    class Own(SGD):
+        pass
+    for options, error, message in (
+            (dict(optimizer=Own(model.parameters(), lr=0.1)), TypeError, "optimizer: expected one of SGD, Adam, AdamW, got Own"),
+            (dict(optimizer=SGD(other.parameters(), lr=0.1)), ValueError, "optimizer: expected that of the model, got another"),
+            (dict(ema=nbcnn.EMA(other, 0.9)), ValueError, "ema: expected that of the model, got another one's")):
+        with pytest.raises(error, match=message):
+            checkpoint.save(tmp_path / "file", model, **options)
+    assert os.listdir(tmp_path) == []
+
+
+# ---- format 1 ----
+
+FORMAT_1 = Path(__file__).parent / "data" / "format1.safetensors"      # what `file` below was when format 1 was written, at 7d3151c
+
+
+def test_a_file_of_format_1(tmp_path):
+    """Every number of it is there again; and a step from there on is the one by hand."""
+    about, tensors = read_by_hand(FORMAT_1)
+    assert about["format"] == 1 and "optimizer.momentum.conv1.weight" in tensors
+    found = checkpoint.load(FORMAT_1)
+    for name, parameter in found.model.named_parameters():
+        assert (parameter.data == tensors[name]).all()
+        momentum, given = found.optimizer.momentum_buffer(parameter), tensors.get(f"optimizer.momentum.{name}")
+        assert (momentum is None) == (given is None) == (name == "conv1.bias") and (given is None or (momentum == given).all())
+    assert (found.progress, found.options, found.ema) == (PROGRESS, OPTIONS, None) and about["optimizer"].pop("params")
+    assert {name: getattr(found.optimizer, name) for name in about["optimizer"]} == about["optimizer"]
+    checkpoint.save(tmp_path / "file", found.model, optimizer=found.optimizer, progress=found.progress, options=found.options)
+    again = checkpoint.load(tmp_path / "file")
+    for one in (found, again):
+        one.model.linear1.weight.grad = np.ones((4, 18))
+        one.optimizer.step()
+    assert (again.model.vector.data == found.model.vector.data).all()
+    g = np.float32(1) + np.float32(1 / 3) * tensors["linear1.weight"]
+    g += np.float32(0.9) * (np.float32(0.9) * tensors["optimizer.momentum.linear1.weight"] + g)
+    expected = tensors["linear1.weight"] - np.float32(0.1) * g
+    assert np.abs(found.model.linear1.weight.data - expected).max() < 8 * np.finfo(np.float32).eps      # numbers below 1
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda about, _: about["optimizer"].update(lr=-1), "lr: expected a finite number >= 0, got -1"),
+    (lambda about, _: about["optimizer"].update(params=["nobody"]), "it has no entry 'nobody'"),
+    (lambda _, tensors: tensors.update({"optimizer.momentum.conv1.weight": np.zeros(2, np.float32)}), "momentum_buffer of shapes"),
+    (lambda _, tensors: tensors.update({"optimizer.momentum.x.weight": np.zeros(2, np.float32)}), "momentum_buffer.x.weight"),
+])
+def test_contents_of_format_1_that_make_no_sense(tmp_path, change, message):
+    path = tmp_path / "file"
+    path.write_bytes(FORMAT_1.read_bytes())
+    forge(path, lambda about, tensors: None)
+    checkpoint.load(path)
+    forge(path, change)
+    refuse(path, message)
 
 
 # ---- writing ----
@@ -246,8 +383,12 @@ def forge(file, change):
     save_file(tensors, file, metadata={"nbcnn": json.dumps(about)})
 
 
+def group_of(about):
+    return about["optimizer"]["param_groups"][0]
+
+
 @pytest.mark.parametrize("change, message", [
-    (lambda about, _: about.update(format=2), "its format is 2, this version of nbcnn reads 1"),
+    (lambda about, _: about.update(format=3), "its format is 3, this version of nbcnn reads 1 and 2"),
     (lambda about, _: about["structure"][0].__setitem__(1, "Conv3d"), "unknown layer type 'Conv3d'"),
     (lambda about, _: about["structure"][0].__setitem__(1, "Layer"), "unknown layer type"),
     (lambda about, _: about["structure"][0].__setitem__(1, "math"), "unknown layer type"),
@@ -277,15 +418,27 @@ def forge(file, change):
     (lambda about, _: about["progress"].update(best_epoch=4), "best_epoch: expected at most the 3 epochs finished, got 4"),
     (lambda about, _: about["progress"].update(best_accuracy=[1]), "best_accuracy: expected a number in .0, 1., got .1."),
     (lambda about, _: about["progress"].update(best_accuracy=None), "best_accuracy: expected that of epoch 2, got None"),
-    (lambda about, _: about["optimizer"].update(lr=-1), "lr"),
-    (lambda about, _: about["optimizer"].update(params=["conv1.weight", "nobody"]), "it has no entry 'nobody'"),
+    (lambda about, _: group_of(about).update(lr=-1), "lr"),
+    (lambda about, _: group_of(about).update(initial_lr=-1), "initial_lr"),
+    (lambda about, _: group_of(about).update(rate=1), "gives, got missing or other entries .'rate'."),
+    (lambda about, _: group_of(about).pop("lr"), "gives, got missing or other entries .'lr'."),
+    (lambda about, _: group_of(about).update(params=["conv1.weight", "nobody"]), "it has no entry 'nobody'"),
+    (lambda about, _: group_of(about).update(params=["conv1.weight"] * 2), "params: expected each Parameter once"),
+    (lambda about, _: about["optimizer"]["param_groups"].clear(), "params: expected at least one Parameter, got none"),
+    (lambda about, _: about["optimizer"].update({"class": "Optimizer"}), "it has no entry 'Optimizer'"),
+    (lambda about, _: about["optimizer"].update({"class": "Adam"}), "state: expected what Adam.state_dict.. gives"),
+    (lambda about, _: about["optimizer"].update(steps=[1, 2, 3]), "gives, got missing or other entries .'steps'."),
+    (lambda about, _: about.update(lookahead={"every": 5, "decay": 0.5, "steps": 3}), "it has no entry 'slow.conv1.weight'"),
+    (lambda about, _: about.update(ema={"decay": 2}), "decay: expected a number in .0, 1., got 2"),
     (lambda _, tensors: tensors.pop("conv1.bias"), "missing conv1.bias"),
     (lambda _, tensors: tensors.update(more=np.zeros(2, np.float32)), "unexpected more"),
     (lambda _, tensors: tensors.update({"conv1.bias": np.zeros(2, np.float32)}), "conv1.bias expected shape"),
     (lambda _, tensors: tensors.update({"conv1.bias": np.zeros(3)}), "conv1.bias: expected float32, got float64"),
-    (lambda _, tensors: tensors.update({"optimizer.momentum.conv1.weight": np.zeros(2, np.float32)}),
-     "expected momentum of shapes"),
-    (lambda _, tensors: tensors.update({"optimizer.momentum.x.weight": np.zeros(2, np.float32)}), "momentum of no parameter"),
+    (lambda _, tensors: tensors.update({"optimizer.momentum_buffer.conv1.weight": np.zeros(2, np.float32)}),
+     "expected momentum_buffer of shapes"),
+    (lambda _, tensors: tensors.update({"optimizer.momentum_buffer.x.weight": np.zeros(2, np.float32)}),
+     "tensors of nothing that it describes: optimizer.momentum_buffer.x.weight"),
+    (lambda _, tensors: tensors.update({"ema.conv1.bias": np.zeros(3, np.float32)}), "of nothing that it describes: ema.conv1"),
 ])
 def test_contents_that_make_no_sense_are_refused(file, change, message):
     forge(file, lambda about, tensors: None)

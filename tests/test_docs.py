@@ -9,7 +9,7 @@ import pytest
 from nbcnn import kernels
 from nbcnn.kernels.docs import documented
 
-WRITE = {"load_images", "normalize_images", "sgd_step"}     # instead of returning something
+WRITE = {"adam_step", "load_images", "normalize_images", "sgd_step"}     # instead of returning something
 
 
 def sections(docstring):

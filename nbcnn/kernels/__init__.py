@@ -5,6 +5,7 @@ Where the loops are: `nbcnn/kernels/cpu/<operation>.py`.
 import inspect
 
 from nbcnn.kernels.activations import *
+from nbcnn.kernels.adam import *
 from nbcnn.kernels.avgpool2d import *
 from nbcnn.kernels.conv2d import *
 from nbcnn.kernels.conv2d_maxpool2d import *

@@ -1,11 +1,10 @@
 """Stochastic gradient descent: one update of parameters along their gradient."""
 import math
 
-import numpy as np
-
-from nbcnn.kernels.arguments import FLOATS, axes, describe, flag, floats, nesterov_fits, real, same_dtype, same_shape
-from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device
+from nbcnn.kernels.arguments import flag, nesterov_fits, real
+from nbcnn.kernels.backend import backend_of
 from nbcnn.kernels.docs import documented
+from nbcnn.kernels.updated import vectors
 
 __all__ = ["sgd_step"]
 
@@ -40,6 +39,7 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
     first : bool
         Whether this is the first step, in which momentum_buffer takes the gradient itself, dampening or not.
 
+    >>> import numpy as np
     >>> param, *grads = np.random.default_rng(0).integers(-8, 9, (4, 5)).astype(np.float32)     # exact, as are powers of two
     >>> expected, buffer, momentum_buffer = param.copy(), np.zeros(5, np.float32), np.empty(5, np.float32)
     >>> for step, grad in enumerate(grads):
@@ -58,50 +58,13 @@ def sgd_step(param, grad, momentum_buffer=None, *, lr, momentum=0.0, dampening=0
         ("nesterov", nesterov), ("maximize", maximize), ("first", first)))
     nesterov_fits(nesterov, momentum, dampening)
     backend = backend_of(param=param, grad=grad, momentum_buffer=momentum_buffer)
-    param = _written(param, "param")
-    grad = floats(grad, "grad", "(P,)")
-    _check_fits(grad, "grad", param)
-    if on_device(grad):
-        grad = backend.buffer.contiguous(grad)
-    elif not grad.flags.carray:
-        grad = grad.copy()
+    if momentum > 0 and momentum_buffer is None:
+        raise ValueError(f"momentum_buffer: expected an array for a momentum of {momentum!r}, got None")
     if momentum > 0:
-        if momentum_buffer is None:
-            raise ValueError(f"momentum_buffer: expected an array for a momentum of {momentum!r}, got None")
-        momentum_buffer = _written(momentum_buffer, "momentum_buffer")
-        _check_fits(momentum_buffer, "momentum_buffer", param)
-        if _overlap(momentum_buffer, grad):
-            raise ValueError("momentum_buffer: expected memory of its own, got some of grad's")
+        param, grad, momentum_buffer = vectors(param, grad, momentum_buffer=momentum_buffer)
     else:
+        param, grad = vectors(param, grad)
         momentum_buffer = param[:0]
     cast = param.dtype.type
     backend.update(param, momentum_buffer, grad, lr, (cast(momentum), cast(1 - dampening), cast(weight_decay), weight_decay > 0,
                                                       momentum > 0, nesterov, maximize), first)
-
-
-def _written(value, name):
-    """`value`, which must be a flat vector that a kernel can write."""
-    array = as_array(value, name)
-    if not (isinstance(value, np.ndarray) or on_device(value)) or array.dtype not in FLOATS:
-        raise TypeError(f"{name}: expected a float32 or float64 array, got {describe(value, array)}")
-    axes(array, name, "(P,)")
-    if on_device(array):
-        if not array.is_c_contiguous():
-            raise ValueError(f"{name}: expected a C-contiguous array, as it is updated in place, got strides {array.strides}")
-    elif not array.flags.carray:
-        raise ValueError(f"{name}: expected a writable C-contiguous array, as it is updated in place, "
-                         f"got strides {array.strides} and writeable={array.flags.writeable}")
-    return array
-
-
-def _check_fits(array, name, param):
-    """Raise unless `array` has param's dtype and shape, and other memory."""
-    same_dtype(array, name, param, "param")
-    same_shape(array, name, param.shape, "that of param")
-    if _overlap(array, param):
-        raise ValueError(f"{name}: expected memory of its own, got some of param's")
-
-
-def _overlap(a, b):
-    """Whether two arrays share memory."""
-    return load_backend("cuda").sgd.overlap(a, b) if on_device(a) else np.may_share_memory(a, b)

@@ -25,6 +25,7 @@ How a tap finds its pixel. Output pixel (i, j) reads from (r, s) = (i*stride - p
 Where fewer than P samples are left, the rows go on with the next pixels of the row. Then a tap may lie beside the image for some
 rows and not for others; `tile.rows_or_zeros` lets those read the pixel of zeros.
 """
+from nbcnn.kernels.cpu.adam import adam_update
 from nbcnn.kernels.cpu.add import add_call, copy_call
 from nbcnn.kernels.cpu.buffer import (
     ALIGNMENT,
@@ -44,6 +45,7 @@ from nbcnn.kernels.cpu.kernel_cache import compile_calls
 from nbcnn.kernels.cpu.launch import require, run
 from nbcnn.kernels.cpu.losses import run_loss, softmax_along
 from nbcnn.kernels.cpu.sgd import update
+from nbcnn.kernels.cpu.vectors import move_average, multiply, sum_of_squares
 from nbcnn.kernels.operation import operations
 
 device = "cpu"
@@ -54,6 +56,6 @@ __all__ = [
     "ALIGNMENT", "Buffer", "Gradients", "Partials", "allocate", "copy_of", "flat_weight", "place", "to_device", "to_host",
     "unflat_weight", "write",
     # besides the operations
-    "add_call", "copy_call", "run_loss", "softmax_along", "update",
+    "add_call", "copy_call", "run_loss", "softmax_along", "adam_update", "update", "move_average", "multiply", "sum_of_squares",
 ]
 globals().update(operations(__name__, __path__))      # Conv2d, Activation, ...: the classes in the files here
