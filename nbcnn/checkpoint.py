@@ -17,11 +17,11 @@ from safetensors.numpy import save as safetensors_bytes
 
 from nbcnn.files import require_file, write_atomically
 from nbcnn.kernels import turns
-from nbcnn.kernels.arguments import INT64, integer
+from nbcnn.kernels.arguments import INT64, integer, numeric
 from nbcnn.kernels.shown import one_line
 from nbcnn.layers import require_network
 from nbcnn.memory import machine_memory
-from nbcnn.model import MissingLayer, Sequential, classes_by_name
+from nbcnn.model import MissingLayer, Network, classes_by_name
 from nbcnn.optim import EMA, SGD, Adam, AdamW, Lookahead, Optimizer
 from nbcnn.optim.average import lent
 from nbcnn.progress import Progress
@@ -39,14 +39,14 @@ class Checkpoint:
 
     Attributes
     ----------
-    model : Sequential
+    model : Network
     optimizer : Optimizer or None
         With all that it keeps. Of a Lookahead whose decay was a function the attribute `decay` is to be set again.
     progress : Progress
     options : dict
     ema : EMA or None
     """
-    model: Sequential
+    model: Network
     optimizer: Optimizer | None
     progress: Progress
     options: dict
@@ -59,7 +59,7 @@ def save(path, model, *, optimizer=None, progress=None, options=None, ema=None):
     Parameters
     ----------
     path : path
-    model : Sequential
+    model : Network
     optimizer : SGD, Adam, AdamW, or Lookahead with one of these, optional
     progress : Progress, optional
     options : dict, optional
@@ -83,13 +83,14 @@ def to_bytes(model, optimizer=None, progress=None, options=None, ema=None):
     """The bytes that `save` writes. For what `load` gave they are the bytes that it read."""
     require_network(model)
     about = {"format": FORMAT, "structure": model.structure(), **{name: getattr(model, name) for name in ABOUT_MODEL},
-             "dtype": model.dtype.name, "optimizer": None, "lookahead": None, "ema": None,
+             "dtype": model.dtype.name, "frozen": [name for name, parameter in model.named_parameters() if not parameter.trainable],
+             "optimizer": None, "lookahead": None, "ema": None,
              "progress": asdict(progress or Progress()), "options": options or {}}
     for name, vector in (("optimizer", optimizer and optimizer.vector), ("ema", ema and ema.model.vector)):
         if vector not in (None, model.vector):
             raise ValueError(f"{name}: expected that of the model, got another one's")
     with turns.lock:        # another thread may train: all values are taken between the same two updates
-        tensors = model.state_dict()
+        tensors, about["steps"] = model.state_dict(), int(model.vector.backend.to_host(model.vector.steps)[0])
         if isinstance(optimizer, Lookahead):
             state = optimizer.state_dict()
             about["lookahead"] = {name: state[name] for name in ("every", "decay", "steps")}
@@ -167,7 +168,7 @@ def load(path, layers=()):
 
 
 def save_model(model, path):
-    """Write a model (a Sequential), with all that `nbcnn.load` needs, to a file: `nbcnn.save`. Raises as `save`."""
+    """Write a model (a Network or Sequential), with all that `nbcnn.load` needs, to a file: `nbcnn.save`. Raises as `save`."""
     save(path, model)
 
 
@@ -221,12 +222,12 @@ def _optimizer_state(model, optimizer):
 def _averaged(model, name, values):
     """The tensors that the model has with other values in its vector, with names that begin with `name`."""
     with lent(model.vector, values):
-        return {f"{name}.{key}": value for key, value in model.state_dict().items() if value.dtype == model.dtype}
+        return {f"{name}.{key}": tensor.numpy() for key, tensor in model.named_tensors() if tensor.dtype == model.dtype}
 
 
 def _renew(about, tensors):
     """Make a description of format 1 one of this format: SGD had one group, whose options stood by their names."""
-    about.update(format=FORMAT, lookahead=None, ema=None)
+    about.update(format=FORMAT, frozen=[], steps=0, lookahead=None, ema=None)
     if about["optimizer"] is not None:
         group = about["optimizer"]
         about["optimizer"] = {"class": "SGD", "param_groups": [{**group, "initial_lr": group["lr"]}]}
@@ -236,12 +237,19 @@ def _renew(about, tensors):
 
 
 def _build(about, tensors, layers):
-    for name, tensor in tensors.items():
-        if tensor.dtype not in (about["dtype"], np.int64):
-            raise ValueError(f"{name}: expected {about['dtype']}, got {tensor.dtype}")
     others = {name: tensors.pop(name) for name in list(tensors) if name.count(".") > 1}      # a model's own names have one dot
-    model = Sequential.from_structure(about["structure"], tensors, layers, dtype=about["dtype"],
-                                      **{name: about[name] for name in ABOUT_MODEL})
+    model = Network.from_structure(about["structure"], tensors, layers, dtype=about["dtype"],
+                                   **{name: about[name] for name in ABOUT_MODEL})
+    kinds = {name: tensor.dtype for name, tensor in model.named_tensors()}
+    for name, tensor in (tensors | others).items():
+        if tensor.dtype != kinds.get(name, model.dtype):
+            raise ValueError(f"{name}: expected {kinds.get(name, model.dtype)}, got {tensor.dtype}")
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        parameter.trainable = name not in about["frozen"]
+    if unknown := [name for name in about["frozen"] if name not in parameters]:
+        raise ValueError(f"frozen: expected names of parameters, got {', '.join(map(str, unknown))}")
+    model.vector.steps[0] = integer(about["steps"], "steps", 0, INT64)
     optimizer = ema = None
     if about["optimizer"] is not None:
         optimizer = _built_optimizer(about["optimizer"], others, model)
@@ -274,9 +282,9 @@ def _built_optimizer(state, tensors, model):
 def _take_over(model, name, tensors, values):
     """Write what `_averaged` gave into a flat array; it is taken out of `tensors`."""
     with lent(model.vector, values):
-        state = {key: tensors.pop(f"{name}.{key}") if value.dtype == model.dtype else value
-                 for key, value in model.state_dict().items()}
-        model.load_state_dict(state)
+        for key, tensor in model.named_tensors():
+            if tensor.dtype == model.dtype:
+                tensor.set(numeric(tensors.pop(f"{name}.{key}"), f"{name}.{key}", tensor.shape, "that of the model's"))
         model.vector.backend.write(values, model.vector.data)
 
 

@@ -56,7 +56,7 @@ class Lookahead(Optimizer):
             self.decay = fraction(decay, "decay")
         self.params, self.param_groups, self.vector = optimizer.params, optimizer.param_groups, optimizer.vector
         self._beside = Beside(self.vector)
-        self._beside.arrays["slow"] = copy_of(self.vector)
+        self._beside.arrays["slow"] = copy_of(self.vector.data, self.vector.backend)
 
     def step(self):
         """A step of the optimizer; every few steps also one of the slow copy."""
@@ -153,7 +153,7 @@ class EMA:
         require_network(model)
         self.model, self.decay = model, fraction(decay, "decay")
         self._beside = Beside(model.vector)
-        self._beside.arrays["average"] = copy_of(model.vector)
+        self._beside.arrays["average"] = copy_of(model.vector.data, model.vector.backend)
 
     def update(self):
         """Take in the model's values, after a step."""
@@ -187,10 +187,10 @@ class EMA:
 
 @contextlib.contextmanager
 def lent(vector, values):
-    """A block in which a vector of parameters has other values, flat ones in the order of memory; then it has its own again."""
+    """A block in which a model's vector has other data, flat in the order of memory; then it has its own, and its counts, again."""
     own = Beside(vector)
     with turns.lock:
-        own.arrays["data"] = copy_of(vector)
+        own.arrays = {name: copy_of(array, vector.backend) for name, array in (("data", vector.data), ("counts", vector.counts))}
         vector.backend.write(vector.data, values)
     try:
         yield
@@ -198,10 +198,11 @@ def lent(vector, values):
         with turns.lock:
             own.follow()        # the model may have moved
             vector.backend.write(vector.data, own.arrays["data"])
+            vector.backend.write(vector.counts, own.arrays["counts"])
 
 
-def copy_of(vector):
-    """A copy of a vector's data on its device."""
-    copy = vector.backend.allocate(vector.data.shape, vector.data.dtype)
-    vector.backend.write(copy, vector.data)
+def copy_of(array, backend):
+    """A copy of an array of a backend, aligned as kernels like it."""
+    copy = backend.allocate(array.shape, array.dtype)
+    backend.write(copy, array)
     return copy

@@ -71,10 +71,10 @@ class SGD(Optimizer):
         return [(run.data, run.slots[0], run.grad, self._is_first(run), run.options) for run in self.runs(self.params)]
 
     def update_of_all(self):
-        """(momentum, options) for an update of the whole vector; None while a parameter is left out, another's or frozen, or has no
-        momentum yet."""
+        """(momentum, options) for an update of the whole vector; None while a parameter is left out, frozen or without momentum."""
         self.follow()
-        if len(self.param_groups) > 1 or len(self.params) < self.vector.count:
+        whole = len(self.params) == self.vector.count and all(parameter.trainable for parameter in self.params)
+        if len(self.param_groups) > 1 or not whole:
             return None
         options, used = self.options_of(0), self.used_slots(self.param_groups[0])
         if used and len(self._counts) < self.vector.count:
