@@ -213,3 +213,23 @@ def load_images(images, index, flip, shift, table):
     x = np.where(flip[:, None, None, None], images[index, :, :, ::-1], images[index])
     x = np.pad(x, ((0, 0), (0, 0), (H, H), (W, W)))[:, :, H - shift[0]:2 * H - shift[0], W - shift[1]:2 * W - shift[1]]
     return table[np.arange(x.shape[1])[:, None, None], x]
+
+
+def philox4x32(counter, key, rounds=10):
+    """The four random numbers of arrays of four words of counters and a key of two words, as Random123 defines them."""
+    words = [np.asarray(word, np.uint32) for word in counter]
+    for k in range(rounds):
+        products = [np.multiply(words[i], multiplier, dtype=np.uint64) for i, multiplier in ((2, 0xCD9E8D57), (0, 0xD2511F53))]
+        keys = [np.uint32((word + k * add) % 2**32) for word, add in zip(key, (0x9E3779B9, 0xBB67AE85), strict=True)]
+        high, low = zip(*((product >> 32, product % 2**32) for product in products), strict=True)
+        words = [(high[0] ^ words[1] ^ keys[0]).astype(np.uint32), low[0].astype(np.uint32),
+                 (high[1] ^ words[3] ^ keys[1]).astype(np.uint32), low[1].astype(np.uint32)]
+    return words
+
+
+def dropout_mask(N, cells, p, seed, layer, step):
+    """What stays: uint8 (N, *cells). All cells have a counter; its words are those of four samples."""
+    group, cell = np.meshgrid(np.arange(-(-N // 4)), np.arange(np.prod(cells, dtype=int)), indexing="ij")
+    words = philox4x32((cell, group, np.full_like(cell, step % 2**32), np.full_like(cell, layer)), (seed % 2**32, seed >> 32))
+    numbers = np.stack(words, 1).reshape(-1, *cells)[:N]
+    return (numbers.astype(float) >= np.rint(p * 2**32)).astype(np.uint8)

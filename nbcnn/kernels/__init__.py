@@ -7,8 +7,10 @@ import inspect
 from nbcnn.kernels.activations import *
 from nbcnn.kernels.adam import *
 from nbcnn.kernels.avgpool2d import *
+from nbcnn.kernels.concat import *
 from nbcnn.kernels.conv2d import *
 from nbcnn.kernels.conv2d_maxpool2d import *
+from nbcnn.kernels.dropout import *
 from nbcnn.kernels.images import *
 from nbcnn.kernels.linear import *
 from nbcnn.kernels.losses import *

@@ -4,8 +4,8 @@ from nbcnn.kernels.backend import backend_of, on_device
 from nbcnn.kernels.docs import documented
 from nbcnn.kernels.operation import reads, run_backward, run_forward
 
-__all__ = ["relu_forward", "relu_backward", "leaky_relu_forward", "leaky_relu_backward", "tanh_forward", "tanh_backward",
-           "sigmoid_forward", "sigmoid_backward", "gelu_forward", "gelu_backward"]
+__all__ = ["relu_forward", "relu_backward", "leaky_relu_forward", "leaky_relu_backward", "scale_forward", "scale_backward",
+           "tanh_forward", "tanh_backward", "sigmoid_forward", "sigmoid_backward", "gelu_forward", "gelu_backward"]
 
 GELUS = {"none": "gelu", "tanh": "gelu_tanh"}       # the function for each value of `approximate`
 
@@ -91,6 +91,42 @@ def leaky_relu_backward(dy, x, negative_slope=0.01):
     True
     """
     return activation_backward("leaky_relu", dy, x, finite(negative_slope, "negative_slope"))
+
+
+@documented(relu_forward)
+def scale_forward(x, factor):
+    """Multiply by a number that is no parameter: y = factor*x.
+
+    Source: a product in PyTorch, factor * x.
+
+    Parameters
+    ----------
+    factor : float
+        Any finite number, rounded to the dtype of x.
+
+    >>> x = [-2.5, -0.5, 0.0, 0.25, 3.0]
+    >>> scale_forward(x, 0.25).tolist() == [0.25 * x_k for x_k in x]
+    True
+    """
+    return activation_forward("scale", x, finite(factor, "factor"))
+
+
+@documented(leaky_relu_backward, scale_forward)
+def scale_backward(dy, x, factor):
+    """Multiply the gradient by the same number: dx = factor*dy.
+
+    Source: PyTorch's torch.autograd.
+
+    Parameters
+    ----------
+    x : float array (shape of dy)
+        What forward was given; its values do not matter.
+
+    >>> x, dy = [-2.5, -0.5, 0.0, 0.25, 3.0], [1.0, -2.0, 0.5, 3.0, -1.0]
+    >>> scale_backward(dy, x, 0.25).tolist() == [0.25 * dy_k for dy_k in dy]
+    True
+    """
+    return activation_backward("scale", dy, x, finite(factor, "factor"))
 
 
 @documented(relu_forward)

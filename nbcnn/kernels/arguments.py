@@ -34,6 +34,18 @@ def floats(value, name, *layouts):
     return array
 
 
+def several_floats(values, name, *layouts):
+    """A sequence of at least one array as `floats`, all of one dtype: a dict by what messages call them."""
+    items = sequence(values, name, "a sequence of float arrays")
+    if not items:
+        raise ValueError(f"{name}: expected at least one array, got none")
+    arrays = {f"{name}[{k}]": floats(item, f"{name}[{k}]", *layouts) for k, item in enumerate(items)}
+    first, array = next(iter(arrays.items()))
+    for other in arrays:
+        same_dtype(arrays[other], other, array, first)
+    return arrays
+
+
 def numeric(value, name, shape=None, reason=""):
     """`value` as an array of real numbers, where it is; of the given shape, for which `reason` says where it comes from."""
     array = as_array(value, name)

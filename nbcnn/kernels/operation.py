@@ -129,6 +129,55 @@ def reads(backward):
     return name
 
 
+class Dropping(Operation):
+    """Dropout, made of what a backend's `Dropout` says: how its kernels are called.
+
+    Parameters
+    ----------
+    shape : tuple
+    p : float
+        The probability with which a cell is dropped, that is multiplied by 0.
+    planes : bool
+        Whether a cell is a plane of an image, or else an element.
+    dtype : dtype
+
+    Attributes
+    ----------
+    mask : Buffer of uint8
+        1 where a cell stays: kept from forward to backward. Whole groups of four samples are drawn.
+    """
+    stateful = True
+
+    def __init__(self, shape, p, planes, dtype):
+        self.cells, self.copies = (shape[:1], math.prod(shape[1:])) if planes else (tuple(shape), 1)
+        self.limit = np.uint64(round(p * 2**32))        # a random number of 32 bits below it drops a cell
+        self.scale = np.dtype(dtype).type(1 / (1 - p) if p < 1 else 0)
+
+    def draw(self, n):
+        """The call that draws which cells of n samples stay."""
+        raise TypeError(f"{type(self).__name__}: dropout defines draw")
+
+    def apply(self, n, y, x):
+        """The call that computes y of x, or dx of dy."""
+        raise TypeError(f"{type(self).__name__}: dropout defines apply")
+
+    def key(self):
+        """What a mask depends on, as the kernel that draws takes it: the seed in two halves, the layer, and where its step lies."""
+        seed, layer, steps = self.place
+        return (*map(np.uint64, (seed % 2**32, seed >> 32, layer)), steps)
+
+    def forward(self, n, y, x, params):
+        return [self.draw(n), self.apply(n, y, x)]
+
+    def backward(self, n, dx, dparams, dy, x, y, params, add):
+        return [] if dx is None else [self.apply(n, dx, dy)]
+
+
+def groups_of_four(n):
+    """How many groups of four samples there are, the last of which may be smaller."""
+    return -(-n // 4)
+
+
 def run_forward(backend, operation, x, y_shape, params=()):
     """y of an operation, an array (N, *y_shape) for x (N, ...), or for a list of such arrays."""
     several = isinstance(x, list)
@@ -145,6 +194,14 @@ def run_backward(backend, operation, dy, x_shape, read=None):
     dx, read = backend.Buffer(n, x_shape, dy.dtype), None if read is None else backend.Buffer.holding(read)
     backend.run(operation.backward(n, dx, (), backend.Buffer.holding(dy), read, read, (), ()))
     return dx.view(n)
+
+
+def run_backward_of(backend, operation, dy, x_shapes):
+    """The dx of an operation of several inputs, a tuple of arrays (N, *x_shape)."""
+    n = len(dy)
+    dxs = tuple(backend.Buffer(n, shape, dy.dtype) for shape in x_shapes)
+    backend.run(operation.backward(n, dxs, (), backend.Buffer.holding(dy), None, None, (), ()))
+    return tuple(dx.view(n) for dx in dxs)
 
 
 class LossOperation:

@@ -163,6 +163,20 @@ def leaky_relu_backward(dx, dy, x, slope, count):
 
 
 @kernel
+def scale_forward(y, x, factor, count):
+    """y = factor*x"""
+    for k in prange(count):
+        y[k] = factor * x[k]
+
+
+@kernel
+def scale_backward(dx, dy, x, factor, count):
+    """dx = factor*dy, whatever x is."""
+    for k in prange(count):
+        dx[k] = factor * dy[k]
+
+
+@kernel
 def tanh_forward(y, x, count):
     """y = tanh x"""
     for k in prange(count):

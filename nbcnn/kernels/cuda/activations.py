@@ -40,6 +40,22 @@ def leaky_relu_backward(dx, dy, x, slope, count):
 
 
 @kernel(THREADS)
+def scale_forward(y, x, factor, count):
+    """y = factor*x"""
+    k = cuda.grid(1)
+    if k < count:
+        y[k] = factor * x[k]
+
+
+@kernel(THREADS)
+def scale_backward(dx, dy, x, factor, count):
+    """dx = factor*dy, whatever x is."""
+    k = cuda.grid(1)
+    if k < count:
+        dx[k] = factor * dy[k]
+
+
+@kernel(THREADS)
 def tanh_forward(y, x, count):
     """y = tanh x"""
     k = cuda.grid(1)
