@@ -17,6 +17,7 @@ from nbcnn.kernels.arguments import (
     finite,
     flag,
     floats,
+    fraction,
     integer,
     one_of,
     pair,
@@ -32,7 +33,7 @@ from nbcnn.parameter import Parameter, ParameterVector, Statistic, Tensor
 __all__ = [
     "Layer", "Activation",      # to derive one's own from; the others are the layers there are
     "Conv2d", "MaxPool2d", "AvgPool2d", "GlobalAvgPool2d", "ReLU", "LeakyReLU", "Tanh", "Sigmoid", "GELU", "Flatten", "Linear",
-    "Add",
+    "Add", "Concat", "Scale", "Identity", "Dropout", "Dropout2d",
 ]
 
 MOST_FUSED = 2      # layers that may be computed together with the one before them
@@ -360,6 +361,68 @@ class GELU(Activation):
         self.function = GELUS[approximate]
 
 
+class Scale(Activation):
+    """factor*x, by a number that is not learned; see `nbcnn.kernels.scale_forward`.
+
+    Parameters
+    ----------
+    factor : float
+    """
+    function = "scale"
+
+    def __init__(self, factor):
+        self._keep(factor=finite(factor, "factor"))
+        self.options = (self.factor,)
+
+
+class Identity(Layer):
+    """x itself, in the same memory: the other way around a block of layers that an `Add` joins, for one."""
+
+    def output_shape(self, shape):
+        return shape
+
+    def operation(self, backend, shape, dtype):
+        return backend.Identity(shape, dtype)
+
+
+class Dropout(Layer):
+    """In training each element is 0 with probability p, else 1/(1 - p) times as large; see `nbcnn.kernels.dropout_forward`.
+
+    In evaluation all are as they are. Which are 0 depends on the model's seed, the layer's place and the step, so a run that is
+    resumed draws what it would have drawn.
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1].
+    """
+    planes = False
+
+    def __init__(self, p=0.5):
+        self._keep(p=fraction(p, "p"))
+
+    def output_shape(self, shape):
+        return shape
+
+    def operation(self, backend, shape, dtype):
+        return backend.Dropout(shape, self.p, self.planes, dtype)
+
+
+class Dropout2d(Dropout):
+    """As `Dropout`, of whole planes of images; see `nbcnn.kernels.dropout2d_forward`.
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1].
+    """
+    planes = True
+
+    def output_shape(self, shape):
+        _require_images(shape)
+        return shape
+
+
 class ConvPool(Layer):
     """A convolution, max-pooling and perhaps ReLU in one: `Conv2d.fuse` makes it. Its parameters are the convolution's."""
 
@@ -400,6 +463,21 @@ class Add(Layer):
 
     def operation(self, backend, shapes, dtype):
         return backend.Add(shapes, dtype)
+
+
+class Concat(Layer):
+    """The channels of two or more inputs, in their order; see `nbcnn.kernels.concat_forward`."""
+    inputs = None
+
+    def output_shape(self, shapes):
+        for shape in shapes[1:]:
+            if shape[1:] != shapes[0][1:]:
+                raise ValueError(f"expected inputs of the same shape but for the channels, got {_batch(shapes[0])} and "
+                                 f"{_batch(shape)}")
+        return sum(shape[0] for shape in shapes), *shapes[0][1:]
+
+    def operation(self, backend, shapes, dtype):
+        return backend.Concat(shapes, dtype)
 
 
 class Linear(Layer):

@@ -26,6 +26,11 @@ def leaky_relu(x, dy, negative_slope):
         return np.maximum(x, 0) + negative_slope * np.minimum(x, 0), dy * np.where(x > 0, 1, negative_slope)
 
 
+def scale(x, dy, factor):
+    """y and dx."""
+    return factor * x, factor * dy
+
+
 def tanh(x, dy):
     """y and dx, dx without y."""
     with np.errstate(over="ignore"):
@@ -102,6 +107,7 @@ CASES = [
     Case(nbcnn.ReLU, relu, ((-1.5, 0, 0), (2.5, 2.5, 1)), exact=True),
     Case(nbcnn.LeakyReLU, leaky_relu, ((-1.5, -0.375, 0.25), (2.5, 2.5, 1)), (0.25,), exact=True),
     Case(nbcnn.LeakyReLU, leaky_relu, ((-1.5, 3, -2), (2.5, 2.5, 1)), (-2,), exact=True),
+    Case(nbcnn.Scale, scale, ((-1.5, -0.375, 0.25), (2.5, 0.625, 0.25)), (0.25,), exact=True),
     Case(nbcnn.Tanh, tanh, ((0, 0, 1), (0.5, 0.46211715726, 0.786447732966)),),
     Case(nbcnn.Sigmoid, sigmoid, ((0, 0.5, 0.25), (1, 0.73105857863, 0.196611933241))),
     Case(nbcnn.GELU, gelu, ((0, 0, 0.5), (1, 0.841344746069, 1.083315470588)), ("none",)),

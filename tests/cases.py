@@ -43,6 +43,12 @@ LAYERS = [
     *(Case(case.layer, case.arguments, (3, 4, 4)) for case in activations.CASES),
     Case(nbcnn.Add, {}, ((3, 4, 5), (3, 4, 5))),
     Case(nbcnn.Add, {}, ((6,), (6,), (6,))),
+    Case(nbcnn.Concat, {}, ((3, 4, 5), (1, 4, 5))),
+    Case(nbcnn.Concat, {}, ((6,), (3,), (4,))),
+    Case(nbcnn.Identity, {}, (3, 4, 5)),
+    Case(nbcnn.Dropout, {"p": 0.25}, (3, 4, 5)),
+    Case(nbcnn.Dropout, {"p": 0.5}, (24,)),
+    Case(nbcnn.Dropout2d, {"p": 0.25}, (8, 4, 4)),
 ]
 # From a file outside the package; for the CPU alone.
 OWN_LAYERS = [
@@ -76,6 +82,14 @@ KERNELS = {
         w=f32(rng, 4, 3, 3, 3), padding=1, pool_size=2, relu=False, need_dx=True),
     "linear_forward": lambda rng: dict(x=f32(rng, 3, 5), w=f32(rng, 4, 5), b=f32(rng, 4)),
     "linear_backward": lambda rng: dict(dy=f32(rng, 3, 4), x=f32(rng, 3, 5), w=f32(rng, 4, 5), need_dx=True),
+    "add_forward": lambda rng: dict(xs=[f32(rng, 2, 3, 4, 4), f32(rng, 2, 3, 4, 4)]),
+    "add_backward": lambda rng: dict(dy=f32(rng, 2, 3, 4, 4), count=3),
+    "concat_forward": lambda rng: dict(xs=[f32(rng, 2, 3, 4, 4), f32(rng, 2, 1, 4, 4)]),
+    "concat_backward": lambda rng: dict(dy=f32(rng, 2, 4, 4, 4), channels=(3, 1)),
+    "dropout_forward": lambda rng: dict(x=f32(rng, 2, 3, 4, 4), p=0.25, seed=1, layer=2, step=3),
+    "dropout_backward": lambda rng: dict(dy=f32(rng, 2, 3, 4, 4), mask=rng.integers(0, 2, (2, 3, 4, 4), np.uint8), p=0.25),
+    "dropout2d_forward": lambda rng: dict(x=f32(rng, 2, 3, 4, 4), p=0.25, seed=1, layer=2, step=3),
+    "dropout2d_backward": lambda rng: dict(dy=f32(rng, 2, 3, 4, 4), mask=rng.integers(0, 2, (2, 3), np.uint8), p=0.25),
     **{f"{case.name}_{way}": lambda rng, case=case, arrays=arrays: {name: f32(rng, 2, 3, 4) for name in arrays} | case.arguments
        for case in activations.CASES for way, arrays in (("forward", ["x"]), ("backward", ["dy", case.reads]))},
 }

@@ -388,8 +388,10 @@ def test_equals_torch(case, dtype, shape, seed):
     x, dy = values(seed, shape, dtype), upstream(seed, shape, dtype)
     if case.name == "gelu":
         x[np.isposinf(x)] = 8       # PyTorch's gelu(inf) in float32 is NaN
-    function = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}.get(case.name) or getattr(torch.nn.functional, case.name)
-    options = {"approximate": case.options[0]} if case.name == "gelu" else dict(zip(["negative_slope"], case.options, strict=False))
+    of_tensors = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "scale": torch.mul}
+    function = of_tensors.get(case.name) or getattr(torch.nn.functional, case.name)
+    names = {"leaky_relu": ["negative_slope"], "gelu": ["approximate"], "scale": ["other"]}.get(case.name, [])
+    options = dict(zip(names, case.options, strict=True))
     tensor = torch.from_numpy(x).requires_grad_()
     expected = function(tensor, **options)
     expected.backward(torch.from_numpy(dy))

@@ -35,10 +35,10 @@ def floats(value, name, *layouts):
 
 
 def several_floats(values, name, *layouts):
-    """A sequence of at least one array as `floats`, all of one dtype: a dict by what messages call them."""
+    """A sequence of at least two arrays as `floats`, all of one dtype: a dict by what messages call them."""
     items = sequence(values, name, "a sequence of float arrays")
-    if not items:
-        raise ValueError(f"{name}: expected at least one array, got none")
+    if len(items) < 2:
+        raise ValueError(f"{name}: expected at least two arrays, got {len(items)}")
     arrays = {f"{name}[{k}]": floats(item, f"{name}[{k}]", *layouts) for k, item in enumerate(items)}
     first, array = next(iter(arrays.items()))
     for other in arrays:

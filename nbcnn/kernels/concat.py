@@ -16,7 +16,7 @@ def concat_forward(xs):
     Parameters
     ----------
     xs : sequence of float arrays (N, C, H, W) or (N, F)
-        At least one; C or F may differ.
+        At least two; C or F may differ.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """Dropout in training: elements, or planes, that a random mask multiplies by zero, and the gradient of those that stay."""
 import numpy as np
 
-from nbcnn.kernels.arguments import describe, floats, fraction, integer, same_shape
+from nbcnn.kernels.arguments import SEEDS, describe, floats, fraction, integer, same_shape
 from nbcnn.kernels.backend import as_array, backend_of
 from nbcnn.kernels.docs import documented
 from nbcnn.kernels.operation import Place, run_backward, run_forward
@@ -27,7 +27,7 @@ def dropout_forward(x, p=0.5, *, seed=0, layer=0, step=0):
     p : float
         In [0, 1].
     seed : int
-        Of a model, from 0 to 2**64 - 1.
+        Of a model, from 0 to 2**128 - 1: seed ^ seed >> 64, of which the last 64 bits count.
     layer, step : int
         The layer's number in the model, and how many steps of training there were before; of a step the last 32 bits count.
 
@@ -135,7 +135,7 @@ def dropout2d_backward(dy, mask, p=0.5):
 def _forward(x, layouts, planes, p, seed, layer, step):
     """y and the mask."""
     backend, x = backend_of(x=x), floats(x, "x", *layouts)
-    p, seed, layer = fraction(p, "p"), integer(seed, "seed", 0, 2**64 - 1), integer(layer, "layer", 0)
+    p, seed, layer = fraction(p, "p"), integer(seed, "seed", 0, SEEDS), integer(layer, "layer", 0)
     step = integer(step, "step", 0, 2**63 - 1)
     operation = backend.Dropout(x.shape[1:], p, planes, x.dtype)
     operation.place = Place(seed, layer, backend.to_device(np.array([step])))

@@ -162,9 +162,9 @@ class Dropping(Operation):
         raise TypeError(f"{type(self).__name__}: dropout defines apply")
 
     def key(self):
-        """What a mask depends on, as the kernel that draws takes it: the seed in two halves, the layer, and where its step lies."""
-        seed, layer, steps = self.place
-        return (*map(np.uint64, (seed % 2**32, seed >> 32, layer)), steps)
+        """What a mask depends on, as the kernel that draws takes it: two halves of the seed, the layer, and where the step lies."""
+        seed = (self.place.seed ^ self.place.seed >> 64) % 2**64        # of its 128 bits
+        return (*map(np.uint64, (seed % 2**32, seed >> 32, self.place.index)), self.place.steps)
 
     def forward(self, n, y, x, params):
         return [self.draw(n), self.apply(n, y, x)]

@@ -12,7 +12,7 @@ from arrays import equal
 pytestmark = pytest.mark.sim
 
 GEOMETRIES = pytest.mark.parametrize("geometry", [
-    (2, (3, 1, 2), (2, 3)), (3, (4, 5), ()), (1, (1,), (1, 1)), (0, (2, 3), (2, 2)), (2, (0, 3), (2, 2))])
+    (2, (3, 1, 2), (2, 3)), (3, (4, 5), ()), (1, (1, 1), (1, 1)), (0, (2, 3), (2, 2)), (2, (0, 3), (2, 2))])
 
 
 @GEOMETRIES

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from numba import prange
 
+from nbcnn.kernels.cpu.add import copy_call
 from nbcnn.kernels.cpu.buffer import Buffer
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.launch import PARALLEL
@@ -55,13 +56,6 @@ def dropout(y, x, mask, scale, n, cells, copies, step, mask_step):
             ys[cell] = xs[cell] * (scale if masks[cell] else zero)
 
 
-@njit(parallel=PARALLEL)
-def dropout_evaluate(y, x, count):
-    """y = x, for the first `count` numbers."""
-    for k in prange(count):
-        y[k] = x[k]
-
-
 class Dropout(Dropping):
     """Dropout of elements, or of planes, of images (C, H, W) or vectors (F,)."""
 
@@ -80,4 +74,4 @@ class Dropout(Dropping):
         return Call(dropout, (y.array, x.array, self.mask.array, self.scale, n, *sizes))
 
     def evaluate(self, n, y, x, params):
-        return [Call(dropout_evaluate, (y.array, x.array, n * x.step))]
+        return [copy_call(y, x, n)]
