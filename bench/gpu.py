@@ -358,9 +358,10 @@ def touched(steps, name, call, n):
         own = sum(rows(n) * parameter.size for parameter, rows in partials.parts.items())
     else:
         own = step.operation.parts(n) * sum(parameter.size for parameter in step.layer.parameters.values())
-    pictures = n * int(np.prod(steps.shape))
+    pictures = n * int(np.prod(steps.kind[:3]))
     parts = {id(steps.images): pictures, id(steps.index): 8 * n, id(steps.labels): 8 * n, id(steps.flips): n,
-             id(steps.shifts): 16, id(steps.rates): size, id(steps.losses): size, id(partials.partial): own * size}
+             id(steps.shifts): 16, id(steps.corners): 0, id(steps.rates): size, id(steps.losses): size,
+             id(partials.partial): own * size}
     arrays = [a for a in flattened(call.arguments) if hasattr(a, "dtype") and getattr(a, "ndim", 0)]
     total = sum(parts.get(id(a), a.size * a.dtype.itemsize) for a in arrays)
     written_too = scheduler.model.vector.data       # by the update

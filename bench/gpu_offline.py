@@ -106,7 +106,7 @@ def pretended_gpu():
         yield launched
 
 
-def training_calls(model, n, loss=None, *, fuse=True):
+def training_calls(model, n, loss=None, *, fuse=True, **augmentation):
     """(step's name, Call) of a steady training step of n pictures with momentum: what a graph records.
 
     Parameters
@@ -116,13 +116,15 @@ def training_calls(model, n, loss=None, *, fuse=True):
     n : int
     loss : loss of `nbcnn.losses`, optional
     fuse : bool
+    augmentation
+        As of `nbcnn.datasets.Loader`.
     """
     scheduler = nbcnn.BackpropScheduler(model.to("cuda"), loss or nbcnn.CrossEntropyLoss(), fuse=fuse)
     optimizer = nbcnn.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True)
     classes = math.prod(list(model.shapes(model.input_shape).values())[-1])
     pictures = Dataset(np.zeros((n, *model.input_shape), np.uint8), np.zeros(n, np.int64), list(map(str, range(classes))), "none")
     scheduler.plan(model.input_shape)
-    steps = DeviceSteps(scheduler, optimizer, Loader(pictures, n, dtype=model.dtype))
+    steps = DeviceSteps(scheduler, optimizer, Loader(pictures, n, dtype=model.dtype, **augmentation))
     scheduler.reserve(n, backward=True)
     optimizer.updated()
     return steps.calls(n)

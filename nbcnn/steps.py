@@ -54,19 +54,24 @@ class DeviceSteps(HostSteps):
         super().__init__(scheduler, optimizer, loader, None, schedule)      # labels are targets enough
         self.graph, self.backend = graph, (backend := scheduler.backend)
         count, steps, dtype = len(loader.dataset), len(loader), scheduler.model.dtype
-        self.images, self.shape = backend.to_device(loader.dataset.images.reshape(-1)), loader.dataset.images.shape[1:]
+        self.images, own = backend.to_device(loader.dataset.images.reshape(-1)), loader.shift_per == "image"
+        self.kind = *loader.dataset.images.shape[1:], own, loader.border == "reflect", loader.cutout
         self.table = backend.to_device(loader.table.reshape(-1))
         self.index, self.labels, self.flips = (backend.empty((count,), kind) for kind in (np.int64, np.int64, np.uint8))
-        self.shifts, self.rates = backend.empty((2 * steps,), np.int64), backend.empty((steps,), dtype)
+        self.shifts, self.corners = (backend.empty((2 * n,), np.int64) for n in (count if own else steps, count))
+        self.rates = backend.empty((steps,), dtype)
         self.losses, self.state = backend.empty((steps,), dtype), backend.state.make_state()
         self._memory, self._calls, self._graphs = (), {}, {}    # what has run with some memory, by batch size, and graphs of it
 
     def begin(self, epoch, start=0):
         self.epoch, self.step = epoch, start
-        order = self.loader.order(epoch)
+        order, shifts = self.loader.order(epoch), self.loader.shifts(epoch)
+        if self.loader.shift_per == "image":
+            shifts = shifts[order]
         for array, values in (
                 (self.index, order), (self.labels, self.loader.dataset.labels[order]),
-                (self.flips, self.loader.flips(epoch)[order]), (self.shifts, self.loader.shifts(epoch).reshape(-1)),
+                (self.flips, self.loader.flips(epoch)[order]), (self.shifts, shifts.reshape(-1)),
+                (self.corners, self.loader.corners(epoch)[order].reshape(-1)),
                 (self.state, [start, start, 0]), (self.rates, [self.rate(step) for step in range(len(self.loader))])):
             self.backend.write(array, np.asarray(values, array.dtype))
 
@@ -123,15 +128,15 @@ class DeviceSteps(HostSteps):
         if update:      # one launch with the sums of the gradients
             buffer, options = update
             return calls + scheduler.backward_calls(n, lambda partials: partials.update_and_gather(
-                n, buffer, self.rates, options, self.shape, gather))
+                n, buffer, self.rates, options, self.kind, gather))
         return calls + scheduler.backward_calls(n) + [
             ("update", self.backend.update_call(data, buffer, grad, self.rates, options, first, self.state))
             for data, buffer, grad, first, options in optimizer.updates()] + [("images", gather)]
 
     def _gather(self, n):
         return self.backend.images.gather_call(
-            self.scheduler.steps[0].x.array, self.images, self.shape, self.index, self.flips, self.shifts, self.table, self.state,
-            self.loader.batch_size, n)
+            self.scheduler.steps[0].x.array, self.images, self.kind, self.index, self.flips, self.shifts, self.corners,
+            self.table, self.state, self.loader.batch_size, n)
 
     def outputs(self):
         """The model's outputs for all images in the loader's order, a NumPy array (M, ...)."""

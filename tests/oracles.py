@@ -207,12 +207,21 @@ def central_differences(f, x, dy, step=1e-6):
     return dx
 
 
-def load_images(images, index, flip, shift, table):
-    """The images asked for: mirrored, cut from the middle of a wide black frame at the shift's opposite, then looked up."""
+def load_images(images, index, flip, shift, table, border="zero", cutout=0, corners=None):
+    """The images asked for: mirrored, cut from the middle of a wide frame at the opposite of their shifts, then looked up.
+
+    The frame is black or their reflection. A square of each is zero where there is a cutout.
+    """
     H, W = images.shape[2:]
+    p, q = (H, W) if border == "zero" else (H - 1, W - 1)
     x = np.where(flip[:, None, None, None], images[index, :, :, ::-1], images[index])
-    x = np.pad(x, ((0, 0), (0, 0), (H, H), (W, W)))[:, :, H - shift[0]:2 * H - shift[0], W - shift[1]:2 * W - shift[1]]
-    return table[np.arange(x.shape[1])[:, None, None], x]
+    frame = np.pad(x, ((0, 0), (0, 0), (p, p), (q, q)), mode="constant" if border == "zero" else "reflect")
+    for b, (dy, dx) in enumerate(np.broadcast_to(shift, (len(x), 2))):
+        x[b] = frame[b, :, p - dy:p - dy + H, q - dx:q - dx + W]
+    y, (i, j) = table[np.arange(x.shape[1])[:, None, None], x], np.indices((H, W))
+    for b, (top, left) in enumerate(np.broadcast_to(corners, (len(x), 2)) if cutout else ()):
+        y[b, :, (top <= i) & (i < top + cutout) & (left <= j) & (j < left + cutout)] = 0
+    return y
 
 
 def philox4x32(counter, key, rounds=10):

@@ -16,14 +16,23 @@ dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 @st.composite
 def batches(draw):
-    """Arguments of load_images after out: images, index, flip, shift, table."""
+    """Arguments of load_images after out, images, index, flip, shift, table, and its options."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count, batch = draw(st.integers(1, 6)), draw(st.integers(0, 7))
     C, H, W = draw(st.tuples(st.integers(1, 4), st.integers(1, 8), st.integers(1, 8)))
     table = rng.standard_normal((C, 256)).astype(draw(st.sampled_from([np.float32, np.float64])))
-    shift = draw(st.integers(-H, H)), draw(st.integers(-W, W))
+    border, cutout = draw(st.sampled_from(["zero", "reflect"])), draw(st.integers(0, 9))
+    furthest = (H, W) if border == "zero" else (H - 1, W - 1)
+    shift = tuple(draw(st.integers(-most, most)) for most in furthest)
+    if draw(st.booleans()):
+        shift = rng.integers(np.negative(furthest), furthest, (batch, 2), endpoint=True)
+    options = dict(border=border, cutout=cutout)
+    if cutout:
+        options["corners"] = rng.integers(-cutout, (H, W), (batch, 2), endpoint=True)
+        if draw(st.booleans()):
+            options["corners"] = tuple(map(int, rng.integers(-cutout, (H, W))))
     return (rng.integers(0, 256, (count, C, H, W), np.uint8), rng.integers(0, count, batch), rng.random(batch) < 0.5,
-            shift, table)
+            shift, table), options
 
 
 def outputs(shape, dtype):
@@ -45,29 +54,36 @@ def test_frozen_values(dtype):
 
 
 @given(batches())
-def test_equals_numpy(arguments):
+def test_equals_numpy(drawn):
+    arguments, options = drawn
     images, index, *_, table = arguments
-    expected = oracles.load_images(*arguments)
+    expected = oracles.load_images(*arguments, **options)
     for out, memory in outputs((len(index), *images.shape[1:]), table.dtype):
         around = np.isnan(memory).sum() - out.size
-        load_images(out, *arguments)
+        load_images(out, *arguments, **options)
         assert np.array_equal(out, expected)
         assert np.isnan(memory).sum() == around        # all of out is written, and nothing else
 
 
 @given(batches())
-def test_inputs_of_any_layout_stay_as_they_are(arguments):
-    images, index, flip, shift, table = arguments
-    expected = oracles.load_images(*arguments)
+def test_inputs_of_any_layout_stay_as_they_are(drawn):
+    (images, index, flip, shift, table), options = drawn
+    expected = oracles.load_images(images, index, flip, shift, table, **options)
     strided = [np.asfortranarray(images), np.repeat(images, 2, 0)[::2],
                np.repeat(index, 2).astype(np.int16)[::2], np.repeat(flip, 2)[::2], np.repeat(table, 2, 1)[:, ::2]]
+    strided += [np.asfortranarray(pairs.astype(np.int8)) for pairs in (shift, options.get("corners"))
+                if isinstance(pairs, np.ndarray)]
     copies = [array.copy() for array in (*strided, images)]
     for array in (*strided, images):
         array.flags.writeable = False
-    fortran, spread, index, flip, table = strided
+    fortran, spread, index, flip, table, *moves = strided
+    if isinstance(shift, np.ndarray):
+        shift = moves[0]
+    if isinstance(options.get("corners"), np.ndarray):
+        options["corners"] = moves[-1]
     for these in (images, fortran, spread):
         out = np.full((len(index), *images.shape[1:]), np.nan, table.dtype)
-        load_images(out, these, index, flip, shift, table)
+        load_images(out, these, index, flip, shift, table, **options)
         assert np.array_equal(out, expected)
     assert all(np.array_equal(array, copy) for array, copy in zip((*strided, images), copies, strict=True))
 
@@ -88,11 +104,11 @@ def test_normalization(dtype):
 def test_threads_do_not_matter():
     rng = np.random.default_rng(0)
     images, index, flip = rng.integers(0, 256, (50, 3, 32, 32), np.uint8), rng.permutation(50), rng.random(50) < 0.5
-    table = normalization_table(None, None, 3, np.float32)
+    table, shift = normalization_table(None, None, 3, np.float32), rng.integers(-8, 9, (50, 2))
     results = []
     for _ in one_and_all_threads():
         out = np.full(images.shape, np.nan, np.float32)
-        load_images(out, images, index, flip, (-2, 1), table)
+        load_images(out, images, index, flip, shift, table, border="reflect", cutout=9, corners=shift)
         results.append(out)
     assert np.array_equal(*results)
 
@@ -118,16 +134,51 @@ READ_ONLY.flags.writeable = False
     ("index", np.array([2**64 - 1, 0], np.uint64), IndexError, "got 18446744073709551615 at position 0"),
     ("flip", np.array([0, 1]), TypeError, "flip: expected an array of dtype bool"),
     ("flip", np.array([True]), ValueError, r"flip: expected shape \(2,\)"),
-    ("shift", (5, 0), ValueError, r"shift: expected at most 4 rows and 5 columns, got \(5, 0\)"),
-    ("shift", (0, -6), ValueError, "shift: expected at most 4 rows"),
+    ("shift", (5, 0), ValueError, r"shift: expected pairs from \(-4, -5\) to \(4, 5\), got \(5, 0\)$"),
+    ("shift", (0, -6), ValueError, r"shift: expected pairs from \(-4, -5\) to \(4, 5\), got \(0, -6\)$"),
     ("shift", (0.5, 0), TypeError, "shift: expected an int, got 0.5"),
+    ("shift", None, TypeError, r"shift: expected a pair of ints, or an int array \(B, 2\), got None"),
+    ("shift", (1, 2, 3), ValueError, r"shift: expected a pair of ints, or an int array \(B, 2\), got \(1, 2, 3\)"),
+    ("shift", np.array([[4, -5], [0, 6]]), ValueError, r"got \(0, 6\) at position 1$"),
+    ("shift", np.array([[2**64 - 1, 0], [0, 0]], np.uint64), ValueError, r"got \(18446744073709551615, 0\) at position 0$"),
+    ("shift", np.zeros((3, 2), int), ValueError, r"shift: expected shape \(2, 2\), out's B, and a pair of each, got"),
+    ("shift", np.zeros((2, 2)), TypeError, "shift: expected an array of dtype integer, got ndarray of dtype float64"),
     ("table", np.zeros((3, 255), np.float32), ValueError, r"table: expected shape \(3, 256\)"),
     ("table", np.zeros((3, 256)), TypeError, "table: expected float32, the dtype of out"),
+    ("border", "mirror", ValueError, "border: expected one of 'zero', 'reflect', got 'mirror'"),
+    ("border", "reflect", ValueError, r"shift: expected pairs from \(-3, -4\) to \(3, 4\), got \(4, -5\)$"),
+    ("cutout", -1, ValueError, "cutout: expected an int >= 0, got -1"),
+    ("cutout", 3, TypeError, r"corners: expected a pair of ints, or an int array \(B, 2\), got None"),
 ])
 def test_errors(name, value, error, message):
     with pytest.raises(error, match=message):
         load_images(**{**GOOD, name: value})
     assert np.isnan(GOOD["out"]).all()
+
+
+@pytest.mark.parametrize("corners, error, message", [
+    ([[-3, 5], [4, 6]], ValueError, r"corners: expected pairs from \(-3, -3\) to \(4, 5\), got \(4, 6\) at position 1$"),
+    ([[-4, 5], [4, 5]], ValueError, r"got \(-4, 5\) at position 0$"),
+    (np.zeros((2, 3), int), ValueError, r"corners: expected shape \(2, 2\), out's B, and a pair of each, got shape \(2, 3\)"),
+])
+def test_corners_that_do_not_fit(corners, error, message):
+    with pytest.raises(error, match=message):
+        load_images(**GOOD, cutout=3, corners=corners)
+    assert np.isnan(GOOD["out"]).all()
+
+
+@pytest.mark.torch
+def test_reflects_as_pytorch():
+    """RandomCrop's way: pad all around, and cut a part of the first size out of that."""
+    import torch
+    rng = np.random.default_rng(0)
+    images, shift = rng.integers(0, 256, (9, 3, 5, 4), np.uint8), rng.integers(-3, 4, (9, 2))
+    padded = torch.nn.functional.pad(torch.tensor(images / 255), (3, 3, 3, 3), mode="reflect").numpy()
+    out = np.full(images.shape, np.nan)
+    table = normalization_table(None, None, 3, np.float64)
+    load_images(out, images, np.arange(9), np.zeros(9, bool), shift, table, border="reflect")
+    for b, (dy, dx) in enumerate(shift):
+        assert np.array_equal(out[b], padded[b, :, 3 - dy:8 - dy, 3 - dx:7 - dx])
 
 
 @pytest.mark.parametrize("mean, std, channels, dtype, error, message", [

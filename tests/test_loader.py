@@ -24,10 +24,13 @@ def same(batches, others):
 
 
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 50), shuffle=st.booleans(), augment=st.booleans(),
-       seed=st.integers(0, 2**64), epoch=st.integers(0, 100), start=st.floats(0, 1), dtype=st.sampled_from(["f4", "f8"]))
-def test_epoch(count, batch_size, shuffle, augment, seed, epoch, start, dtype):
+       seed=st.integers(0, 2**64), epoch=st.integers(0, 100), start=st.floats(0, 1), dtype=st.sampled_from(["f4", "f8"]),
+       how=st.fixed_dictionaries({}, optional=dict(
+           flip=st.sampled_from([0.3, "alternate"]), shift=st.integers(0, 5), shift_per=st.sampled_from(["batch", "image"]),
+           border=st.sampled_from(["zero", "reflect"]), cutout=st.integers(0, 6))))
+def test_epoch(count, batch_size, shuffle, augment, seed, epoch, start, dtype, how):
     dataset = numbered(count)
-    options = dict(shuffle=shuffle, seed=seed, augment=augment, mean=MEAN, std=STD, dtype=dtype)
+    options = dict(shuffle=shuffle, seed=seed, augment=augment, mean=MEAN, std=STD, dtype=dtype, **how)
     loader = Loader(dataset, batch_size, **options)
     batches = list(loader.epoch(epoch))
     sizes = [len(labels) for _, labels in batches]
@@ -35,13 +38,17 @@ def test_epoch(count, batch_size, shuffle, augment, seed, epoch, start, dtype):
     assert sizes[:-1] == [batch_size] * (len(sizes) - 1) and 1 <= sizes[-1] <= batch_size
     assert all(images.dtype == dtype and labels.dtype == np.int64 for images, labels in batches)
 
-    order, flips, shifts = loader.order(epoch), loader.flips(epoch), loader.shifts(epoch)
+    order, flips, shifts, corners = loader.order(epoch), loader.flips(epoch), loader.shifts(epoch), loader.corners(epoch)
     assert np.array_equal(np.concatenate([labels for _, labels in batches]), order)
     assert sorted(order) == list(range(count))
     assert shuffle or np.array_equal(order, np.arange(count))
-    assert augment or not (flips.any() or shifts.any())
-    for (images, labels), shift in zip(batches, shifts, strict=True):
-        assert np.array_equal(images, oracles.load_images(dataset.images, labels, flips[labels], shift, loader.table))
+    assert augment or not (flips.any() or shifts.any() or corners.any())
+    assert len(shifts) == (count if how.get("shift_per") == "image" else len(batches))
+    for k, (images, labels) in enumerate(batches):
+        shift = shifts[labels] if how.get("shift_per") == "image" else shifts[k]
+        assert np.array_equal(images, oracles.load_images(
+            dataset.images, labels, flips[labels], shift, loader.table, how.get("border", "zero"),
+            how.get("cutout", 0) if augment else 0, corners[labels]))
 
     first = round(start * len(loader))
     assert same(loader.epoch(epoch, start=first), batches[first:])
@@ -77,12 +84,13 @@ def test_skipped_batches_are_not_made():
     assert made == [2]
 
 
-def test_seeds_and_epochs_differ():
-    loader, other = (Loader(numbered(200), 10, seed=seed, augment=True) for seed in (0, 1))
-    for draw in (Loader.order, Loader.flips, Loader.shifts):
+@pytest.mark.parametrize("options", [{}, dict(flip="alternate", shift_per="image", cutout=3)])
+def test_seeds_and_epochs_differ(options):
+    loader, other = (Loader(numbered(200), 10, seed=seed, augment=True, **options) for seed in (0, 1))
+    for draw in (Loader.order, Loader.flips, Loader.shifts, *[Loader.corners] * bool(options)):
         drawn = [draw(loader, 0), draw(loader, 1), draw(other, 0), draw(other, 1)]
         assert not any(np.array_equal(drawn[a], drawn[b]) for a in range(4) for b in range(a))
-    assert len({loader._generator(0, purpose).random() for purpose in range(3)}) == 3
+    assert len({loader._generator(0, purpose).random() for purpose in range(5)}) == 5
 
 
 def test_order_and_flips_do_not_depend_on_other_options():
@@ -93,6 +101,37 @@ def test_order_and_flips_do_not_depend_on_other_options():
     assert np.array_equal(loader.order(2), plain.order(2))
 
 
+def test_what_an_image_has_of_its_own_depends_on_seed_and_epoch_alone():
+    """Not on order or batch size; and with the options of before the numbers are those of before."""
+    options = dict(seed=3, augment=True, flip="alternate", shift_per="image", cutout=3)
+    loader, other = Loader(numbered(50), 10, **options), Loader(numbered(50), 7, shuffle=False, border="reflect", **options)
+    for draw in (Loader.flips, Loader.shifts, Loader.corners):
+        assert np.array_equal(draw(loader, 2), draw(other, 2)) and len(draw(loader, 2)) == 50
+    default = Loader(numbered(50), 10, seed=3, augment=True)
+    rng = [np.random.default_rng([3, 2, purpose]) for purpose in range(3)]
+    assert np.array_equal(default.order(2), rng[0].permutation(50))
+    assert np.array_equal(default.flips(2), rng[1].random(50) < 0.5)
+    assert np.array_equal(default.shifts(2), rng[2].integers(-2, 3, (5, 2)))
+
+
+def test_flips_that_alternate():
+    """About half of the images in epoch 0, within 4 standard deviations, the others in epoch 1, and again."""
+    loader = Loader(numbered(10_000, size=3), 64, augment=True, flip="alternate")
+    flips = [loader.flips(epoch) for epoch in range(4)]
+    assert abs(flips[0].mean() - 0.5) < 4 * 0.5 / 100
+    assert (flips[0] != flips[1]).all() and (flips[0] == flips[2]).all() and (flips[1] == flips[3]).all()
+    assert not Loader(numbered(9), 4, flip="alternate").flips(0).any()
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_where_a_cutout_lies(size):
+    """Over 10,000 images each of 6 x 6 pixels is as often its centre, within 5 standard deviations; some of it may lie outside."""
+    corners = Loader(numbered(10_000), 64, augment=True, cutout=size).corners(0)
+    places, counts = np.unique(corners, axis=0, return_counts=True)
+    assert places.tolist() == [[r - size // 2, s - size // 2] for r in range(6) for s in range(6)]
+    assert (abs(counts - 10_000 / 36) < 5 * (10_000 / 36) ** 0.5).all()
+
+
 def test_how_often_and_how_far():
     """Over 10,000 images and 10,000 batches: half are flipped, within 4 standard deviations; each shift comes up."""
     loader = Loader(numbered(10_000, size=3), 1, augment=True)
@@ -101,6 +140,7 @@ def test_how_often_and_how_far():
     counts = np.unique(shifts, axis=0, return_counts=True)
     assert counts[0].tolist() == [[dy, dx] for dy in range(-2, 3) for dx in range(-2, 3)]
     assert (abs(counts[1] - 400) < 4 * 20).all()
+    assert np.array_equal(Loader(numbered(10_000, size=3), 64, augment=True, shift_per="image").shifts(0), shifts)
     always = Loader(numbered(9), 4, augment=True, flip=1.0, shift=0)
     assert always.flips(0).all() and not always.shifts(0).any()
     assert not Loader(numbered(9), 4, augment=True, flip=0).flips(0).any()
@@ -110,12 +150,17 @@ def test_how_often_and_how_far():
     (dict(batch_size=0), ValueError, "batch_size: expected an int >= 1"),
     (dict(batch_size=2.0), TypeError, "batch_size: expected an int >= 1"),
     (dict(seed=-1), ValueError, "seed: expected an int >= 0"),
-    (dict(flip=1.5), ValueError, "flip: expected a number in .0, 1., got 1.5"),
-    (dict(flip="x"), TypeError, "flip: expected a number in .0, 1., got 'x'"),
+    (dict(flip=1.5), ValueError, "flip: expected a number in .0, 1. or 'alternate', got 1.5"),
+    (dict(flip="x"), TypeError, "flip: expected a number in .0, 1. or 'alternate', got 'x'"),
     (dict(shuffle=np.zeros(2)), TypeError, "shuffle: expected True or False"),
     (dict(dataset=3), TypeError, r"dataset: expected a nbcnn.datasets.Dataset\(images, labels, classes, name\), got int"),
     (dict(shift=-1), ValueError, "shift: expected an int >= 0"),
-    (dict(shift=7, augment=True), ValueError, "shift: expected at most the images' 6 pixels, got 7"),
+    (dict(shift=7, augment=True), ValueError, "shift: expected at most 6 for images of 6 x 6 pixels, got 7"),
+    (dict(shift=6, border="reflect", augment=True), ValueError, "shift: expected at most 5 for images of 6 x 6 pixels, got 6"),
+    (dict(shift_per="step"), ValueError, "shift_per: expected one of 'batch', 'image', got 'step'"),
+    (dict(border=0), ValueError, "border: expected one of 'zero', 'reflect', got 0"),
+    (dict(cutout=-1), ValueError, "cutout: expected an int >= 0, got -1"),
+    (dict(cutout=7, augment=True), ValueError, "cutout: expected at most 6 for images of 6 x 6 pixels, got 7"),
     (dict(mean=(0.5,)), ValueError, "mean: expected 3 finite numbers"),
     (dict(dtype=np.float16), TypeError, "dtype: expected float32 or float64"),
 ])

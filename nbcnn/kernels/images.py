@@ -1,7 +1,7 @@
 """Images as stored, one byte a value, to a network's floating-point input."""
 import numpy as np
 
-from nbcnn.kernels.arguments import axes, describe, finite_row, float_dtype, floats, integer, ints, same_dtype, same_shape
+from nbcnn.kernels.arguments import axes, describe, finite_row, float_dtype, floats, integer, ints, one_of, same_dtype, same_shape
 from nbcnn.kernels.backend import as_array, backend_of, load_backend, on_device, on_host
 from nbcnn.kernels.cpu import images as cpu
 from nbcnn.kernels.cpu.launch import launch
@@ -9,6 +9,8 @@ from nbcnn.kernels.docs import documented
 from nbcnn.kernels.shown import shown
 
 __all__ = ["normalization_table", "load_images", "normalize_images"]
+
+BORDERS = "zero", "reflect"
 
 
 @documented()
@@ -39,12 +41,12 @@ def normalization_table(mean, std, channels, dtype):
 
 
 @documented()
-def load_images(out, images, index, flip, shift, table):
+def load_images(out, images, index, flip, shift, table, *, border="zero", cutout=0, corners=None):
     """Gather, flip, shift and normalise images, written straight to where a network reads them.
 
-    out[b, c, i, j] = table[c, v], where v is the byte of image index[b] that its flip and the shift bring to (i, j).
-    The gap that a shift leaves is filled with byte 0 before it is normalised. Exact: every value is one of table's, and the same
-    for any number of threads.
+    out[b, c, i, j] = table[c, v], where v is the byte of image index[b] that its flip and its shift bring to (i, j), or 0 where the
+    cutout lies. Exact: every value is one of table's or 0, and the same for any number of threads. Source of the cutout: T. DeVries
+    and G. W. Taylor, Improved regularization of convolutional neural networks with cutout, 2017.
 
     Parameters
     ----------
@@ -55,10 +57,19 @@ def load_images(out, images, index, flip, shift, table):
         Which images, in [0, M), in any order, as often as one likes.
     flip : bool array (B,)
         Which of them to mirror left to right, before the shift.
-    shift : pair of ints
-        (dy, dx): the whole batch moves dy pixels down and dx to the right, at most H and W.
+    shift : pair of ints, or int array (B, 2)
+        (dy, dx): the whole batch, or each image, moves dy pixels down and dx to the right, at most H and W; with the border
+        "reflect" at most H - 1 and W - 1.
     table : array (C, 256) of out's dtype
         From `normalization_table`.
+    border : {"zero", "reflect"}
+        What fills the gap that a shift leaves: byte 0, before it is normalised, or the image reflected at its first or last row
+        and column, as torch.nn.functional.pad does it.
+    cutout : int
+        The side of a square of zeros, of normalised pixels, in each image; 0 for none.
+    corners : pair of ints, or int array (B, 2)
+        With a cutout: (row, column) of the square's upper left pixel, in the image as it is after the shift, for the whole batch or
+        for each image; from -cutout to H and W. What lies beside the image is left out.
 
     Raises
     ------
@@ -67,17 +78,24 @@ def load_images(out, images, index, flip, shift, table):
 
     >>> rng = np.random.default_rng(0)
     >>> images = rng.integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
-    >>> index, flip, shift = np.array([4, 0, 4]), np.array([True, False, False]), (1, -2)
+    >>> index, flip, shift = np.array([4, 0, 4]), np.array([True, False, False]), np.array([[1, -2], [0, 0], [-3, 5]])
+    >>> corners = np.array([[-1, 2], [3, 5], [0, 0]])
     >>> table = normalization_table([0.4, 0.5, 0.6], None, 3, np.float32)
     >>> expected, out = np.empty((2, 3, 3, 4, 6), np.float32)
-    >>> for b, c, i, j in np.ndindex(out.shape):
-    ...     r, s = i - shift[0], j - shift[1]
-    ...     inside = 0 <= r < 4 and 0 <= s < 6
-    ...     if flip[b]:
-    ...         s = 5 - s
-    ...     expected[b, c, i, j] = table[c, images[index[b], c, r, s] if inside else 0]
-    >>> load_images(out, images, index, flip, shift, table)
-    >>> np.array_equal(out, expected)
+    >>> for border in "zero", "reflect":
+    ...     for b, c, i, j in np.ndindex(out.shape):
+    ...         r, s = i - shift[b, 0], j - shift[b, 1]
+    ...         if border == "reflect":
+    ...             r, s = 3 - abs(3 - abs(r)), 5 - abs(5 - abs(s))
+    ...         inside = 0 <= r < 4 and 0 <= s < 6
+    ...         if flip[b]:
+    ...             s = 5 - s
+    ...         expected[b, c, i, j] = table[c, images[index[b], c, r, s] if inside else 0]
+    ...         if 0 <= i - corners[b, 0] < 2 and 0 <= j - corners[b, 1] < 2:
+    ...             expected[b, c, i, j] = 0
+    ...     load_images(out, images, index, flip, shift, table, border=border, cutout=2, corners=corners)
+    ...     print(np.array_equal(out, expected))
+    True
     True
     """
     backend = backend_of(out=out, images=images, index=index, flip=flip, table=table)
@@ -95,21 +113,26 @@ def load_images(out, images, index, flip, shift, table):
         raise IndexError(f"index: expected numbers in [0, {len(images)}), got {chosen[bad[0]]} at position {bad[0]}")
     flip = _array(flip, "flip", np.bool_, "(B,)")
     same_shape(flip, "flip", (batch,), "out's B")
-    dy, dx = ints(shift, "shift", "a pair of ints", count=2)
-    if abs(dy) > height or abs(dx) > width:
-        raise ValueError(f"shift: expected at most {height} rows and {width} columns, got {(dy, dx)}")
+    reflect = one_of(border, "border", BORDERS) == "reflect"
+    furthest = max(height - reflect, 0), max(width - reflect, 0)
+    shift = _pairs(shift, "shift", batch, [-most for most in furthest], furthest)
+    cutout, squares = integer(cutout, "cutout", 0), np.zeros((batch, 2), np.int64)
+    if cutout:
+        squares[...] = _pairs(corners, "corners", batch, (-cutout, -cutout), (height, width))
     table = floats(table, "table", "(C, 256)")
     same_shape(table, "table", (channels, 256), "out's C and one value per byte")
     same_dtype(table, "table", out, "out")
 
     if on_device(out):
-        return backend.images.gather(out, images, chosen, flip, (dy, dx), table)
+        return backend.images.gather(out, images, chosen, flip, shift, reflect, cutout, squares, table)
     if not images.flags.c_contiguous:     # copy only what is asked for
         images, index = np.ascontiguousarray(images[index]), np.arange(batch)
     images = images.view()
     images.flags.writeable = False        # so that writable and read-only images share one compilation
-    launch(cpu.gather, out, images, np.ascontiguousarray(index, np.int64), np.ascontiguousarray(flip), (dy, dx),
+    launch(cpu.gather, out, images, np.ascontiguousarray(index, np.int64), np.ascontiguousarray(flip), shift, reflect,
            np.ascontiguousarray(table))
+    if cutout:
+        launch(cpu.cut_out, out, squares, cutout)
 
 
 @documented()
@@ -144,3 +167,17 @@ def _array(value, name, dtype, layout):
         raise TypeError(f"{name}: expected an array of dtype {dtype.__name__}, got {describe(value, array)}")
     axes(array, name, layout)
     return array
+
+
+def _pairs(value, name, batch, least, most):
+    """`value`, a pair of ints or an int array (B, 2), each pair between `least` and `most`, as an int64 array (1, 2) or (B, 2)."""
+    array = on_host(as_array(value, name))
+    if array.ndim == 2:
+        same_shape(_array(array, name, np.integer, "(B, 2)"), name, (batch, 2), "out's B, and a pair of each")
+    else:
+        array = np.array([ints(value, name, "a pair of ints, or an int array (B, 2)", count=2)])
+    bad = np.flatnonzero(((array < least) | (array > most)).any(1))
+    if bad.size:
+        raise ValueError(f"{name}: expected pairs from {tuple(least)} to {tuple(most)}, got {tuple(array[bad[0]].tolist())}"
+                         f"{f' at position {bad[0]}' if len(array) > 1 else ''}")
+    return np.ascontiguousarray(array, np.int64)

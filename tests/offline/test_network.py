@@ -31,6 +31,19 @@ def averages(offline):
     return offline.training_calls(model, BATCH)
 
 
+def augmented(offline, launched):
+    """All that may be done to images, in a kernel with the update and in one of its own."""
+    from nbcnn.kernels.cuda import to_device
+    model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(3072, 10)], input_shape=(3, 32, 32))
+    yield offline.training_calls(model, BATCH, augment=True, shift_per="image", border="reflect", cutout=8)[-1]
+    images, pairs = np.zeros((BATCH, 3, 32, 32), np.uint8), np.zeros((BATCH, 2), np.int64)
+    out, flip, table = (to_device(np.zeros(shape, dtype)) for shape, dtype in (
+        (images.shape, np.float32), ((BATCH,), bool), ((3, 256), np.float32)))
+    nbcnn.kernels.load_images(out, to_device(images), to_device(pairs[:, 0]), flip, pairs, table, border="reflect", cutout=8,
+                              corners=pairs)
+    yield from drained("images", launched)
+
+
 def layers(offline):
     """Every layer there is, between two that learn."""
     return [call for case in LAYERS for call in offline.training_calls(network(case, np.float32), BATCH)]
@@ -75,7 +88,8 @@ def drained(name, launched):
 def kernels(offline):
     """(call, what it compiles to) for every kernel, by architecture; the tables are printed."""
     with offline.pretended_gpu() as launched:
-        steps = [*networks(offline), *averages(offline), *layers(offline), *by_hand(launched), *losses(offline, launched)]
+        steps = [*networks(offline), *averages(offline), *augmented(offline, launched), *layers(offline), *by_hand(launched),
+                 *losses(offline, launched)]
         names = {id(call): name for name, call in steps}
         calls = offline.distinct(call for _, call in steps)
         found = {arch: [(call, offline.compiled(call, arch, arch == "sm_90")) for call in calls] for arch in ARCHITECTURES}

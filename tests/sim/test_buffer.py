@@ -128,9 +128,9 @@ def test_sums_and_update_in_one(momentum, stopped):
     rates = to_device(np.array([9, 0.25, 9], np.float32))
     options = np.float32(momentum), np.float32(1), np.float32(0.5), True, momentum > 0, False, False
     device = [to_device(a) for a in (np.zeros(48, np.float32), partial.ravel(), param, buffer if momentum else buffer[:0])]
-    Launch(gradients.make_update_and_gather(1, 1, 1), -(-48 // THREADS), THREADS)(
+    Launch(gradients.make_update_and_gather((1, 1, 1, False, False, 0)), -(-48 // THREADS), THREADS)(
         *device[:2], to_device(where.ravel()), chunk, *device[2:], rates, options, state,
-        *[nothing(np.dtype(np.float32))] * 6, 0, 0)     # no images
+        *[nothing(np.dtype(np.float32))] * 7, 0, 0)     # no images
     count = np.repeat(parts, chunk)
     grad = np.where(count == 2, partial.sum(0), np.where(count == 1, partial[0], 0))
     g = grad + np.float32(0.5) * param

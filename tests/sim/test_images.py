@@ -19,9 +19,9 @@ INDEX, FLIP = np.array([4, 0, 5, 4]), np.array([True, False, True, False])
 TABLE = normalization_table([0.4, 0.5, 0.6], [0.25, 0.5, 1], 3, np.float64)
 
 
-def expected(index, flip, shift, table, images=IMAGES):
+def expected(index, flip, shift, table, images=IMAGES, **options):
     out = np.empty((len(index), *images.shape[1:]), table.dtype)
-    load_images(out, images, index, flip, shift, table)
+    load_images(out, images, index, flip, shift, table, **options)
     return out
 
 
@@ -35,18 +35,40 @@ def test_equals_cpu(dtype, shift):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_steps_of_an_epoch(dtype):
-    """Each step takes its own part of the index, the flips and the shifts; the last batch is smaller."""
-    index, flip, shifts = RNG.permutation(6)[:5], RNG.random(5) < 0.5, np.array([[1, -1], [0, 2], [-1, 0]])
-    table, state = TABLE.astype(dtype), make_state()
-    arrays = [to_device(a) for a in (IMAGES.ravel(), index, flip.view(np.uint8), shifts.ravel(), table.ravel())]
+@pytest.mark.parametrize("border", ["zero", "reflect"])
+@pytest.mark.parametrize("shift", [(-3, 4), [[3, 4], [-3, -4], [0, 1], [2, 0]]])
+@pytest.mark.parametrize("cutout", [
+    {}, dict(cutout=3, corners=[[-2, 3], [4, 5], [-3, -3], [1, 0]]), dict(cutout=1, corners=(3, 4))])
+def test_borders_shifts_of_each_and_cutouts(dtype, border, shift, cutout):
+    """From NumPy and from the device."""
+    table, options = TABLE.astype(dtype), dict(border=border, **cutout)
+    same = expected(INDEX, FLIP, shift, table, **options)
+    assert (same == 0).sum() == {0: 0, 3: 3 * (2 + 9), 1: 3 * 4}[options.get("cutout", 0)]
+    for place in (np.asarray, lambda pairs: to_device(np.array(pairs, np.int16)) if np.ndim(pairs) == 2 else pairs):
+        out = to_device(np.full((4, *SHAPE), np.nan, dtype))
+        options = {name: place(value) if name == "corners" else value for name, value in options.items()}
+        load_images(out, *map(to_device, (IMAGES, INDEX, FLIP)), place(shift), to_device(table), **options)
+        assert (to_host(out) == same).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shifts, options", [
+    (shifts, options) for shifts in ([[1, -1], [0, 2], [-1, 0]], [[1, -1], [0, 2], [-1, 0], [3, 3], [-2, 4]])
+    for options in ({}, dict(border="reflect", cutout=2))
+])
+def test_steps_of_an_epoch(dtype, shifts, options):
+    """Each step takes its own part of index, flips, corners and shifts, of each step or each image; the last batch is smaller."""
+    index, flip, corners, shifts = RNG.permutation(6)[:5], RNG.random(5) < 0.5, RNG.integers(-2, 4, (5, 2)), np.array(shifts)
+    table, state, own_shifts = TABLE.astype(dtype), make_state(), len(shifts) == 5
+    kind = *SHAPE, own_shifts, "border" in options, options.get("cutout", 0)
+    arrays = [to_device(a) for a in (index, flip.view(np.uint8), shifts.ravel(), corners.ravel(), table.ravel())]
     for step, count in enumerate((2, 2, 1)):
         state[STEP] = step
         out = to_device(np.full((2, *SHAPE), np.nan, dtype))
-        images, index_on_gpu, *more = arrays
-        run([gather_call(out.reshape(out.size), images, SHAPE, index_on_gpu, *more, state, 2, count)])
+        run([gather_call(out.reshape(out.size), to_device(IMAGES.ravel()), kind, *arrays, state, 2, count)])
         own = slice(2 * step, 2 * step + count)
-        assert (to_host(out)[:count] == expected(index[own], flip[own], shifts[step].tolist(), table)).all()
+        shift = shifts[own] if own_shifts else shifts[step].tolist()
+        assert (to_host(out)[:count] == expected(index[own], flip[own], shift, table, corners=corners[own], **options)).all()
         assert np.isnan(to_host(out)[count:]).all()
 
 

@@ -11,7 +11,7 @@ import pytest
 import nbcnn
 from nbcnn import checkpoint, optim, steps, tensorboard
 from nbcnn.datasets import Dataset, Loader
-from nbcnn.evaluation import measure
+from nbcnn.evaluation import make_targets, measure
 from nbcnn.fit import NonFiniteLoss, fit
 from nbcnn.kernels.cuda import to_host
 from nbcnn.optim import SGD
@@ -79,6 +79,28 @@ def test_within_rounding(dtype, tolerance):
     (model, row, lr), (other, same, same_lr) = results
     assert_same(model, other, tolerance, tolerance)
     assert row == pytest.approx(same, rel=100 * float(np.finfo(dtype).eps)) and lr == same_lr == row["lr"] and len(row) == 5
+
+
+@pytest.mark.parametrize("options", [
+    dict(shift_per="image"), dict(border="reflect", cutout=2),
+    dict(shift_per="image", border="reflect", flip="alternate", cutout=3)])
+def test_whatever_is_done_to_images(options):
+    """The second epoch's two steps, which are exact, with the images gathered in the kernel of the update."""
+    results = []
+    for device in ("cpu", "cuda"):
+        model = network(device)
+        scheduler, optimizer = nbcnn.BackpropScheduler(model, nbcnn.MSELoss()), sgd(model)
+        scheduler.plan((1, 4, 4))
+        loader = Loader(TWO_STEPS, 4, augment=True, mean=model.mean, std=model.std, dtype=model.dtype, **options)
+        run = (steps.HostSteps(scheduler, optimizer, loader, make_targets(scheduler.loss, 2, model.dtype), None) if device == "cpu"
+               else steps.DeviceSteps(scheduler, optimizer, loader))
+        run.begin(1)
+        losses = []
+        while len(losses) < 2:
+            losses += run.run()
+        results.append((model, losses))
+    assert_same(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
 
 
 def train(monkeypatch, device="cuda", graph=True, **options):

@@ -38,18 +38,18 @@ def sum_parts(grad, partial, where, chunk):
 
 
 @functools.cache
-def make_update_and_gather(C, H, W, VERSION=CODE_VERSION):
-    """The kernel that ends a training step and begins the next one, for images of one shape."""
-    _, gather_part = make_gather(C, H, W)
+def make_update_and_gather(kind, VERSION=CODE_VERSION):
+    """The kernel that ends a training step and begins the next one, for images of one kind, of which `make_gather` knows."""
+    _, gather_part = make_gather(*kind)
 
     @kernel(THREADS)
-    def update_and_gather(grad, partial, where, chunk, param, buffer, lr, options, state, out, images, index, flip, shift, table,
-                          batch, count):
+    def update_and_gather(grad, partial, where, chunk, param, buffer, lr, options, state, out, images, index, flip, shift, corners,
+                          table, batch, count):
         """In the first blocks what sum_parts and then sgd do; in the others what gather does."""
         _ = VERSION
         k, blocks, has_momentum = cuda.grid(1), (grad.size + THREADS - 1) // THREADS, options[HAS_MOMENTUM]
         if cuda.blockIdx.x >= blocks:
-            gather_part(k - blocks * THREADS, out, images, index, flip, shift, table, state, batch, count)
+            gather_part(k - blocks * THREADS, out, images, index, flip, shift, corners, table, state, batch, count)
         elif k < grad.size and where[k // chunk * 4] > 0:
             g = sum_of_parts(partial, k, where, chunk, grad)
             grad[k] = g
@@ -118,10 +118,10 @@ class Partials:
         grad = self.vector.grad
         return [Call(each(sum_parts, grad.size), (grad, self.partial, self._where(n, add), self.chunk))]
 
-    def update_and_gather(self, n, buffer, lr, options, shape, gather):
-        """The calls that do so without adding, update the parameters, and do what a gather call of images of a shape does."""
+    def update_and_gather(self, n, buffer, lr, options, kind, gather):
+        """The calls that do so without adding, update the parameters, and do what a gather call of images of a kind does."""
         vector, (out, *feed, state, batch, count) = self.vector, gather.arguments
         blocks = -(-vector.grad.size // THREADS) + -(-count // THREADS)
-        return [Call(Launch(make_update_and_gather(*shape), blocks, THREADS), (
+        return [Call(Launch(make_update_and_gather(kind), blocks, THREADS), (
             vector.grad, self.partial, self._where(n), self.chunk, vector.data, buffer, lr, options, state, out,
             *feed, batch, count))]
