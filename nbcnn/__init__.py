@@ -15,6 +15,7 @@
     fit         the training loop, with callbacks; progress: how far it is
     tensorboard curves, histograms, images and the graph, through a SummaryWriter
     evaluation  accuracy, precision, recall, confusion matrix: `nbcnn.evaluate(model, dataset)`
+    views       mean_of_views: outputs averaged over an image, its mirror image and more
 
 The command `nbcnn`, or `python -m nbcnn`, has train, predict, evaluate and cache.
 """

@@ -23,6 +23,7 @@ from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
 from nbcnn.model import MissingLayer
 from nbcnn.table import fill, format_table, printable, width
+from nbcnn.views import VIEWS
 
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
 DEVICES = ["cpu", "cuda", "auto"]
@@ -165,6 +166,10 @@ class Parser(argparse.ArgumentParser):
                                  "Or a folder with best.safetensors, or latest: the newest in runs/", metavar="FILE")
         self.add_argument("--model", metavar="FILE.py", help="Python file, or module, that defines layers of your own which the "
                                                              "checkpoint has; it is run. No --config can hold this")
+
+    def add_views(self):
+        self.add("--views", "over how many views of an image to average: 1, itself; 2, its mirror image too; 6, both of them moved "
+                            "by a pixel, too (default: 1)", type=whole(1), choices=list(VIEWS))
 
     def add_max_pixels(self):
         self.add("--max-pixels", "how many pixels a file may have; each takes 4 to 16 bytes of memory (default: 110 million; TIFF "

@@ -12,6 +12,7 @@ from nbcnn.memory import max_memory
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.steps import DeviceSteps
 from nbcnn.table import fill, format_table
+from nbcnn.views import mean_of_views, require_views
 
 SHOWN = 100         # a confusion matrix of more classes is not printed
 
@@ -82,7 +83,7 @@ class Evaluation:
                 f"{classes}\n\n{confusion}")
 
 
-def evaluate(model, dataset, loss=None, batch_size=256):
+def evaluate(model, dataset, loss=None, batch_size=256, views=1):
     """Measure a network on labelled images: `nbcnn.evaluate`.
 
     Parameters
@@ -93,6 +94,8 @@ def evaluate(model, dataset, loss=None, batch_size=256):
         CrossEntropyLoss() by default. Any other loss gets one-hot rows as targets.
     batch_size : int
         It changes the rounding of the loss, and more only where the loss has class weights: batches count by their sizes.
+    views : {1, 2, 6}
+        Over how many views of each image the network's outputs are averaged; see `nbcnn.views.mean_of_views`.
 
     Returns
     -------
@@ -104,7 +107,8 @@ def evaluate(model, dataset, loss=None, batch_size=256):
     TypeError
         When `model` is no Sequential, or `dataset` no Dataset.
     ValueError
-        When there are no images, or they or their classes do not fit the network; when the loss's reduction is not "mean".
+        When there are no images, or they or their classes do not fit the network; when the loss's reduction is not "mean"; when
+        there are other numbers of views.
 
     Examples
     --------
@@ -119,10 +123,10 @@ def evaluate(model, dataset, loss=None, batch_size=256):
            [1, 1]])
     """
     require_network(model)
-    return measure(BackpropScheduler(model, CrossEntropyLoss() if loss is None else loss), dataset, batch_size)
+    return measure(BackpropScheduler(model, CrossEntropyLoss() if loss is None else loss), dataset, batch_size, views=views)
 
 
-def measure(scheduler, dataset, batch_size=256, on_batch=None):
+def measure(scheduler, dataset, batch_size=256, on_batch=None, views=1):
     """`evaluate` for the network and the loss of a scheduler.
 
     on_batch is called after each batch with the number of images done; on a GPU once all are done.
@@ -130,6 +134,7 @@ def measure(scheduler, dataset, batch_size=256, on_batch=None):
     model, loss = instance(scheduler, "scheduler", BackpropScheduler).model, scheduler.loss
     require_mean(loss)
     function(on_batch, "on_batch")
+    views = require_views(views)
     require_dataset(model, dataset, "dataset")
     scheduler.plan(dataset.images.shape[1:])
     outputs = scheduler.steps[-1].y_shape
@@ -139,19 +144,21 @@ def measure(scheduler, dataset, batch_size=256, on_batch=None):
     if 24 * K**2 > max_memory():        # 24 bytes a cell: with one-hot rows, and as JSON
         raise MemoryError(f"dataset: expected a confusion matrix of at most {max_memory():,} bytes, got one of {K} x {K} classes; "
                           "--max-memory or nbcnn.set_max_memory allows more")
-    loader = Loader(dataset, batch_size, shuffle=False, mean=model.mean, std=model.std, dtype=model.dtype)
-    targets, loss_sum, confusion, done = make_targets(loss, K, model.dtype), 0.0, np.zeros((K, K), np.int64), 0
-    if model.device == "cpu":
-        batches = ((scheduler.predict(images), labels) for images, labels in loader.epoch(0, scheduler.images))
-    else:
-        outputs, starts = DeviceSteps(scheduler, None, loader).outputs(), range(0, len(dataset), batch_size)
-        batches = ((outputs[start:start + batch_size], dataset.labels[start:start + batch_size]) for start in starts)
-    for logits, labels in batches:
+
+    def all_at_once(images):
+        data = Dataset(images, dataset.labels, dataset.classes, dataset.name)
+        loader = Loader(data, batch_size, shuffle=False, mean=model.mean, std=model.std, dtype=model.dtype)
+        return DeviceSteps(scheduler, None, loader).outputs()
+
+    targets, loss_sum, confusion = make_targets(loss, K, model.dtype), 0.0, np.zeros((K, K), np.int64)
+    found = None if model.device == "cpu" else mean_of_views(all_at_once, dataset.images, views)
+    for start in range(0, len(dataset), batch_size):
+        images, labels = (array[start:start + batch_size] for array in (dataset.images, dataset.labels))
+        logits = mean_of_views(scheduler.predict, images, views) if found is None else found[start:start + batch_size]
         loss_sum += float(loss(logits, targets(labels))) * len(labels)
         np.add.at(confusion, (labels, logits.argmax(1)), 1)
-        done += len(labels)
         if on_batch:
-            on_batch(done)
+            on_batch(start + len(labels))
     names = dataset.classes + [str(k) for k in range(len(dataset.classes), K)]
     return Evaluation(loss_sum / len(dataset), confusion, names)
 

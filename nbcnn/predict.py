@@ -13,6 +13,7 @@ from nbcnn.kernels import sigmoid_forward, softmax
 from nbcnn.memory import max_memory
 from nbcnn.pictures import LARGEST, find_pictures, picture_shape, read_pictures
 from nbcnn.scheduler import BackpropScheduler
+from nbcnn.views import mean_of_views
 
 NAME = "nbcnn predict"
 BATCH = 256         # images at a time, or fewer where they do not fit into
@@ -28,7 +29,7 @@ def main(argv=None):
 
 
 def _main(argv):
-    options = {"top": 3, "json": False, "image": [], **_parser().options(argv)}
+    options = {"top": 3, "json": False, "views": 1, "image": [], **_parser().options(argv)}
     if not options["image"]:
         raise ValueError("IMAGE: expected images, folders, or - for standard input, got none")
     saved = cli.load_trained(options, min(MEMORY, max_memory()))
@@ -41,7 +42,7 @@ def _main(argv):
             read = [(file, result) for file, result in zip(batch, results, strict=True) if not isinstance(result, Exception)]
             bad += [error for error in results if isinstance(error, Exception)]
             if read:
-                lines = _lines(saved, read, options["top"], options["json"])
+                lines = _lines(saved, read, options["top"], options["json"], options["views"])
                 with tqdm.external_write_mode(sys.stdout):
                     cli.put("\n".join(lines))
                 done = True
@@ -92,10 +93,11 @@ def _opened(file):
     return stream
 
 
-def _lines(saved, read, top, as_json):
+def _lines(saved, read, top, as_json, views):
     """What the network of a checkpoint finds in images, (file, array) pairs: a line for each, the best class first."""
     meaning, noun = MEANINGS[saved.options["loss"]]
-    values = meaning(saved.model.predict(np.stack([image for _, image in read]), len(read)))
+    images = np.stack([image for _, image in read])
+    values = meaning(mean_of_views(lambda view: saved.model.predict(view, len(read)), images, views))
     names = saved.model.classes or [str(k) for k in range(values.shape[1])]
     for (file, _), row, order in zip(read, values, np.argsort(-values, axis=1, kind="stable")[:, :top], strict=True):
         found = [(names[k], float(row[k])) for k in order]
@@ -120,6 +122,7 @@ def _parser():
     parser.add("--top", "how many classes to name (default: 3)", type=cli.whole(1), metavar="N")
     parser.add("--json", 'a JSON object a line: {"picture": ..., "classes": [{"class": ..., "probability": ...}, ...]}',
                action="store_true")
+    parser.add_views()
     parser.add_max_pixels()
     parser.add_device("where to compute", "512M, or half of what there is where that is less")
     parser.add_config()

@@ -114,6 +114,14 @@ def test_what_is_no_loss_and_no_scheduler():
         nbcnn.evaluation.measure(nbcnn.BackpropScheduler(network(), nbcnn.CrossEntropyLoss()), dataset(PAIRS), on_batch=3)
 
 
+def test_other_numbers_of_views():
+    for views, error, got in ((3, ValueError, "3"), (-1, ValueError, "-1"), ("2", TypeError, "'2'"), (True, TypeError, "True")):
+        with pytest.raises(error, match=f"^views: expected 1, 2 or 6, got {got}$"):
+            nbcnn.evaluate(network(), dataset(PAIRS), views=views)
+    with pytest.raises(ValueError, match=r"^views: expected 1 or 2 for images of 1 x 3 pixels, got 6$"):
+        nbcnn.evaluate(network(), dataset(PAIRS), views=6)
+
+
 def test_a_loss_that_is_no_mean():
     with pytest.raises(ValueError, match="loss: expected reduction 'mean', got 'sum'"):
         network().evaluate(dataset(PAIRS), nbcnn.CrossEntropyLoss(reduction="sum"))
@@ -142,6 +150,13 @@ def test_it_prints_what_evaluate_finds(small, capsys):
     assert run("--json", "--split", "train", "--batch-size", "1", "--threads", "1") == 0
     out = json.loads(capsys.readouterr().out)
     assert out["pictures"] == 2 and (out["checkpoint"], out["dataset"], out["split"]) == ("net.safetensors", "shapes", "train")
+
+
+def test_views_of_each_image(small, capsys):
+    """An ant's mirror image is a cow's: half of each."""
+    assert run("--views", "2", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"] == nbcnn.evaluate(network(), dataset(PAIRS), views=2).loss != network().evaluate(dataset(PAIRS)).loss
 
 
 def test_it_measures_the_loss_of_the_training(small, capsys):
@@ -174,7 +189,9 @@ def test_where_the_images_are_from(small, monkeypatch, capsys):
     (["--dataset", "cifar10"], "data: no CIFAR-10 there"),
     (["--dataset", "folder", "--data-dir", "nowhere"], "nowhere: No such file"),
     (["--data-dir", "elsewhere"], "--data-dir elsewhere: the shapes are built in; give --dataset cifar10 or --dataset folder"),
-    (["--batch-size", "0"], "--batch-size"), (["--dataset", "kmnist"], "choice: 'kmnist'"), (["--top", "3"], "unrecognized"),
+    (["--batch-size", "0"], "--batch-size"), (["--views", "3"], "--views: invalid choice: 3 (choose from 1, 2, 6)"),
+    (["--views", "6"], "views: expected 1 or 2 for images of 1 x 3 pixels, got 6"),
+    (["--dataset", "kmnist"], "choice: 'kmnist'"), (["--top", "3"], "unrecognized"),
     (["--checkpoint", "nowhere"], "nowhere: No such file"), (["--checkpoint", "text"], "text: not a safetensors file"),
     (["--checkpoint", "other.safetensors"],
      "dataset: expected the network's classes, x, y, z, got ant, bee, cow"),

@@ -6,7 +6,7 @@ PACKAGE = Path(__file__).parents[1] / "nbcnn"
 LAYERS = [      # the lowest first; a module imports those of its own line and of lines before it
     "files instead interrupts table threads user_cache",
     "kernels",
-    "init layers losses memory optim parameter pictures profile progress",
+    "init layers losses memory optim parameter pictures profile progress views",
     "scheduler steps",
     "model models",
     "datasets",

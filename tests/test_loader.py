@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbcnn.datasets import Dataset, Loader
+from nbcnn.datasets import Dataset, Loader, class_weights
 from nbcnn.kernels.cpu.buffer import Buffer
 
 import oracles
@@ -198,6 +198,22 @@ def test_names_of_classes_and_data_sets_are_strings():
                                    ([1], "n", "classes: expected a sequence of str, got int")):
         with pytest.raises(TypeError, match=f"^{message}$"):
             Dataset(np.zeros((1, 3, 4, 4), np.uint8), [0], classes, name)
+
+
+def test_class_weights():
+    """M / (C * count): 12 images, 3 classes of 1, 3 and 8. With them each class has the same sum of weights, 4."""
+    labels = np.array([1, 2, 2, 1, 2, 2, 2, 0, 2, 2, 1, 2])
+    weights = class_weights(Dataset(np.zeros((12, 1, 1, 1), np.uint8), labels, ["a", "b", "c"], "n"))
+    assert weights.tolist() == [4, 4 / 3, 0.5] and weights.dtype == np.float64 and weights[labels].mean() == pytest.approx(1)
+
+
+def test_a_class_without_images_has_no_weight():
+    for labels, missing in (([1, 1], "cat"), ([0, 0], "dog"), ([], "cat")):
+        data = Dataset(np.zeros((len(labels), 3, 4, 4), np.uint8), np.array(labels, int), ["cat", "dog"], "pets")
+        with pytest.raises(ValueError, match=f"^dataset: expected an image of each class, got none of {missing}$"):
+            class_weights(data)
+    with pytest.raises(TypeError, match=r"^dataset: expected a nbcnn\.datasets\.Dataset, got list$"):
+        class_weights([0, 1])
 
 
 def test_as_pytorchs_loader():

@@ -107,6 +107,23 @@ def test_folders_and_many_images_in_batches(folder, monkeypatch, capsys):
     assert lines[-1][1].startswith("blue") and lines[-2][1].startswith("red")
 
 
+def test_views_of_each_image(capsys):
+    """A red corner that counts 12 is there in the image itself, not in its mirror image, and in no view that is moved."""
+    model = network()
+    weight = np.zeros((3, 3 * 8 * 8))
+    weight[0, 0] = 12
+    model.linear.weight.set(weight)
+    model.save("net.safetensors")
+    picture = Image.new("RGB", (8, 8))
+    picture.putpixel((0, 0), (255, 0, 0))
+    picture.save("corner.png")
+    for views, red in (("1", 12), ("2", 12 / 2), ("6", 12 / 4)):
+        assert run("corner.png", "--top", "1", "--views", views) == 0
+        assert capsys.readouterr().out == f"corner.png\tred {np.exp(red) / (np.exp(red) + 2):.3f}\n"
+    assert run("corner.png", "--views", "4") == 2
+    assert "--views: invalid choice: 4 (choose from 1, 2, 6)" in capsys.readouterr().err
+
+
 def test_grey_networks(capsys):
     model = nbcnn.Sequential([nbcnn.Flatten(), nbcnn.Linear(16, 2)], input_shape=(1, 4, 4), classes=["dark", "bright"])
     model[1].weight.set(np.repeat([[-1.0], [1.0]], 16, axis=1))

@@ -58,3 +58,40 @@ class Dataset:
         except IndexError:
             raise IndexError(f"index: expected positions of {len(self)} images, got {shown(index)}") from None
         return (images, int(labels)) if images.ndim == 3 else Dataset(images, labels, self.classes, self.name)
+
+
+def class_weights(dataset):
+    """Weights of classes, for a loss, with which each class counts as much as any other: M / (C * its number of images).
+
+    Parameters
+    ----------
+    dataset : Dataset
+
+    Returns
+    -------
+    weights : float64 array (C,)
+        Their mean over the images is 1.
+
+    Raises
+    ------
+    TypeError
+        When `dataset` is no Dataset.
+    ValueError
+        When a class has no image: no weight would make up for that.
+
+    Notes
+    -----
+    Source: "balanced" of scikit-learn's compute_class_weight, after G. King and L. Zeng, Logistic regression in rare events data,
+    2001.
+
+    Examples
+    --------
+    >>> data = Dataset(np.zeros((4, 3, 8, 8), np.uint8), [0, 1, 1, 1], ["cat", "dog"], "pets")
+    >>> class_weights(data)
+    array([2.        , 0.66666667])
+    """
+    classes = instance(dataset, "dataset", Dataset, "a nbcnn.datasets.Dataset").classes
+    counts = np.bincount(dataset.labels, minlength=len(classes))
+    if not counts.all():
+        raise ValueError(f"dataset: expected an image of each class, got none of {one_line(classes[counts.argmin()])}")
+    return len(dataset) / (len(classes) * counts)

@@ -18,7 +18,7 @@ def main(argv=None):
 
 
 def _main(argv):
-    options = {"split": "test", "batch_size": 256, "json": False, "skip_broken": False, **_parser().options(argv)}
+    options = {"split": "test", "batch_size": 256, "json": False, "skip_broken": False, "views": 1, **_parser().options(argv)}
     saved = cli.load_trained(options)
     if saved.model.classes is None and "dataset" not in {**saved.options, **options}:
         raise ValueError(f"--dataset: {options['checkpoint']} does not say what it was trained with; give one of --list-datasets")
@@ -36,7 +36,7 @@ def _main(argv):
     if share and wanted == "train":         # the part that was trained on, or that the best epoch was chosen with
         dataset = split_off(dataset, share, saved.options["seed"])[options["split"] == "val"]
     with tqdm(total=len(dataset), unit=" images", leave=False, disable=None) as bar:
-        found = measure(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n))
+        found = measure(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n), options["views"])
     if options["json"]:
         cli.say(json.dumps({"checkpoint": options["checkpoint"], "dataset": dataset.name, "split": options["split"],
                             **found.as_dict()}))
@@ -64,6 +64,7 @@ def _parser():
     parser.add_max_pixels()
     parser.add_skip_broken()
     parser.add("--batch-size", "images at a time (default: 256)", type=cli.whole(1), metavar="N")
+    parser.add_views()
     parser.add("--json", "one JSON object instead of tables", action="store_true")
     parser.add_device("where to compute")
     parser.add_config()

@@ -12,8 +12,8 @@ import re
 import numpy as np
 
 import nbcnn
-from nbcnn import kernels, losses, models, optim, pictures
-from nbcnn.datasets import Dataset, Loader
+from nbcnn import kernels, losses, models, optim, pictures, views
+from nbcnn.datasets import Dataset, Loader, class_weights
 
 import cases
 from arrays import Reshaped
@@ -87,7 +87,8 @@ def table():
         "normalization_table": lambda: dict(mean=[0.5] * 3, std=[0.2] * 3, channels=3, dtype=np.float32),
         "normalize_images": lambda: dict(out=f32(2, 3, 8, 8), images=u8(2, 3, 8, 8), table=f32(3, 256)),
         "load_images": lambda: dict(out=f32(2, 3, 8, 8), images=u8(5, 3, 8, 8), index=rng.integers(0, 5, 2),
-                                    flip=np.array([True, False]), shift=(1, -1), table=f32(3, 256)),
+                                    flip=np.array([True, False]), shift=(1, -1), table=f32(3, 256), border="zero", cutout=3,
+                                    corners=(2, -1)),
     }
     calls = {name: (getattr(kernels, name), arguments) for name, arguments in entries.items()}
     calls |= {
@@ -142,13 +143,16 @@ def table():
         "fit": (nbcnn.fit, lambda: dict(
             model=network(), train=data, test=data, epochs=1, batch_size=4, loss=None, optimizer=None, schedule=None, shuffle=True,
             augment=False, seed=0, progress=None, on_step=None, on_epoch=None, profile=False)),
-        "evaluate": (nbcnn.evaluate, lambda: dict(model=trained, dataset=data, loss=None, batch_size=5)),
-        "measure": (nbcnn.evaluation.measure, lambda: dict(scheduler=scheduler, dataset=data, batch_size=4, on_batch=None)),
+        "evaluate": (nbcnn.evaluate, lambda: dict(model=trained, dataset=data, loss=None, batch_size=5, views=2)),
+        "measure": (nbcnn.evaluation.measure, lambda: dict(
+            scheduler=scheduler, dataset=data, batch_size=4, on_batch=None, views=1)),
+        "mean_of_views": (lambda **a: views.mean_of_views(trained, **a), lambda: dict(images=u8(2, 3, 8, 8), views=6)),
         # data
         "Dataset": (Dataset, lambda: dict(images=u8(3, 3, 4, 4), labels=np.array([0, 1, 2]), classes=["a", "b", "c"], name="n")),
+        "class_weights": (class_weights, lambda: dict(dataset=data)),
         "Loader": (lambda **a: next(Loader(**a).epoch(0)), lambda: dict(
-            dataset=data, batch_size=4, shuffle=True, seed=0, augment=True, flip=0.5, shift=2, mean=[0.5] * 3, std=[0.2] * 3,
-            dtype=np.float32)),
+            dataset=data, batch_size=4, shuffle=True, seed=0, augment=True, flip=0.5, shift=2, shift_per="batch", border="zero",
+            cutout=2, mean=[0.5] * 3, std=[0.2] * 3, dtype=np.float32)),
         "Loader.epoch": (lambda **a: list(itertools.islice(Loader(data, 4).epoch(**a), 2)), lambda: dict(
             epoch=1, into=None, start=0)),
         "read_picture": (lambda shape: pictures.read_picture("nowhere.png", shape), lambda: dict(shape=(3, 8, 8))),

@@ -208,9 +208,11 @@ def test_the_layer_is_that_of_the_step_that_failed():
     assert_same(results[0][0], results[1][0], 1e-6, 1e-7)       # cross-entropy, in one step of float32
 
 
-def test_evaluate_equals_the_cpus():
+@pytest.mark.parametrize("views", [1, 6])
+def test_evaluate_equals_the_cpus(views):
     """Loss and confusion matrix, in batches of which the last one is short."""
-    cpu, gpu = (measure(nbcnn.BackpropScheduler(network(device), nbcnn.MSELoss()), IMAGES, 4) for device in ("cpu", "cuda"))
+    cpu, gpu = (measure(nbcnn.BackpropScheduler(network(device), nbcnn.MSELoss()), IMAGES, 4, views=views)
+                for device in ("cpu", "cuda"))
     assert cpu.loss == gpu.loss > 0 and (cpu.confusion == gpu.confusion).all()
 
 
