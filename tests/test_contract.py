@@ -180,6 +180,45 @@ def test_each_gradient_is_added_to_where_asked(backend, name, add):
     assert all(equal(gradient, (1 + added) * first) for gradient, added, first in zip(gradients, add, once, strict=True))
 
 
+@pytest.mark.parametrize("name", ["Conv2d", "Conv2dMaxPool2d", "Linear"])
+@pytest.mark.parametrize("frozen", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("n", [3, 2, 0])
+def test_frozen_parameters(backend, name, frozen, n):
+    """What is left is what it is without; the weights' kernel does not run, and none does where nobody asks for anything."""
+    arguments, x_shape, y_shape = OPERATIONS[name]
+    operation = getattr(backend, name)(*arguments, np.float32)
+    operation.reserve(3)
+    samples, dys, w, b = integers(6, (3, *x_shape), (3, *y_shape), (3, 2, 3, 3) if "Conv" in name else (5, 18), y_shape[0])
+    b[:] = -99
+    b[:2] = 9, 0        # with a ReLU windows that all, some and none win
+    x, dy = (backend.Buffer.holding(backend.to_device(a)) for a in (samples, dys))
+    y, params = backend.Buffer(3, y_shape, np.float32), tuple(backend.flat_weight(backend.to_device(a)) for a in (w, b))
+    backend.run(operation.forward(n, y, x, params))
+
+    def gradients(frozen, with_dx, repeat=1):
+        """dx, dw and db, None in the places of those that nobody asks for; the kernels' names."""
+        dx = backend.Buffer.holding(backend.to_device(np.full_like(samples, 99))) if with_dx else None
+        found = backend.Gradients(operation, n, (w.size, b.size), np.float32)
+        targets, calls = tuple(None if none else target for none, target in zip(frozen, found.targets, strict=True)), []
+        for k in range(repeat):
+            calls += operation.backward(n, dx, targets, dy, x, y, params, (k > 0, k > 0))
+        backend.run(calls + found.calls)
+        arrays = [None if none else backend.to_host(array) for none, array in zip(frozen, found.arrays, strict=True)]
+        return [dx and backend.to_host(dx.view(3)), *arrays], [call.kernel.__name__ for call in calls]
+
+    whole, _ = gradients((False, False), True)
+    assert n == 0 or all(array.any() for array in whole)
+    for with_dx in (True, False):
+        results, kernels = gradients(frozen, with_dx)
+        for result, expected, wanted in zip(results, whole, (with_dx, *(not none for none in frozen)), strict=True):
+            assert equal(result, expected) if wanted else result is None
+        assert len(kernels) == 0 or with_dx or not all(frozen)
+        assert not frozen[0] or not any("backward_weight" in kernel for kernel in kernels)
+        if backend.device == "cpu":
+            results, _ = gradients(frozen, False, repeat=2)
+            assert all(result is None or equal(result, 2 * expected) for result, expected in zip(results, whole, strict=True))
+
+
 def test_loss_and_update(backend):
     """A loss that float() makes a number of, its gradient, and a step of SGD along it."""
     x, t = integers(5, (4, 4), (4, 4))

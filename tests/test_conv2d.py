@@ -17,6 +17,7 @@ from nbcnn.kernels.cpu.launch import run
 
 import oracles
 from arrays import awkward, equal, filled_buffer, in_both_dtypes, integers
+from llvm import double_operations
 from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
@@ -178,6 +179,9 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
     once = dw.copy(), db.copy()
     run(operation.backward(len(x), None, (dw, db), dy_buffer, x_buffer, y, (flat, b), (True, False)))
     assert (dw == 2 * once[0]).all() and (db == once[1]).all()
+    # Of frozen weights there is no gradient, and the bias's is the same.
+    run(operation.backward(len(x), None, (None, db), dy_buffer, x_buffer, y, (flat, b), (False, True)))
+    assert (dw == 2 * once[0]).all() and (db == 2 * once[1]).all()
 
 
 CHECKED = """
@@ -224,6 +228,14 @@ def test_same_bits_for_any_batch_and_any_threads():
     for _ in one_and_all_threads():
         assert (conv2d_forward(x, w, b, padding=1) == y).all()
         assert all((a == e).all() for a, e in zip(conv2d_backward(dy, x, w, padding=1), gradients, strict=True))
+
+
+def test_float32_kernel_of_a_bias_holds_no_double():
+    """The one for frozen weights, which no other test of types sees."""
+    operation = cpu.Conv2d((1, 3, 3), (1, 3, 3), (1, 1), (1, 1), (0, 0), (1, 1), np.float32)
+    buffer = cpu.Buffer(1, (1, 3, 3), np.float32)
+    run(operation.backward_bias(1, cpu.allocate((1,), np.float32), buffer, buffer, True))
+    assert not double_operations(kernels.conv2d_backward_bias)
 
 
 def test_need_dx_false_leaves_it_out():

@@ -298,6 +298,10 @@ def test_operation_writes_its_outputs_and_nothing_else(tile, data, seed, more):
     assert all_equal((dw, db), (once[0], 2 * once[1]))
     run(operation.backward(N, None, (dw, None), dy_buffer, x_buffer, y, (flat, None), (True, True)))
     assert equal(dw, 2 * once[0])
+    # Of frozen weights there is no gradient, and the bias's is the same.
+    db[...] = once[1]
+    run(operation.backward(N, None, (None, db), dy_buffer, x_buffer, y, (flat, b), (False, True)))
+    assert all_equal((dw, db), (2 * once[0], 2 * once[1]))
     # Without a bias, and for another number of images, none of the last call's is left.
     n = N // 2
     run(operation.forward(n, y, x_buffer, (flat, None)))
@@ -451,9 +455,11 @@ def test_float32_kernels_hold_no_double():
     x, y, dx = (cpu.Buffer(1, shape, np.float32) for shape in ((1, 3, 3), (1, 1, 3), (1, 3, 3)))
     w, b = (cpu.allocate((1,), np.float32) for _ in range(2))
     calls = operation.forward(1, y, x, (w, b)) + operation.backward(1, dx, (w, b), y, x, y, (w, b), (True, True))
+    calls += operation.backward(1, None, (None, b), y, x, y, (w, b), (True, True))
     run(calls)
     names = [call.kernel.py_func.__name__ for call in calls]
-    assert {"conv2d_maxpool2d_forward", "conv2d_maxpool2d_backward_weight", "conv2d_maxpool2d_backward_input"} <= set(names)
+    assert {"conv2d_maxpool2d_forward", "conv2d_maxpool2d_backward_weight", "conv2d_maxpool2d_backward_input",
+            "conv2d_maxpool2d_backward_bias"} <= set(names)
     for call in calls:
         assert not double_operations(call.kernel), call.kernel.py_func.__name__
 

@@ -183,7 +183,7 @@ def make_conv2d_backward_weight(P, V, LANES):
                 first = part * g.n // parts + chunk * at_once
                 end = min(first + at_once, (part + 1) * g.n // parts)
                 if p == piece == k == 0:
-                    conv2d_backward_bias(db, block * WIDTH, dy, one, g, first, end, o, chunk > 0, V, WIDTH)
+                    add_pixels(db, block * WIDTH, dy, one, g, first, end, o, chunk > 0, V, WIDTH)
                 q, q_last = piece + k // g.C, piece + (min(k + P, size) - 1) // g.C
                 i_first, i_end = tile.range_inside(p * g.dilation_h - g.padding_h, g.stride_h, g.OH, g.H)
                 j_first, all_end = tile.range_inside(q_last * g.dilation_w - g.padding_w, g.stride_w, g.OW, g.W)
@@ -211,7 +211,7 @@ def make_conv2d_backward_weight(P, V, LANES):
 
 
 @numba.njit(inline="always")
-def conv2d_backward_bias(db, at, dy, one, g, first, end, o, add, V, WIDTH):
+def add_pixels(db, at, dy, one, g, first, end, o, add, V, WIDTH):
     """db[at] = (or, with `add`, +=) the sum over first <= m < end and all i, j of dy[m, i, j, o], for V vectors of outputs."""
     row = tile.rows_strided(1, 0, 0)
     acc = tile.load(1, V, db, row, at) if add else tile.zero(1, V, db)
@@ -219,6 +219,33 @@ def conv2d_backward_bias(db, at, dy, one, g, first, end, o, add, V, WIDTH):
         for pixel in range(g.OH * g.OW):
             acc = tile.outer(acc, one, row, 0, dy, m * g.y_step + pixel * g.O + o)
     tile.store(acc, db, row, at, 0, 1, WIDTH)
+
+
+@njit(parallel=PARALLEL)
+def conv2d_backward_bias(db, sums, dy, g, parts, add):
+    """db[o] = (or, with add, +=) the sum over m, i, j of dy[m, i, j, o]: all that is left where the weights are frozen.
+
+    A task is a part of the samples, and adds up in its row of `sums`.
+    """
+    for part in prange(parts):
+        row = sums[part * g.O:(part + 1) * g.O]
+        row[:] = dy.dtype.type(0)
+        for m in range(part * g.n // parts, (part + 1) * g.n // parts):
+            for at in range(m * g.y_step, m * g.y_step + g.OH * g.OW * g.O, g.O):
+                pixel = dy[at:at + g.O]
+                for o in range(g.O):
+                    row[o] += pixel[o]
+    add_rows(db, sums, g.O, parts, add)
+
+
+@numba.njit(inline="always")
+def add_rows(db, sums, O, parts, add):
+    """db[o] = (or, with add, +=) sums[0, o] + sums[1, o] + ..., in this order."""
+    for o in range(O):
+        total = sums[o]
+        for part in range(1, parts):
+            total += sums[part * O + o]
+        db[o] = total + db[o] if add else total
 
 
 @functools.cache
@@ -275,7 +302,7 @@ class Conv2d(Operation):
     Weights are (O, KH, KW, C), flat. Forward packs them into rows of lanes; the input gradient reads them where they are.
     """
 
-    tile_shape = staticmethod(tile.shape_for)
+    tile_shape, bias_kernel = staticmethod(tile.shape_for), staticmethod(conv2d_backward_bias)
 
     def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, dtype):
         (self.C, *self.x_size), (self.O, *self.y_size) = x_shape, y_shape
@@ -289,6 +316,7 @@ class Conv2d(Operation):
         outputs = -(-self.O // widest) * widest
         self.packed_w, self.packed_b = allocate((outputs * self.run,), dtype), allocate((outputs,), dtype)
         self.zeros, self.one = allocate((self.O,), dtype), np.ones(1, dtype)
+        self.bias_sums = allocate((MOST_PARTS * self.O,), dtype)
 
     def geometry(self, n, x, y):
         """The sizes of a pass of n samples through these buffers."""
@@ -335,9 +363,19 @@ class Conv2d(Operation):
             self.packed_w, self.packed_b, w, self.zeros[:self.O] if b is None else b, width, self.O, self.run))
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        """The calls that compute dw and db, and dx unless it is None."""
-        calls = self.backward_weight(n, dparams, dy, x, add)
+        """The calls that compute dw and db, and dx, each unless it is None."""
+        dw, db = dparams
+        calls = self.backward_bias(n, db, dy, x, add[1]) if dw is None else self.backward_weight(n, dparams, dy, x, add)
         return calls if dx is None else calls + self.backward_input(n, dx, dy, params[0])
+
+    def backward_bias(self, n, db, dy, x, add):
+        """The call that computes db alone, unless it is None."""
+        return [] if db is None else [Call(self.bias_kernel, (
+            db, self.bias_sums, *self.bias_arguments(dy), self.geometry(n, x, dy), max(1, min(MOST_PARTS, n)), add))]
+
+    def bias_arguments(self, dy):
+        """The arrays that the bias's kernel reads."""
+        return (dy.array,)
 
     def backward_weight(self, n, dparams, dy, x, add):
         """The calls that compute dw and db: partial sums over parts of the batch, then their sum."""

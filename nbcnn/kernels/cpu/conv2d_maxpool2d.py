@@ -14,7 +14,7 @@ from numba import prange
 
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.buffer import Buffer, allocate
-from nbcnn.kernels.cpu.conv2d import Conv2d, add_taps, output_places
+from nbcnn.kernels.cpu.conv2d import Conv2d, add_rows, add_taps, output_places
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.launch import PARALLEL
 from nbcnn.kernels.operation import NO_WINNER, Call
@@ -232,6 +232,24 @@ def make_add_parts(LANES):
     return add_parts
 
 
+@njit(parallel=PARALLEL)
+def conv2d_maxpool2d_backward_bias(db, sums, dy, argmax, g, parts, add):
+    """db[o] = (or, with add, +=) the sum of dy[m, i, j, o] over the windows with a winner: all there is where weights are frozen.
+
+    A task is a part of the samples, and adds up in its row of `sums`.
+    """
+    zero = dy.dtype.type(0)
+    for part in prange(parts):
+        row = sums[part * g.O:(part + 1) * g.O]
+        row[:] = zero
+        for m in range(part * g.n // parts, (part + 1) * g.n // parts):
+            for at in range(m * g.y_step, m * g.y_step + g.OH * g.OW * g.O, g.O):
+                window, winners = dy[at:at + g.O], argmax[at:at + g.O]
+                for o in range(g.O):
+                    row[o] += window[o] if winners[o] != NO_WINNER else zero
+    add_rows(db, sums, g.O, parts, add)
+
+
 class Conv2dMaxPool2d(Conv2d):
     """A convolution of stride and dilation 1, pooled in windows side by side, its ReLU included where there is one.
 
@@ -246,6 +264,8 @@ class Conv2dMaxPool2d(Conv2d):
     ----------
     argmax : Buffer of uint8
     """
+
+    bias_kernel = staticmethod(conv2d_maxpool2d_backward_bias)
 
     def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype):
         super().__init__(x_shape, conv_shape, kernel_size, (1, 1), padding, (1, 1), dtype)
@@ -314,6 +334,9 @@ class Conv2dMaxPool2d(Conv2d):
         return [self.pack(params, V * width), Call(make_conv2d_maxpool2d_forward(P, V, width), (
             y.array, self.argmax.array, x.array, self.packed_w, self.packed_b, self.dtype.type(low), np.uint8(none),
             self.geometry(n, x, y)), self.flop(n) * math.prod(self.pool_size))]
+
+    def bias_arguments(self, dy):
+        return dy.array, self.argmax.array
 
     def backward_weight(self, n, dparams, dy, x, add):
         """dw and db: partial sums over parts of the batch, then their sum."""

@@ -13,6 +13,8 @@ import numpy as np
 
 from nbcnn.kernels.cuda.buffer import Buffer, nothing
 from nbcnn.kernels.cuda.compat import ALIGNMENT, WARP, Launch, cuda, kernel
+from nbcnn.kernels.cuda.gradients import Gradient
+from nbcnn.kernels.cuda.losses import BLOCK, block_sum
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_put, tile_taps, tile_winners, tile_zero
 from nbcnn.kernels.operation import NO_WINNER, Call, Operation
 
@@ -273,6 +275,37 @@ def make_backward_weight(NAME, TILE, X_SHAPE, Y_SHAPE, POOL_SIZE, TAPS, READS, V
     return backward_weight, blocks, THREADS
 
 
+@functools.cache
+def make_backward_bias(NAME, O, PIXELS, VERSION=CODE_VERSION):
+    """The kernel conv2d_backward_bias, or of whatever NAME says, for O outputs of so many pixels: db alone."""
+
+    @kernel(BLOCK, NAME)
+    def backward_bias(partial, dy, argmax, at_b, size, n, parts):
+        """partial[part, o] = the sum over the part's pixels of dy[o, pixel]; of windows, over those that have a winner.
+
+        A block has an output of a part. Parts are of equal size and may begin or end within a sample.
+        """
+        _ = VERSION
+        sums = cuda.shared.array(BLOCK, dy.dtype)
+        part, o, total = cuda.blockIdx.x // O, cuda.blockIdx.x % O, dy.dtype.type(0)
+        for k in range(part * n * PIXELS // parts + cuda.threadIdx.x, (part + 1) * n * PIXELS // parts, BLOCK):
+            at_dy = (k // PIXELS * O + o) * PIXELS + k % PIXELS
+            if len(argmax) == 0 or get(argmax, at_dy) != NO_WINNER:
+                total += get(dy, at_dy)
+        total = block_sum(sums, total)
+        if cuda.threadIdx.x == 0:
+            put(partial, part * size + at_b + o, total)
+
+    return backward_bias
+
+
+def backward_bias_calls(name, n, db, dy, argmax, parts):
+    """The call that computes db alone, in so many partial sums; none where db is None."""
+    O, *size = dy.shape
+    return [] if db is None else [Call(Launch(make_backward_bias(name, O, math.prod(size)), parts * O, BLOCK),
+                                       (db.partial, dy.array, argmax, db.start, db.size, n, parts))]
+
+
 class Phase(NamedTuple):
     """The gradient of the input rows first, first + stride, ...: a correlation of dy, of stride 1, with some of the taps.
 
@@ -303,7 +336,7 @@ def phases(size, kernel, stride, padding, dilation):
 class Conv2d(Operation):
     """A convolution of images of one shape: its kernels, and how their blocks divide the work."""
 
-    forward_kernel, weight_kernel = "conv2d_forward", "conv2d_backward_weight"
+    forward_kernel, weight_kernel, bias_kernel = "conv2d_forward", "conv2d_backward_weight", "conv2d_backward_bias"
     pooled, pool_size, relu = False, (1, 1), False
 
     def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, dtype):
@@ -331,9 +364,14 @@ class Conv2d(Operation):
                                self.kernel_size, self.reads, self.w_steps, y.steps)]
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        """dw, db and, unless dx is None, dx."""
-        calls, (w, _) = self.backward_weight(n, dparams, dy, x), params
-        return calls if dx is None else calls + self.backward_input(n, dx, dy, w)
+        """dw, db and dx, each unless it is None."""
+        dw, db = dparams
+        calls = self.backward_bias(n, db, dy) if dw is None else self.backward_weight(n, dparams, dy, x)
+        return calls if dx is None else calls + self.backward_input(n, dx, dy, params[0])
+
+    def backward_bias(self, n, db, dy):
+        """db alone, unless it is None."""
+        return backward_bias_calls(self.bias_kernel, n, db, dy, self.argmax.array, self.parts(n))
 
     def backward_weight(self, n, dparams, dy, x):
         """dw and db, in partial sums, which `Partials` adds up."""
@@ -349,9 +387,9 @@ class Conv2d(Operation):
         return self.x_shape, (self.O, *self.size), self.pool_size, self.kernel_size, self.reads
 
     def weight_arguments(self, n, dparams, dy, x):
-        """The arguments of the weight gradient's kernel."""
+        """The arguments of the weight gradient's kernel; where dw is None, they are not used."""
         dw, db = dparams
-        at_b = -1 if db is None else db.start
+        dw, at_b = Gradient(nothing(self.dtype), 0, 0) if dw is None else dw, -1 if db is None else db.start
         return dw.partial, dy.array, self.argmax.array, x.array, dw.start, at_b, dw.size, n, self.parts(n)
 
     def flop(self, n):

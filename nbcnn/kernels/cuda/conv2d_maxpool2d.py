@@ -181,6 +181,7 @@ class Conv2dMaxPool2d(Conv2d):
     """
 
     forward_kernel, weight_kernel, pooled = "conv2d_maxpool2d_forward", "conv2d_maxpool2d_backward_weight", True
+    bias_kernel = "conv2d_maxpool2d_backward_bias"
 
     def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype):
         super().__init__(x_shape, conv_shape, kernel_size, (1, 1), padding, (1, 1), dtype)
@@ -191,13 +192,15 @@ class Conv2dMaxPool2d(Conv2d):
         self.argmax = Buffer(batch, (self.O, *self.size), np.uint8)
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
-        """dw, db and, unless dx is None, dx, in one launch."""
+        """dw, db and dx, each unless it is None: in one launch, unless db is all there is of the parameters."""
         if dx is None:
-            return self.backward_weight(n, dparams, dy, x)
+            return super().backward(n, dx, dparams, dy, x, y, params, add)
         (*geometry, _), (_, PW) = self.geometry(), self.size
         _, _, groups, outputs, rows = weight_tile = self.weight_tile()
         taken = groups * outputs * rows * PW        # the part of argmax that the weight gradient keeps, if that is more
         tile = backward_input_tile(*geometry, self.padding, self.dtype.itemsize, taken)
         kernel, w_blocks, x_blocks, threads = make_conv2d_maxpool2d_backward(weight_tile, tile, *geometry, self.padding)
-        return [Call(Launch(kernel, self.parts(n) * w_blocks + n * x_blocks, threads),
-                     (*self.weight_arguments(n, dparams, dy, x), dx.array, params[0]), 2 * self.flop(n))]
+        frozen = dparams[0] is None
+        call = Call(Launch(kernel, n * x_blocks + (0 if frozen else self.parts(n) * w_blocks), threads),
+                    (*self.weight_arguments(n, dparams, dy, x), dx.array, params[0]), self.flop(n) * (2 - frozen))
+        return [call, *self.backward_bias(n, dparams[1], dy)] if frozen else [call]

@@ -6,6 +6,7 @@ import numpy as np
 
 from nbcnn.kernels.cuda.buffer import allocate, nothing
 from nbcnn.kernels.cuda.compat import SIMULATED, Launch, cuda, kernel
+from nbcnn.kernels.cuda.conv2d import backward_bias_calls
 from nbcnn.kernels.cuda.losses import BLOCK
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put, tile_dot
 from nbcnn.kernels.operation import Call, Operation
@@ -100,16 +101,16 @@ def make_linear(IN, OUT, VERSION=CODE_VERSION):
         linear_part(y, x, w, b, n, IN, OUT, a_tile, b_tile)
 
     @kernel(THREADS)
-    def linear_backward(partial, at_w, at_b, dx, dy, x, w, n):
-        """dw[o, c] = sum of dy[n, o] * x[n, c], db[o] = sum of dy[n, o]; in other blocks dx[n, c] = sum of dy[n, o] * w[o, c].
+    def linear_backward(partial, at_w, at_b, dx, dy, x, w, n, x_blocks):
+        """dx[n, c] = sum of dy[n, o] * w[o, c]; in blocks from x_blocks on dw[o, c] = sum of dy[n, o] * x[n, c].
 
-        db is a column of dw, of an x that is 1 there.
+        db[o] = sum of dy[n, o] is a column of dw, of an x that is 1 there.
         """
         _ = VERSION
         a_tile = cuda.shared.array(SHARED, dy.dtype)      # on lines of their own: the simulator tells arrays apart by line
         b_tile = cuda.shared.array(SHARED, dy.dtype)
-        t, block = cuda.threadIdx.x, cuda.blockIdx.x
-        if block < W_BLOCKS:
+        t, block = cuda.threadIdx.x, cuda.blockIdx.x - x_blocks
+        if block >= 0:
             row_first, column_first = block // W_BLOCKS_X * SIDE, block % W_BLOCKS_X * SIDE
             total = product(dy, 1, OUT, OUT, x, 1, IN, IN, IN, n, row_first, column_first, a_tile, b_tile)
             row, column = row_first + t // SIDE, column_first + t % SIDE
@@ -119,7 +120,7 @@ def make_linear(IN, OUT, VERSION=CODE_VERSION):
                 elif column == IN and at_b >= 0:
                     put(partial, at_b + row, total)
         else:
-            row_first, column_first = (block - W_BLOCKS) // X_BLOCKS_X * SIDE, (block - W_BLOCKS) % X_BLOCKS_X * SIDE
+            row_first, column_first = cuda.blockIdx.x // X_BLOCKS_X * SIDE, cuda.blockIdx.x % X_BLOCKS_X * SIDE
             total = product(dy, OUT, 1, n, w, 1, IN, IN, -1, OUT, row_first, column_first, a_tile, b_tile)
             row, column = row_first + t // SIDE, column_first + t % SIDE
             if row < n and column < IN:
@@ -155,7 +156,12 @@ class Linear(Operation):
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         (dw, db), (_, kernel, w_blocks, x_blocks) = dparams, self.kernels
-        blocks = w_blocks + (0 if dx is None else x_blocks * -(-n // SIDE))
+        w_blocks, x_blocks = 0 if dw is None else w_blocks, 0 if dx is None else x_blocks * -(-n // SIDE)
+        calls = backward_bias_calls("linear_backward_bias", n, db, dy, nothing(np.dtype(np.uint8)), 1) if dw is None else []
+        if dw is None and dx is None:
+            return calls
+        partial, at_w = (nothing(self.dtype), 0) if dw is None else (dw.partial, dw.start)
         at_b, dx_array = -1 if db is None else db.start, nothing(self.dtype) if dx is None else dx.array
-        return [Call(Launch(kernel, blocks, THREADS), (dw.partial, dw.start, at_b, dx_array, dy.array, x.array, params[0], n),
-                     2 * n * self.O * self.IN * (1 if dx is None else 2))]
+        arguments = partial, at_w, at_b, dx_array, dy.array, x.array, params[0], n, x_blocks
+        flop = 2 * n * self.O * self.IN * ((dw is not None) + (dx is not None))
+        return [*calls, Call(Launch(kernel, w_blocks + x_blocks, THREADS), arguments, flop)]
