@@ -31,6 +31,7 @@ from nbcnn.kernels.shown import one_line, shown
 from nbcnn.layers import MOST_FUSED, require_network
 from nbcnn.losses import require_loss
 from nbcnn.memory import max_memory
+from nbcnn.optim import clip_grad_norm_
 from nbcnn.profile import Profile
 from nbcnn.table import format_table
 
@@ -300,8 +301,10 @@ class BackpropScheduler:
         return calls + [("gradients", call) for call in (self._partials.sum(n, add) if update is None else update(self._partials))]
 
     @_alone
-    def train_step(self, images, targets, optimizer):
+    def train_step(self, images, targets, optimizer, *, clip_norm=None):
         """zero_grad, forward, backward and the optimizer's step; the update is left out where the loss is not finite.
+
+        With `clip_norm` the gradients are clipped before the update, to this norm of all that the optimizer updates.
 
         Returns
         -------
@@ -311,6 +314,8 @@ class BackpropScheduler:
         loss = self._forward(images, targets, True)
         if math.isfinite(float(loss)):
             self._backward()
+            if clip_norm is not None:
+                _call(self._profile, ("optimizer", "update", "clip_grad_norm_"), clip_grad_norm_, optimizer.params, clip_norm)
             _call(self._profile, ("optimizer", "update", type(optimizer).__name__), optimizer.step)
         return loss
 

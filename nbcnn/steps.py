@@ -2,6 +2,8 @@
 
 A step is zero_grad, forward, loss, backward and update: `BackpropScheduler.train_step` or, on the device, `DeviceSteps.calls`.
 """
+import math
+
 import numpy as np
 
 GRAPH_STEPS = 8     # in one graph, where so many are to be done
@@ -12,16 +14,19 @@ class HostSteps:
     """Training steps whose batches the loader makes, one at a time.
 
     The scheduler has a plan for the images. The optimizer is None for what only computes outputs. `targets` makes the loss's
-    targets of labels; `schedule`, or None, the learning rate of a step from its number, over all epochs.
+    targets of labels; `schedule`, or None, the learning rate of a step from its number, over all epochs. `clip_norm` and `ema`, or
+    None, are as of `fit`.
     """
 
-    def __init__(self, scheduler, optimizer, loader, targets, schedule):
+    def __init__(self, scheduler, optimizer, loader, targets, schedule, clip_norm=None, ema=None):
         self.scheduler, self.optimizer, self.loader, self.targets, self.schedule = scheduler, optimizer, loader, targets, schedule
+        self.clip_norm, self.ema = clip_norm, ema
         self.epoch = self.step = 0
 
     def begin(self, epoch, start=0):
         """Go to a step of an epoch."""
-        self.epoch, self.step, self.batches = epoch, start, self.loader.epoch(epoch, self.scheduler.images, start)
+        into = self.scheduler.images if self.scheduler.backend.device == "cpu" else None
+        self.epoch, self.step, self.batches = epoch, start, self.loader.epoch(epoch, into, start)
 
     def run(self):
         """Do the next step, or the next few; the (loss, number of samples) of each."""
@@ -29,7 +34,10 @@ class HostSteps:
         if self.schedule:
             self.optimizer.lr = self.rate(self.step)
         self.step += 1
-        return [(self.scheduler.train_step(images, self.targets(labels), self.optimizer), len(labels))]
+        loss = self.scheduler.train_step(images, self.targets(labels), self.optimizer, clip_norm=self.clip_norm)
+        if self.ema is not None and math.isfinite(float(loss)):
+            self.ema.update()
+        return [(loss, len(labels))]
 
     def rate(self, step):
         """The learning rate of a step of this epoch."""
