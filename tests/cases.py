@@ -75,6 +75,11 @@ KERNELS = {
                                            ceil_mode=False, count_include_pad=True, divisor_override=None),
     "global_avgpool2d_forward": lambda rng: dict(x=f32(rng, 2, 3, 8, 8)),
     "global_avgpool2d_backward": lambda rng: dict(dy=f32(rng, 2, 3, 1, 1), x_shape=(2, 3, 8, 8)),
+    "batchnorm_forward": lambda rng: dict(x=f32(rng, 2, 3, 4, 4), weight=f32(rng, 3), bias=f32(rng, 3), eps=1e-5),
+    "batchnorm_evaluate": lambda rng: dict(x=f32(rng, 2, 3, 4, 4), mean=f32(rng, 3), var=f32(rng, 3) ** 2, weight=f32(rng, 3),
+                                           bias=f32(rng, 3), eps=1e-5),
+    "batchnorm_backward": lambda rng: dict(dy=f32(rng, 2, 3, 4, 4), x=f32(rng, 2, 3, 4, 4), mean=f32(rng, 3), var=f32(rng, 3) ** 2,
+                                           weight=f32(rng, 3), eps=1e-5, need_dx=True),
     "conv2d_maxpool2d_forward": lambda rng: dict(x=f32(rng, 2, 3, 8, 8), w=f32(rng, 4, 3, 3, 3), b=f32(rng, 4), padding=1,
                                                  pool_size=2, relu=True),
     "conv2d_maxpool2d_backward": lambda rng: dict(

@@ -97,6 +97,27 @@ def avgpool2d_backward(dy, x_shape, kernel_size, stride, padding, *options):
     return dx[:, :, PH:PH + H, PW:PW + W]
 
 
+def batchnorm_forward(x, weight, bias, eps, mean=None, var=None):
+    """y, mean and var, for x with the channels on axis 1."""
+    axes, shape = (0, *range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
+    mean, var = x.mean(axes) if mean is None else mean, x.var(axes) if var is None else var
+    xhat = (x - mean.reshape(shape)) / np.sqrt(var + eps).reshape(shape)
+    return xhat * weight.reshape(shape) + bias.reshape(shape), mean, var
+
+
+def batchnorm_backward(dy, x, weight, eps):
+    """dx, dweight, dbias, for the whole Jacobian of a channel's values at once: I - 1/M - xhat xhat'/M."""
+    def rows(a):
+        return np.moveaxis(a, 1, 0).reshape(a.shape[1], -1)
+    dys, xs = rows(dy), rows(x)
+    deviation = np.sqrt(xs.var(1, keepdims=True) + eps)
+    xhat, M = (xs - xs.mean(1, keepdims=True)) / deviation, xs.shape[1]
+    jacobian = np.eye(M) - 1 / M - xhat[:, :, None] * xhat[:, None, :] / M
+    dx = weight[:, None] / deviation * np.einsum("cij,cj->ci", jacobian, dys)
+    dx = np.moveaxis(dx.reshape(x.shape[1], len(x), *x.shape[2:]), 0, 1)
+    return dx, (dys * xhat).sum(1), dys.sum(1)
+
+
 def conv2d_maxpool2d_forward(x, w, b, padding, pool_size, relu):
     """y and argmax, the sums of each window side by side on a last axis."""
     z = conv2d_forward(x, w, b, (1, 1), padding, (1, 1))

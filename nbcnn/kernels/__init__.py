@@ -8,6 +8,7 @@ from nbcnn.kernels.activations import *
 from nbcnn.kernels.adam import *
 from nbcnn.kernels.add import *
 from nbcnn.kernels.avgpool2d import *
+from nbcnn.kernels.batchnorm import *
 from nbcnn.kernels.concat import *
 from nbcnn.kernels.conv2d import *
 from nbcnn.kernels.conv2d_maxpool2d import *

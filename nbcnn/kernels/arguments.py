@@ -243,6 +243,12 @@ def one_of(value, name, choices):
     return value
 
 
+def several_values(n, shape):
+    """Raise ValueError where n samples of a shape have one value of each channel, whose variance would be 0."""
+    if n * math.prod(shape[1:]) == 1:
+        raise ValueError(f"input: expected more than 1 value per channel when training, got input size {(n, *shape)}")
+
+
 def winners(argmax, dy, size, of, nobody=None):
     """argmax as an array of NumPy; each must be a cell of a plane or a window, or `nobody`, as kernels follow it without a look."""
     array = as_array(argmax, "argmax")

@@ -4,6 +4,7 @@ In float64, which is for checks, the functions of the C library do. Calling one 
 computing a vector at a time, so float32 has polynomials of its own, without branches, which the compiler makes vector
 instructions of.
 """
+import inspect
 import math
 
 import numpy as np
@@ -122,10 +123,118 @@ def _normal(x):
 
 
 @njit
-def sigmoid(x, zero, one):
+def sigmoid(x):
     """1/(1 + e^-x), of a power that cannot overflow."""
-    power = exp(-abs(x))
-    return (power if x < zero else one) / (one + power)
+    power, one = exp(-abs(x)), type(x)(1)
+    return (power if x < type(x)(0) else one) / (one + power)
+
+
+# ---- functions of an element, and their gradients: dx of dy and of x or y, as the second argument is called
+
+@njit
+def relu(x):
+    """max(x, 0); NaN stays NaN."""
+    zero = type(x)(0)
+    return zero if x <= zero else x
+
+
+@njit
+def relu_gradient(dy, y):
+    """dy where y > 0 or y is NaN, else 0."""
+    zero = type(y)(0)
+    return zero if y <= zero else dy
+
+
+@njit
+def leaky_relu(x, slope):
+    """x where x > 0, else slope*x."""
+    return x if x > type(x)(0) else slope * x
+
+
+@njit
+def leaky_relu_gradient(dy, x, slope):
+    """dy where x > 0, else slope*dy."""
+    return dy if x > type(x)(0) else slope * dy
+
+
+@njit
+def tanh_gradient(dy, y):
+    """dy (1 - y^2)"""
+    return dy * (type(y)(1) - y * y)
+
+
+@njit
+def sigmoid_gradient(dy, y):
+    """dy y (1 - y)"""
+    return dy * (y * (type(y)(1) - y))
+
+
+@njit
+def gelu(x):
+    """x Phi(x)"""
+    cdf, _ = normal(x)
+    return x * cdf
+
+
+@njit
+def gelu_gradient(dy, x):
+    """dy (Phi(x) + x phi(x))"""
+    cdf, pdf = normal(x)
+    return dy * (cdf + x * pdf)
+
+
+# (1 + tanh u)/2 = sigmoid(2u), which does not cancel; 2u = x (LINEAR + CUBIC x^2)
+LINEAR, CUBIC = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+
+
+@njit
+def gelu_tanh(x):
+    """x (1 + tanh u)/2, u = sqrt(2/pi) (x + 0.044715 x^3)"""
+    linear, cubic = type(x)(LINEAR), type(x)(CUBIC)
+    return x * sigmoid(x * (linear + cubic * x * x))
+
+
+@njit
+def gelu_tanh_gradient(dy, x):
+    """dy (s + x s (1 - s) 2u'), s = (1 + tanh u)/2"""
+    one, three, linear, cubic = type(x)(1), type(x)(3), type(x)(LINEAR), type(x)(CUBIC)
+    s = sigmoid(x * (linear + cubic * x * x))
+    slope = x * s * (one - s)           # 0 long before x^2 is inf
+    return dy * (s + slope * linear + slope * x * x * (three * cubic))
+
+
+@njit
+def identity(x):
+    """x"""
+    return x
+
+
+@njit
+def identity_gradient(dy, x):
+    """dy"""
+    return dy
+
+
+def activate(function, x, options):
+    """A function above, of x and its options, by its name, a constant: for kernels of other files that end with one."""
+
+
+def activate_gradient(function, dy, x, options):
+    """dx of such a function, of x, whatever its gradient reads."""
+
+
+@overload(activate, prefer_literal=True)
+def _activate(function, x, options):
+    value = globals()[function.literal_value]
+    return lambda function, x, options: value(x, *options)
+
+
+@overload(activate_gradient, prefer_literal=True)
+def _activate_gradient(function, dy, x, options):
+    value, gradient = globals()[function.literal_value], globals()[f"{function.literal_value}_gradient"]
+    if "y" in inspect.signature(gradient).parameters:
+        return lambda function, dy, x, options: gradient(dy, value(x, *options), *options)
+    return lambda function, dy, x, options: gradient(dy, x, *options)
 
 
 # ---- kernels, each for the first `count` numbers of flat arrays
@@ -133,33 +242,29 @@ def sigmoid(x, zero, one):
 @kernel
 def relu_forward(y, x, count):
     """y = max(x, 0); NaN stays NaN."""
-    zero = x.dtype.type(0)
     for k in prange(count):
-        y[k] = zero if x[k] <= zero else x[k]
+        y[k] = relu(x[k])
 
 
 @kernel
 def relu_backward(dx, dy, y, count):
     """dx = dy where y > 0 or y is NaN, else 0."""
-    zero = y.dtype.type(0)
     for k in prange(count):
-        dx[k] = zero if y[k] <= zero else dy[k]
+        dx[k] = relu_gradient(dy[k], y[k])
 
 
 @kernel
 def leaky_relu_forward(y, x, slope, count):
     """y = x where x > 0, else slope*x."""
-    zero = x.dtype.type(0)
     for k in prange(count):
-        y[k] = x[k] if x[k] > zero else slope * x[k]
+        y[k] = leaky_relu(x[k], slope)
 
 
 @kernel
 def leaky_relu_backward(dx, dy, x, slope, count):
     """dx = dy where x > 0, else slope*dy."""
-    zero = x.dtype.type(0)
     for k in prange(count):
-        dx[k] = dy[k] if x[k] > zero else slope * dy[k]
+        dx[k] = leaky_relu_gradient(dy[k], x[k], slope)
 
 
 @kernel
@@ -186,66 +291,50 @@ def tanh_forward(y, x, count):
 @kernel
 def tanh_backward(dx, dy, y, count):
     """dx = dy (1 - y^2)"""
-    one = y.dtype.type(1)
     for k in prange(count):
-        dx[k] = dy[k] * (one - y[k] * y[k])
+        dx[k] = tanh_gradient(dy[k], y[k])
 
 
 @kernel
 def sigmoid_forward(y, x, count):
     """y = 1/(1 + e^-x)"""
-    zero, one = x.dtype.type(0), x.dtype.type(1)
     for k in prange(count):
-        y[k] = sigmoid(x[k], zero, one)
+        y[k] = sigmoid(x[k])
 
 
 @kernel
 def sigmoid_backward(dx, dy, y, count):
     """dx = dy y (1 - y)"""
-    one = y.dtype.type(1)
     for k in prange(count):
-        dx[k] = dy[k] * (y[k] * (one - y[k]))
+        dx[k] = sigmoid_gradient(dy[k], y[k])
 
 
 @kernel
 def gelu_forward(y, x, count):
     """y = x Phi(x)"""
     for k in prange(count):
-        cdf, _ = normal(x[k])
-        y[k] = x[k] * cdf
+        y[k] = gelu(x[k])
 
 
 @kernel
 def gelu_backward(dx, dy, x, count):
     """dx = dy (Phi(x) + x phi(x))"""
     for k in prange(count):
-        cdf, pdf = normal(x[k])
-        dx[k] = dy[k] * (cdf + x[k] * pdf)
-
-
-# (1 + tanh u)/2 = sigmoid(2u), which does not cancel; 2u = x (LINEAR + CUBIC x^2)
-LINEAR, CUBIC = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+        dx[k] = gelu_gradient(dy[k], x[k])
 
 
 @kernel
 def gelu_tanh_forward(y, x, count):
     """y = x (1 + tanh u)/2, u = sqrt(2/pi) (x + 0.044715 x^3)"""
-    zero, one, linear, cubic = x.dtype.type(0), x.dtype.type(1), x.dtype.type(LINEAR), x.dtype.type(CUBIC)
     for k in prange(count):
-        v = x[k]
-        y[k] = v * sigmoid(v * (linear + cubic * v * v), zero, one)
+        y[k] = gelu_tanh(x[k])
 
 
 @kernel
 def gelu_tanh_backward(dx, dy, x, count):
     """dx = dy (s + x s (1 - s) 2u'), s = (1 + tanh u)/2"""
-    zero, one, linear, cubic = x.dtype.type(0), x.dtype.type(1), x.dtype.type(LINEAR), x.dtype.type(CUBIC)
-    three = x.dtype.type(3)
     for k in prange(count):
-        v = x[k]
-        s = sigmoid(v * (linear + cubic * v * v), zero, one)
-        slope = v * s * (one - s)       # 0 long before v^2 is inf
-        dx[k] = dy[k] * (s + slope * linear + slope * v * v * (three * cubic))
+        dx[k] = gelu_tanh_gradient(dy[k], x[k])
 
 
 class Activation(Elementwise):
