@@ -380,7 +380,7 @@ def test_three_steps_and_an_evaluation_equal_torch(shape, momentum):
 def test_no_less_exact_than_torch(ratio):
     """Of means so many times the deviation, float32's distance from float64 of the same numbers is at most PyTorch's.
 
-    It has two ways, by the order of memory, of which the better one counts. 1.5: what is left is one rounding of the mean.
+    It has two ways, by the order of memory, and the better one counts, whose sums are double: to 8 roundings, as here they are not.
     """
     import torch
     shape = 64, 16, 15, 15
@@ -398,4 +398,4 @@ def test_no_less_exact_than_torch(ratio):
     theirs = [results(np.float32, layout) for layout in (torch.channels_last, torch.contiguous_format)]
     for mine, right, *others in zip(Layer(d).results(), exact, *theirs, strict=True):
         error, *errors = (np.linalg.norm(a - right) for a in (mine, *others))
-        assert error <= 1.5 * min(errors)
+        assert error <= 1.1 * min(errors) + 8 * np.finfo(np.float32).eps * np.linalg.norm(right)

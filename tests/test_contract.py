@@ -26,6 +26,7 @@ OPERATIONS = {
     "Conv2dMaxPool2d": ((X, CONV, (3, 3), (1, 1), (2, 2), True), X, POOLED),
     "MaxPool2d": ((CONV, (2, 2), (2, 2), (0, 0), (1, 1), POOLED), CONV, POOLED),
     "AvgPool2d": ((CONV, (2, 2), (2, 2), (0, 0), True, None, POOLED), CONV, POOLED),
+    "BatchNorm": ((X, 1e-5, 0.1, None, None), X, X),
     "Flatten": ((POOLED,), POOLED, (18,)),
     "Linear": (((18,), (5,)), (18,), (5,)),
     "Activation": (("relu", X, ()), X, X),              # the name stands for its kernels
@@ -131,11 +132,12 @@ def test_operations(backend, name):
     assert isinstance(operation, Operation) and operation.bytes(3) >= 0 and 1 <= operation.parts(2)
     assert not operation.shares or backend.device == "cuda"
     operation.reserve(3)
-    samples, dys, w, b = integers(4, (3, *x_shape), (3, *y_shape), (3, 2, 3, 3) if "Conv" in name else (5, 18), y_shape[0])
+    w_shape = (3, 2, 3, 3) if "Conv" in name else y_shape[0] if name == "BatchNorm" else (5, 18)
+    samples, dys, w, b = integers(4, (3, *x_shape), (3, *y_shape), w_shape, y_shape[0])
     x, dy = (backend.Buffer.holding(backend.to_device(a)) for a in (samples, dys))
     y, dx = (backend.Buffer(3, shape, np.float32, from_.array if operation.shares else None)
              for shape, from_ in ((y_shape, x), (x_shape, dy)))
-    learns = name in ("Conv2d", "Conv2dMaxPool2d", "Linear")
+    learns = name in ("Conv2d", "Conv2dMaxPool2d", "Linear", "BatchNorm")
     params = tuple(backend.flat_weight(backend.to_device(a)) for a in (w, b)) if learns else ()
     gradients = backend.Gradients(operation, 2, (w.size, b.size), np.float32)
     targets, add = (gradients.targets, (False, False)) if learns else ((), ())

@@ -15,6 +15,7 @@ from nbcnn.kernels import (
 )
 
 from . import installed  # noqa: F401
+from activations import CASES
 
 pytestmark = pytest.mark.offline
 
@@ -35,6 +36,7 @@ POOLS = {
     "3x3, stride 2, padding 1": ((8, 33, 31), dict(kernel_size=3, stride=2, padding=1)),
     "2x3, dilation 2x1": ((8, 12, 9), dict(kernel_size=(2, 3), dilation=(2, 1))),
 }
+CHANNELS = {"images": (64, 15, 15), "vectors": (300,)}
 N = 4
 
 
@@ -88,3 +90,22 @@ def test_maxpool2d(check, geometry):
         y, argmax = maxpool2d_forward(x, **options)
         maxpool2d_backward(array(*y.shape), argmax, x.shape)
     assert check(geometry, both) == ["maxpool2d_forward", "maxpool2d_scatter"]
+
+
+@pytest.mark.parametrize("geometry", CHANNELS)
+@pytest.mark.parametrize("activation", [None, *[(case.layer(*case.options).function, case.layer(*case.options).options)
+                                                for case in CASES]], ids=str)
+def test_batchnorm(check, geometry, activation):
+    """With every activation that may follow."""
+    shape = CHANNELS[geometry]
+
+    def all_of_it(array):
+        from nbcnn.kernels import cuda
+        running = array(shape[0]), array(shape[0]), array(1, dtype=np.int64)
+        operation, params = cuda.BatchNorm(shape, 1e-5, 0.1, activation, running, np.float32), (array(shape[0]), array(shape[0]))
+        x, gradients = cuda.Buffer(N, shape, np.float32), cuda.Gradients(operation, N, (shape[0],) * 2, np.float32)
+        cuda.run(operation.forward(N, x, x, params) + operation.evaluate(N, x, x, params) + operation.commit(N))
+        cuda.run(operation.backward(N, x, gradients.targets, x, x, x, params, (False, False)))
+    assert set(check(geometry, all_of_it)) == {
+        "batchnorm_statistics", "batchnorm_forward", "batchnorm_count", "batchnorm_commit", "batchnorm_backward_sums",
+        "batchnorm_backward"}

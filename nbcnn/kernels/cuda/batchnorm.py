@@ -83,14 +83,15 @@ def make_batchnorm(FUNCTION, C, PIXELS, VERSION=CODE_VERSION):
             moment += dz * d
         total, moment = block_sum(sums, total), block_sum(sums, moment)
         if t == 0:
-            inverse = type(eps)(1) / math.sqrt(get(var, c) + eps)
-            moment *= inverse
+            if count > 0:       # else var is that of others
+                inverse = type(eps)(1) / math.sqrt(get(var, c) + eps)
+                moment *= inverse
+                put(mean_dz, c, total / x.dtype.type(count))
+                put(slope, c, moment * inverse / x.dtype.type(count))
             if len(dbias) > 0:
                 put(dbias, dbias_at + c, total)
             if len(dweight) > 0:
                 put(dweight, dweight_at + c, moment)
-            put(mean_dz, c, total / x.dtype.type(count))
-            put(slope, c, moment * inverse / x.dtype.type(count))
 
     @kernel(THREADS)
     def batchnorm_backward(dx, dy, x, mean, var, weight, bias, mean_dz, slope, eps, options, count):
