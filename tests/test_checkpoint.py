@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from test_own_layers import Shift
 
 import nbcnn
 from nbcnn import checkpoint
@@ -54,7 +55,7 @@ def read_by_hand(path):
     size = int.from_bytes(content[:8], "little")
     header, content = json.loads(content[8:8 + size]), content[8 + size:]
     about = json.loads(header.pop("__metadata__")["nbcnn"])
-    types = {"F32": "<f4", "F64": "<f8"}
+    types = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}
     return about, {name: np.frombuffer(content[slice(*entry["data_offsets"])], types[entry["dtype"]]).reshape(entry["shape"])
                    for name, entry in header.items()}
 
@@ -195,6 +196,41 @@ def test_what_a_checkpoint_does_not_take(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_statistics_counts_and_what_is_frozen_come_back(tmp_path):
+    model = nbcnn.Sequential([("shift", Shift(3)), ("linear", nbcnn.Linear(3, 2))], input_shape=(3,))
+    model.linear.bias.trainable = False
+    optimizer, ema = nbcnn.Lookahead(SGD(model.parameters(), lr=0.1), every=2), nbcnn.EMA(model, 0.5)
+    scheduler = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss())
+    for _ in range(3):
+        scheduler.train_step(np.ones((2, 3), np.float32), np.array([0, 1]), optimizer)
+        ema.update()
+    checkpoint.save(tmp_path / "file", model, optimizer=optimizer, ema=ema)
+    about, tensors = read_by_hand(tmp_path / "file")
+    assert about["steps"] == 3 and about["frozen"] == ["linear.bias"] and tensors["shift.count"] == 10
+    assert "slow.shift.seen" in tensors and "slow.shift.count" not in tensors and "ema.shift.count" not in tensors
+    found = checkpoint.load(tmp_path / "file", [Shift])
+    assert (found.model.vector.data == model.vector.data).all() and (found.model.vector.counts == [3, 10]).all()
+    assert [p.trainable for p in found.model.parameters()] == [True, True, False]
+    assert (found.optimizer.slow == optimizer.slow).all() and (found.ema.average == ema.average).all()
+    checkpoint.save(tmp_path / "again", found.model, optimizer=found.optimizer, ema=found.ema)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes()
+    before = (tmp_path / "file").read_bytes()
+    for change, message in (
+            (lambda about, _: about.update(steps=-1), "steps: expected an int >= 0, got -1"),
+            (lambda about, _: about.update(frozen=["linear.bias", "nobody"]), "frozen: expected names of parameters, got nobody"),
+            (lambda _, tensors: tensors.pop("shift.seen"), "missing shift.seen"),
+            (lambda _, tensors: tensors.pop("ema.shift.seen"), "it has no entry 'ema.shift.seen'"),
+            (lambda _, tensors: tensors.update({"shift.count": np.array(3, np.float32)}), "shift.count: expected int64, got float"),
+            (lambda _, tensors: tensors.update({"shift.seen": np.zeros(3, np.int64)}), "shift.seen: expected float32, got int64"),
+            (lambda _, tensors: tensors.update({"slow.shift.seen": np.zeros(3, np.int64)}), "slow.shift.seen: expected float32"),
+            (lambda _, tensors: tensors.update({"slow.shift.seen": np.zeros(4, np.float32)}), "slow.shift.seen: expected shape"),
+            (lambda about, _: about["lookahead"].update(steps=2.5), "steps: expected an int"),
+            (lambda about, _: about["lookahead"].update(every=0), "every: expected an int >= 1, got 0")):
+        (tmp_path / "file").write_bytes(before)
+        forge(tmp_path / "file", change)
+        refuse(tmp_path / "file", message, [Shift])
+
+
 # ---- format 1 ----
 
 FORMAT_1 = Path(__file__).parent / "data" / "format1.safetensors"      # what `file` below was when format 1 was written, at 7d3151c
@@ -323,9 +359,9 @@ def test_save_and_load_of_a_model(tmp_path):
 
 # ---- reading ----
 
-def refuse(path, message=None):
+def refuse(path, message=None, layers=()):
     with pytest.raises(ValueError, match=message) as caught:
-        checkpoint.load(path)
+        checkpoint.load(path, layers)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(path)) + 400
 

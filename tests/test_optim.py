@@ -212,7 +212,7 @@ def test_what_is_no_state():
 def test_rates_that_overflow():
     with pytest.raises(ValueError, match=r"^lr: expected a finite number >= 0, got <int>"):
         optim.constant(10**5000)
-    assert optim.step(0.1, 1, 1e300)(5) == float("inf")
+    assert optim.step(0.1, 1, 1e300)(5) == optim.multistep(0.1, [1] * 5, 1e300)(5) == float("inf")
 
 
 def test_errors_of_parameters():
@@ -228,6 +228,174 @@ def test_errors_of_parameters():
             SGD(params, lr=0.1)
 
 
+# ---- groups ----
+
+def two_groups(model, **options):
+    """Weights and biases, which alternate in memory."""
+    weights = [parameter for name, parameter in model.named_parameters() if "weight" in name]
+    return [dict(params=weights), dict(params=[p for p in model.parameters() if p not in weights], **options)]
+
+
+@pytest.mark.torch
+def test_groups_follow_torch():
+    """Each has its own options, rates that a schedule changes alike, and gradients that are left out."""
+    import torch
+    model, rng = small_model(np.float64), np.random.default_rng(1)
+    twins = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in model.state_dict().items()}
+    options = dict(lr=0.25, momentum=0.5, nesterov=True, weight_decay=0.125)
+    optimizer = SGD(two_groups(model, **options), lr=0.1, weight_decay=0.01)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    theirs = [group | {"params": [twins[names[p]] for p in group["params"]]} for group in two_groups(model, **options)]
+    twin = torch.optim.SGD(theirs, lr=0.1, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(twin, lambda k: 1 / (k + 1))
+    for k in range(5):
+        for position, (name, parameter) in enumerate(model.named_parameters()):
+            grad = rng.standard_normal(parameter.shape) if (position + k) % 3 else None
+            parameter.grad, twins[name].grad = grad, None if grad is None else torch.tensor(grad)
+        optimizer.lr = 0.1 / (k + 1)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([g["lr"] for g in twin.param_groups], rel=1e-15)
+        optimizer.step()
+        twin.step()
+        schedule.step()
+    for name, parameter in model.named_parameters():
+        # Five steps of four roundings each, on numbers below 8.
+        np.testing.assert_allclose(parameter.data, twins[name].detach().numpy(), rtol=0, atol=20 * 8 * np.finfo(float).eps)
+    assert [set(group) - {"params"} for group in optimizer.param_groups] == [
+        set(group) - {"params", "foreach", "differentiable", "fused"} for group in twin.param_groups]
+
+
+def test_an_option_that_is_set_counts_at_the_next_step():
+    """Those of a group, or of all by the optimizer's attribute; also a momentum where there was none."""
+    model = small_model()
+    optimizer = SGD(two_groups(model), lr=0.5)
+
+    def step():
+        before = model.state_dict()
+        for parameter in model.parameters():
+            parameter.grad = np.ones(parameter.shape)
+        optimizer.step()
+        return [np.unique(np.round(before[name] - value, 5)).tolist() for name, value in model.state_dict().items()][2:4]
+    assert step() == [[0.5], [0.5]]                 # linear1.weight, linear1.bias
+    optimizer.param_groups[1]["lr"] = 0.25
+    assert step() == [[0.5], [0.25]]
+    optimizer.param_groups[0]["momentum"] = 0.5
+    assert step() == [[0.5], [0.25]] and step() == [[0.75], [0.25]]
+    momenta = [optimizer.momentum_buffer(parameter) for parameter in (model.linear1.weight, model.linear1.bias)]
+    assert momenta[0].shape == (5, 12) and momenta[1] is None
+    optimizer.maximize = True
+    assert step() == [[0.5 * -0.25], [-0.25]] and optimizer.param_groups[1]["maximize"]
+    optimizer.param_groups[1]["maximize"] = False
+    assert step()[1] == [0.25]
+    for name, value, error in (("momentum", -1, ValueError), ("weight_decay", "x", TypeError), ("lr", -1, ValueError)):
+        optimizer.param_groups[0][name], kept = value, optimizer.param_groups[0][name]
+        before = model.state_dict()
+        with pytest.raises(error, match=f"^{name}: "):
+            step()
+        assert all((before[key] == own).all() for key, own in model.state_dict().items())
+        optimizer.param_groups[0][name] = kept
+    with pytest.raises(ValueError, match=r"^nesterov: expected a momentum > 0"):
+        optimizer.nesterov = True
+    assert optimizer.nesterov is False and len(step()) == 2
+
+
+def test_the_rate_is_the_first_groups_and_others_keep_their_share():
+    model = small_model()
+    optimizer = SGD(two_groups(model, lr=0.3), lr=0.1)
+    assert optimizer.lr == 0.1 and [group["initial_lr"] for group in optimizer.param_groups] == [0.1, 0.3]
+    for value in (0.7, 0.0, 1 / 3):
+        optimizer.lr = value
+        assert [group["lr"] for group in optimizer.param_groups] == [value, 0.3 * value / 0.1]
+    optimizer.lr = optimizer.lr
+    assert [group["lr"] for group in optimizer.param_groups] == [1 / 3, 0.3 * (1 / 3) / 0.1]
+    with pytest.raises(ValueError, match=r"^lr: expected a finite number >= 0, got -1$"):
+        optimizer.lr = -1
+    with pytest.raises(ValueError, match=r"^lr: expected a finite number >= 0, got inf$"):
+        optimizer.lr = 1.7e308
+    assert optimizer.lr == 1 / 3
+    SGD(two_groups(model), lr=0).lr = 0.5
+    with pytest.raises(ValueError, match=r"^lr: expected a first group with an initial_lr > 0, of which the others"):
+        SGD(two_groups(model, lr=0.3), lr=0).lr = 0.5
+    groups = two_groups(model, lr=0.3)
+    assert repr(SGD(groups, lr=0.1)).startswith("SGD(6 parameters in 2 groups, lr=[0.1, 0.3], momentum=0.0, ")
+    assert list(groups[1]) == ["params", "lr"]          # what was given is not written to
+
+
+def test_a_state_dict_of_groups_carries_a_run_over():
+    def run(model, optimizer, seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.grad = rng.standard_normal(parameter.shape)
+            optimizer.lr *= 0.5
+            optimizer.step()
+    model, copy = small_model(), small_model(seed=9)
+    optimizer, follower = SGD(two_groups(model, lr=0.3, momentum=0.9), lr=0.1), SGD(two_groups(copy), lr=1)
+    run(model, optimizer, 0)
+    state = optimizer.state_dict()
+    assert state["param_groups"][1]["params"] == [3, 4, 5] and state["momentum_buffers"][:3] == [None] * 3
+    copy.load_state_dict(model.state_dict())
+    follower.load_state_dict(state)
+    run(model, optimizer, 1)
+    run(copy, follower, 1)
+    assert (model.vector.data == copy.vector.data).all() and repr(follower) == repr(optimizer)
+    with pytest.raises(ValueError, match=r"^state: expected what SGD.state_dict\(\) gives of 1 groups, got 2"):
+        SGD(model.parameters(), lr=0.1).load_state_dict(state)
+
+
+def test_errors_of_groups():
+    model, other = small_model(), small_model()
+    weight, bias = model.linear1.weight, model.linear1.bias
+    for params, error, message in (
+            ([dict(params=[weight]), dict(params=[weight])], ValueError, "params: expected each Parameter once, got one twice"),
+            ([dict(params=[weight]), dict(params=[other.linear1.bias])], ValueError, "params: expected the Parameters of one"),
+            ([dict(params=[weight], momentun=0.9)], ValueError,
+             "params: expected groups with the options lr, momentum, .*, got 'momentun'; did you mean momentum?"),
+            ([dict(lr=0.1)], ValueError, "params: expected groups with an entry params, got one with .'lr'."),
+            ([dict(params=[weight]), bias], TypeError, "params: expected groups alone, or Parameters alone, got Parameter"),
+            ([weight, dict(params=[bias])], TypeError, "params: expected nbcnn Parameters, got dict"),
+            ([dict(params=3)], TypeError, "params: expected a list of nbcnn Parameters, got 3"),
+            ([dict(params=[])], ValueError, "params: expected at least one Parameter, got none"),
+            ([dict(params=[weight], lr=-1)], ValueError, "lr: expected a finite number >= 0, got -1"),
+            ([dict(params=[weight], initial_lr="x")], TypeError, "initial_lr: expected a finite number >= 0, got 'x'"),
+            ([dict(params=[weight], nesterov=True)], ValueError, "nesterov: expected a momentum > 0"),
+            (dict(params=[weight]), TypeError, "params: expected a list of nbcnn Parameters, got")):
+        with pytest.raises(error, match=f"^{message}"):
+            SGD(params, lr=0.1)
+    optimizer = SGD([dict(params=weight), dict(params=[])], lr=0.1)         # one alone, and none, as PyTorch
+    assert optimizer.params == [weight] and len(optimizer.param_groups) == 2
+
+
+def test_frozen_parameters_stay_as_they_are():
+    model = small_model()
+    model.linear1.bias.trainable = False
+    images, labels = np.random.default_rng(0).standard_normal((4, 1, 4, 4)).astype(np.float32), np.array([0, 1, 2, 0])
+    step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss())
+    for optimizer in (SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1), nbcnn.AdamW(model.parameters())):
+        before = model.state_dict()
+        for _ in range(2):
+            step.train_step(images, labels, optimizer)
+        changed = {name for name, value in model.state_dict().items() if (before[name] != value).any()}
+        assert changed == set(before) - {"linear1.bias"} and optimizer.slot(optimizer.slots[0], model.linear1.bias) is None
+        assert optimizer.update_of_all() is None
+
+
+def test_an_update_of_all_is_one_of_all_or_none():
+    """What a GPU's fused step takes: the same objects until an option changes."""
+    model = small_model()
+    assert SGD(two_groups(model), lr=0.1).update_of_all() is None and SGD(model.parameters()[1:], lr=0.1).update_of_all() is None
+    buffer, options = SGD(model.parameters(), lr=0.1).update_of_all()
+    assert buffer.size == 0 and options == (0, 1, 0, False, False, False, False)
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.5)
+    assert optimizer.update_of_all() is None
+    optimizer.updated()
+    first, again = optimizer.update_of_all(), optimizer.update_of_all()
+    assert first[0] is again[0] and first[1] is again[1] and first[0].shape == model.vector.grad.shape
+    optimizer.momentum = 0.25
+    assert optimizer.update_of_all()[1][0] == 0.25
+    model.conv1.bias.trainable = False
+    assert optimizer.update_of_all() is None
+
+
 # ---- schedules ----
 
 @pytest.mark.torch
@@ -239,6 +407,8 @@ def test_schedules_follow_torch(total):
             (optim.constant(0.3), lambda opt: kinds.LambdaLR(opt, lambda k: 1)),
             (optim.step(0.3, 3, 0.7), lambda opt: kinds.StepLR(opt, 3, 0.7)),
             (optim.cosine(0.3, total, 0.01), lambda opt: kinds.CosineAnnealingLR(opt, total, 0.01)),
+            (optim.multistep(0.3, [2, total // 2, 5, 5], 0.7), lambda opt: kinds.MultiStepLR(opt, [2, total // 2, 5, 5], 0.7)),
+            (optim.piecewise(0.3, [(0, 0.25), (0.5, 1)], 2 * total), lambda opt: kinds.LinearLR(opt, 0.25, 1, total)),
             (optim.one_cycle(0.3, total), lambda opt: kinds.OneCycleLR(opt, 0.3, total_steps=total, pct_start=0.2)),
             (optim.one_cycle(0.3, total, 0.45, 10, 50), lambda opt: kinds.OneCycleLR(
                 opt, 0.3, total_steps=total, pct_start=0.45, div_factor=10, final_div_factor=50))):
@@ -295,11 +465,91 @@ def test_schedules_of_few_steps_stay_in_range(total, pct_start):
 
 def test_errors_of_schedules():
     for call, message in ((lambda: optim.cosine(0.1, 0), "total"), (lambda: optim.step(0.1, 0), "step_size"),
+                          (lambda: optim.multistep(0.1, [-1]), "milestones"), (lambda: optim.piecewise(0.1, [(0, 1)], 0), "total"),
                           (lambda: optim.one_cycle(-1, 5), "max_lr"), (lambda: optim.one_cycle(1, 5, pct_start=1.5), "pct_start"),
                           (lambda: optim.one_cycle(1, 5, div_factor=0), "div_factor"),
                           (lambda: optim.constant(float("nan")), "lr")):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_piecewise_as_airbench_has_it():
+    total = 475
+    learning_rate = optim.piecewise(2.0, [(0, 0.2), (0.23, 1), (1, 0.07)], total)
+    expected = np.interp(np.arange(total + 5), [0, 0.23 * total, total], [0.4, 2, 0.14])
+    np.testing.assert_allclose([learning_rate(k) for k in range(total + 5)], expected, rtol=1e-14)
+
+
+def test_piecewise_at_its_ends_and_at_jumps():
+    learning_rate = optim.piecewise(1.0, [(0.25, 0.5), (0.5, 1), (0.5, 0.25), (0.75, 0.25)], 8)
+    assert [learning_rate(k) for k in range(9)] == [0.5, 0.5, 0.5, 0.75, 0.25, 0.25, 0.25, 0.25, 0.25]
+    assert optim.piecewise(1.0, [(0.5, 0.75)], 3)(0) == 0.75
+
+
+@pytest.mark.parametrize("points, error, message", [
+    ([], ValueError, "points: expected one or more pairs"),
+    ([(0, 1), (0.5, 2), (0.25, 1)], ValueError, "points: expected one or more .* in the order of their parts"),
+    ([(0, 1, 2)], ValueError, r"points: expected pairs of a part in \[0, 1\] and a factor >= 0, got \(0, 1, 2\)"),
+    ([(0, -1)], ValueError, "points: expected a finite number >= 0, got -1"),
+    ([(2, 1)], ValueError, r"points: expected a number in \[0, 1\], got 2"),
+    (3, TypeError, "points: expected a list of pairs"), ([3], TypeError, "points: expected pairs of a part")])
+def test_errors_of_piecewise(points, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        optim.piecewise(0.1, points, 10)
+
+
+PLATEAUS = [dict(), dict(patience=1), dict(patience=0, factor=0.5, cooldown=2), dict(patience=1, mode="max"),
+            dict(patience=1, threshold=0.25), dict(patience=1, threshold=0.25, mode="max"),
+            dict(patience=1, threshold=0.25, threshold_mode="abs"),
+            dict(patience=1, threshold=0.25, threshold_mode="abs", mode="max"),
+            dict(patience=0, min_lr=0.01), dict(patience=0, min_lr=[0.01, 0.2]), dict(patience=0, eps=0.02)]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("options", PLATEAUS, ids=str)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_plateaus_follow_torch(options, seed):
+    """Metrics that fall, rise, stay, jump, are negative or NaN; a state taken over in the middle."""
+    import torch
+    rng, model = np.random.default_rng(seed), small_model()
+    optimizer = SGD(two_groups(model, lr=0.4), lr=0.1)
+    twins = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    twin = torch.optim.SGD([dict(params=twins[:1]), dict(params=twins[1:], lr=0.4)], lr=0.1)
+    plateau, theirs = optim.ReduceLROnPlateau(optimizer, **options), torch.optim.lr_scheduler.ReduceLROnPlateau(twin, **options)
+    value = rng.uniform(-2, 2)
+    for k in range(30):
+        value += rng.choice([0, 0, 0.3, -0.3, 1e-5, -1e-5])
+        metric = float("nan") if rng.random() < 0.1 else float("inf") if rng.random() < 0.05 else value
+        plateau.step(metric)
+        theirs.step(metric)
+        assert [group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in twin.param_groups], k
+        assert plateau.num_bad_epochs == theirs.num_bad_epochs and plateau.best == theirs.best
+        if k == 15:
+            state, plateau = plateau.state_dict(), optim.ReduceLROnPlateau(optimizer, **options)
+            plateau.load_state_dict(state)
+
+
+def test_plateaus_count_no_other_things():
+    optimizer = SGD(two_groups(small_model()), lr=0.1)
+    for options, error, message in (
+            (dict(mode="least"), ValueError, "mode: expected one of 'min', 'max', got 'least'"),
+            (dict(factor=1.0), ValueError, "factor"), (dict(eps="x"), TypeError, "eps"), (dict(min_lr=-1), ValueError, "min_lr"),
+            (dict(threshold_mode=3), ValueError, "threshold_mode"), (dict(patience=-1), ValueError, "patience"),
+            (dict(cooldown=1.5), TypeError, "cooldown"), (dict(threshold=-1), ValueError, "threshold"),
+            (dict(min_lr=[0.1]), ValueError, "min_lr: expected a number, or one for each of 2")):
+        with pytest.raises(error, match=f"^{message}"):
+            optim.ReduceLROnPlateau(optimizer, **options)
+    with pytest.raises(TypeError, match=r"^optimizer: expected an optimizer, as nbcnn.SGD\(...\), got int"):
+        optim.ReduceLROnPlateau(3)
+    plateau = optim.ReduceLROnPlateau(optimizer)
+    for metrics in ("x", None, np.zeros(2)):
+        with pytest.raises(TypeError, match=r"^metrics: expected a number, got .*$"):
+            plateau.step(metrics)
+    state = plateau.state_dict()
+    for wrong in ({}, 3, state | {"best": "x"}, state | {"num_bad_epochs": -1}, state | {"more": 1}):
+        with pytest.raises((TypeError, ValueError), match=r"^state: expected .*$"):
+            plateau.load_state_dict(wrong)
+    assert plateau.state_dict() == state
 
 
 @pytest.mark.parametrize("options, message", [
