@@ -231,3 +231,28 @@ def test_loss_and_update(backend):
     options = np.float32(0.5), np.float32(1), np.float32(0), False, True, False, False
     backend.update(param, momentum, grad, 0.25, options, False)
     assert equal(backend.to_host(momentum), (x + t).ravel()) and equal(backend.to_host(param), (x - (x + t) / 4).ravel())
+
+
+def test_adam(backend):
+    """Powers of two, so that only the quotient is rounded: averages of 0 and 4 halves, and squares of quarters."""
+    x, g, m = integers(6, 16, 16, 16)
+    param, grad, exp_avg, exp_avg_sq = (backend.to_device(a) for a in (x, g, m, abs(m)))
+    options = (*map(np.float32, (0.5, 0.5, 0.75, 0.25, 1, 0.5)), True, True)
+    backend.adam_update(param, exp_avg, exp_avg_sq, grad, (0.5, 0.25, 2), options)
+    g = x / 2 - g
+    m, v = (m + g) / 2, np.float32(0.75) * abs(m) + g * g / 4
+    assert equal(backend.to_host(exp_avg), m) and equal(backend.to_host(exp_avg_sq), v) and m.any()
+    # Up to three roundings of numbers below 8.
+    assert abs(backend.to_host(param) - (x / 2 - m / 4 / (2 * np.sqrt(v) + 1))).max() <= 3 * 8 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 37])
+def test_whole_vectors(backend, size):
+    x, y = integers(7, size, size)
+    slow, fast = backend.to_device(x), backend.to_device(y)
+    found = backend.sum_of_squares(slow)
+    assert found == (x * x).sum() and isinstance(found, np.float64)
+    backend.move_average(slow, fast, 0.75)
+    assert equal(backend.to_host(slow), np.float32(0.75) * x + np.float32(0.25) * y)
+    backend.multiply(fast, 0.5)
+    assert equal(backend.to_host(fast), y / 2)

@@ -166,6 +166,18 @@ class Backend(Protocol):
         """A step of SGD on flat vectors, in place; options = (momentum, one_minus_dampening, weight_decay, has_decay, has_momentum,
         nesterov, maximize)."""
 
+    def adam_update(param, exp_avg, exp_avg_sq, grad, rates, options):
+        """A step of Adam on flat vectors, in place; rates and options as `kernels.adam.adam_rates` and `adam_options` give them."""
+
+    def sum_of_squares(x):
+        """The sum of the squares of a flat vector, a float64 with equal bits for any number of threads."""
+
+    def multiply(x, factor):
+        """x *= factor, in place, on a flat vector."""
+
+    def move_average(slow, fast, decay):
+        """slow = decay * slow + (1 - decay) * fast, in place, on flat vectors."""
+
 
 class DeviceBackend(Backend, Protocol):
     """What only a GPU's backend has: for steps that need nothing from the host, which `steps.DeviceSteps` makes.

@@ -77,7 +77,7 @@ class Optimizer:
         # What is kept lies on the device of the parameters, in the same order; it is empty until it is needed.
         self._beside, self._counts = Beside(self.vector), {}
         self._beside.arrays = {name: self.vector.backend.allocate((0,), self.vector.data.dtype) for name in self.slots}
-        self._runs, self._runs_for, self._kept = [], None, {}
+        self._runs, self._runs_for, self._runs_of, self._kept = [], None, None, {}
 
     def _add(self, group, options):
         for name in group:
@@ -139,8 +139,8 @@ class Optimizer:
         self.follow()
         have_grad = [parameter for parameter in self.params if parameter.has_grad]
         wanted = have_grad, [self._values(group) for group in self.param_groups]
-        if wanted != self._runs_for:
-            self._runs, self._runs_for = self.runs(have_grad), wanted
+        if self._runs_of is not self.vector.data or wanted != self._runs_for:       # it is new memory after a move and back
+            self._runs, self._runs_for, self._runs_of = self.runs(have_grad), wanted, self.vector.data
         rates = [rate(run.group["lr"], "lr") for run in self._runs]
         with turns.lock:        # nobody sees some parameters updated and others not
             for run, lr in zip(self._runs, rates, strict=True):
