@@ -1,4 +1,5 @@
 """What optimizers have in common: groups of parameters, and flat vectors beside theirs."""
+import operator
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class Run(NamedTuple):
     """Parameters side by side in memory, of one group and with one count, which one call of a kernel updates."""
     group: dict
     first: Parameter
+    count: int          # of their updates when the run was made
     data: object
     grad: object
     slots: tuple
@@ -74,6 +76,7 @@ class Optimizer:
             group["lr"] = rate(group["lr"], "lr")
             group["initial_lr"] = rate(group.get("initial_lr", group["lr"]), "initial_lr")
         self._options = list(options)
+        self._values = operator.itemgetter(*(name for name in options if name != "lr"))  # its rate changes every step
         # What is kept lies on the device of the parameters, in the same order; it is empty until it is needed.
         self._beside, self._counts = Beside(self.vector), {}
         self._beside.arrays = {name: self.vector.backend.allocate((0,), self.vector.data.dtype) for name in self.slots}
@@ -124,7 +127,7 @@ class Optimizer:
         value, first = rate(value, "lr"), self.param_groups[0]["initial_lr"]
         if first == 0 and any(group["initial_lr"] for group in self.param_groups):
             raise ValueError("lr: expected a first group with an initial_lr > 0, of which the others' are multiples, got 0")
-        rates = [rate(value if group["initial_lr"] == first else group["initial_lr"] * value / first, "lr")
+        rates = [value if group["initial_lr"] == first else rate(group["initial_lr"] * value / first, "lr")
                  for group in self.param_groups]
         for group, lr in zip(self.param_groups, rates, strict=True):
             group["lr"] = lr
@@ -138,7 +141,7 @@ class Optimizer:
         """Update the parameters that have a gradient. The others stay as they are, and so does what is kept for them."""
         self.follow()
         have_grad = [parameter for parameter in self.params if parameter.has_grad]
-        wanted = have_grad, [self._values(group) for group in self.param_groups]
+        wanted = have_grad, [*map(self._values, self.param_groups)]
         if self._runs_of is not self.vector.data or wanted != self._runs_for:       # it is new memory after a move and back
             self._runs, self._runs_for, self._runs_of = self.runs(have_grad), wanted, self.vector.data
         rates = [rate(run.group["lr"], "lr") for run in self._runs]
@@ -156,9 +159,9 @@ class Optimizer:
         """The fewest runs of these parameters."""
         options, used = [self.options_of(k) for k in range(len(self.param_groups))], [*map(self.used_slots, self.param_groups)]
         runs = []
-        for (k, _), first, at in side_by_side(params, lambda p: (self._group[p], self._counts.get(p, 0))):
+        for (k, count), first, at in side_by_side(params, lambda p: (self._group[p], self._counts.get(p, 0))):
             slots = tuple(self._slot(name)[at] if name in used[k] else self._beside.arrays[name][:0] for name in self.slots)
-            runs.append(Run(self.param_groups[k], first, self.vector.data[at], self.vector.grad[at], slots, options[k]))
+            runs.append(Run(self.param_groups[k], first, count, self.vector.data[at], self.vector.grad[at], slots, options[k]))
         return runs
 
     def options_of(self, k):
@@ -168,10 +171,6 @@ class Optimizer:
             group.update(self.checked(group))
             self._kept[k] = self._values(group), self.kernel_options(group)
         return self._kept[k][1]
-
-    def _values(self, group):
-        """The options of a group, but for the rate, which changes from step to step."""
-        return [group[name] for name in self._options if name != "lr"]
 
     def slot(self, name, parameter):
         """What one of `slots` holds for a parameter, a writable view in PyTorch's shape; None while there is nothing."""

@@ -57,9 +57,11 @@ class SGD(Optimizer):
         return self.slots if group["momentum"] > 0 else ()
 
     def update(self, run, lr):
-        self.vector.backend.update(run.data, run.slots[0], run.grad, lr, run.options, self._is_first(run))
+        self.vector.backend.update(run.data, run.slots[0], run.grad, lr, run.options, self.begins(run))
 
     def updated(self, params=None):
+        if len(self._counts) == len(self.params) or not any(group["momentum"] > 0 for group in self.param_groups):
+            return
         params = self.params if params is None else params
         begun = [p for p in params if p not in self._counts and self.param_groups[self._group[p]]["momentum"] > 0]
         if begun:
@@ -68,7 +70,7 @@ class SGD(Optimizer):
 
     def updates(self):
         """(data, momentum, gradient, first, options) for each run of the parameters."""
-        return [(run.data, run.slots[0], run.grad, self._is_first(run), run.options) for run in self.runs(self.params)]
+        return [(run.data, run.slots[0], run.grad, self.begins(run), run.options) for run in self.runs(self.params)]
 
     def update_of_all(self):
         """(momentum, options) for an update of the whole vector; None while a parameter is left out, frozen or without momentum."""
@@ -85,6 +87,6 @@ class SGD(Optimizer):
         """The momentum of a parameter, a writable view in PyTorch's shape; None while there is none."""
         return self.slot("momentum_buffer", parameter)
 
-    def _is_first(self, run):
+    def begins(self, run):
         """Whether a run's momentum begins with this update."""
-        return bool(self.used_slots(run.group)) and run.first not in self._counts
+        return run.count == 0 and run.slots[0].size > 0

@@ -50,12 +50,15 @@ def layers(offline):
 
 
 def by_hand(launched):
-    """A step whose forward, backward and update are called one by one, and predict."""
+    """A step whose forward, backward and update are called one by one, and predict; what other optimizers have."""
     model = nbcnn.models.cifar10_quick().to("cuda")
     optimizer = nbcnn.SGD(model.parameters(), lr=0.01, momentum=0.9)
     images, labels = np.zeros((BATCH, 3, 32, 32), np.uint8), np.zeros(BATCH, np.int64)
     nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()).train_step(images, labels, optimizer)
     model.predict(images)
+    optimizer = nbcnn.Lookahead(nbcnn.Adam(model.parameters()), every=1)
+    nbcnn.clip_grad_norm_(model.parameters(), 0.0)
+    optimizer.step()
     return drained("by hand", launched)
 
 
@@ -130,6 +133,7 @@ BUDGETS = {
     "linear_backward": 128,                 # 2 blocks of 256 threads, for the same reason; the others have few blocks
     # A thread of these has one element and waits for memory most of the time: all 2,048 threads have to fit.
     "gather": 32, "copy_elements": 32, "sum_parts": 32, "sgd": 32, "update_and_gather": 32,
+    "adam": 32, "scale": 32, "average": 32,
     "maxpool2d_forward": 32, "avgpool2d_forward": 32,
     "avgpool2d_backward": 40,               # 6 blocks of 256 threads where windows overlap, or 8
     **dict.fromkeys((f"{case.layer(*case.options).function}_{way}" for case in CASES for way in ("forward", "backward")), 32),
