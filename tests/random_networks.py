@@ -31,17 +31,17 @@ class Draw:
     def of_one(self, value):
         """A layer of one input that takes images of this value's shape."""
         C, *size = self.values[value]
-        window, small = self.size(1, min(3, *size)), min(size) < 3
+        window, small, flag = self.size(1, min(3, *size)), min(size) < 3, bool(self.size(0, 1))
         layers = [
-            lambda: nbcnn.Conv2d(C, self.size(1, 5), window, stride=self.size(1, 2), padding=self.size(0, 2), bias=bool(self.size(0, 1))),
+            lambda: nbcnn.Conv2d(C, self.size(1, 5), window, stride=self.size(1, 2), padding=self.size(0, 2), bias=flag),
             lambda: nbcnn.Conv2d(C, self.size(1, 5), (1, min(2, size[1])), padding=1, dilation=self.size(1, 2)),
-            lambda: nbcnn.MaxPool2d(window, stride=self.size(1, 2), ceil_mode=bool(self.size(0, 1))),
-            lambda: nbcnn.AvgPool2d(window, padding=window // 2, count_include_pad=bool(self.size(0, 1))),
+            lambda: nbcnn.MaxPool2d(window, stride=self.size(1, 2), ceil_mode=flag),
+            lambda: nbcnn.AvgPool2d(window, padding=window // 2, count_include_pad=flag),
             nbcnn.ReLU, lambda: nbcnn.LeakyReLU(0.2), nbcnn.Tanh, nbcnn.Sigmoid, nbcnn.GELU, lambda: nbcnn.GELU("tanh"),
             lambda: nbcnn.Scale(float(self.rng.normal())), nbcnn.Identity,
             lambda: nbcnn.Dropout(float(self.rng.random())), lambda: nbcnn.Dropout2d(0.3),
         ]
-        return layers[self.size(0, 1) if small and self.size(0, 1) else self.size(0, len(layers) - 1)]()
+        return layers[self.size(0, 1 if small and flag else len(layers) - 1)]()
 
     def step(self):
         """One or more entries, of something that was drawn before."""
@@ -89,38 +89,37 @@ def torch_outputs(model, images, parameters, training):
     import torch
     from torch.nn import functional
 
-    def dropped(x, layer, number):
+    def dropout(layer, x):
         if not training:
             return x
-        cells, steps = x.shape[1:2] if layer.planes else x.shape[1:], int(model.vector.numpy_steps())
-        mask = oracles.dropout_mask(len(x), cells, layer.p, model.seed, number, steps)
-        mask = torch.from_numpy(mask).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
-        return x * mask / (1 - layer.p)
+        cells, place = x.shape[1:2] if layer.planes else x.shape[1:], list(model.layers.values()).index(layer)
+        mask = oracles.dropout_mask(len(x), cells, layer.p, model.seed, place, int(model.vector.steps[0]))
+        return x * torch.from_numpy(mask).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim)) / (1 - layer.p)
 
-    names = list(model.layers)
     functions = {
-        nbcnn.Conv2d: lambda x, layer, w, b: functional.conv2d(x, w, b, layer.stride, layer.padding, layer.dilation),
-        nbcnn.MaxPool2d: lambda x, layer: functional.max_pool2d(x, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-                                                                layer.ceil_mode),
-        nbcnn.AvgPool2d: lambda x, layer: functional.avg_pool2d(x, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode,
-                                                                layer.count_include_pad, layer.divisor_override),
-        nbcnn.GlobalAvgPool2d: lambda x, layer: functional.adaptive_avg_pool2d(x, 1),
-        nbcnn.ReLU: lambda x, layer: torch.relu(x),
-        nbcnn.LeakyReLU: lambda x, layer: functional.leaky_relu(x, layer.negative_slope),
-        nbcnn.Tanh: lambda x, layer: torch.tanh(x), nbcnn.Sigmoid: lambda x, layer: torch.sigmoid(x),
-        nbcnn.GELU: lambda x, layer: functional.gelu(x, approximate=layer.approximate),
-        nbcnn.Scale: lambda x, layer: layer.factor * x, nbcnn.Identity: lambda x, layer: x,
-        nbcnn.Flatten: lambda x, layer: torch.flatten(x, 1),
-        nbcnn.Linear: lambda x, layer, w, b: functional.linear(x, w, b),
-        nbcnn.Add: lambda *xs, layer: sum(xs[1:], xs[0]), nbcnn.Concat: lambda *xs, layer: torch.cat(xs, 1),
+        nbcnn.Conv2d: lambda layer, x, w, b: functional.conv2d(x, w, b, layer.stride, layer.padding, layer.dilation),
+        nbcnn.Linear: lambda layer, x, w, b: functional.linear(x, w, b),
+        nbcnn.MaxPool2d: lambda layer, x: functional.max_pool2d(
+            x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode),
+        nbcnn.AvgPool2d: lambda layer, x: functional.avg_pool2d(
+            x, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad, layer.divisor_override),
+        nbcnn.GlobalAvgPool2d: lambda layer, x: functional.adaptive_avg_pool2d(x, 1),
+        nbcnn.ReLU: lambda layer, x: torch.relu(x),
+        nbcnn.LeakyReLU: lambda layer, x: functional.leaky_relu(x, layer.negative_slope),
+        nbcnn.Tanh: lambda layer, x: torch.tanh(x),
+        nbcnn.Sigmoid: lambda layer, x: torch.sigmoid(x),
+        nbcnn.GELU: lambda layer, x: functional.gelu(x, approximate=layer.approximate),
+        nbcnn.Scale: lambda layer, x: layer.factor * x,
+        nbcnn.Identity: lambda layer, x: x,
+        nbcnn.Flatten: lambda layer, x: torch.flatten(x, 1),
+        nbcnn.Add: lambda layer, *xs: sum(xs[1:], xs[0]),
+        nbcnn.Concat: lambda layer, *xs: torch.cat(xs, 1),
+        nbcnn.Dropout: dropout, nbcnn.Dropout2d: dropout,
     }
     values = {"input": images}
-    for number, (name, layer) in enumerate(model.layers.items()):
+    for name, layer in model.layers.items():
         inputs = [values[value] for value in model.inputs[name]]
-        if isinstance(layer, nbcnn.Dropout):
-            values[name] = dropped(*inputs, layer, number)
-        elif layer.parameters:
-            values[name] = functions[type(layer)](*inputs, layer, *(parameters.get(f"{name}.{key}") for key in ("weight", "bias")))
-        else:
-            values[name] = functions[type(layer)](*inputs, layer=layer)
-    return values[names[-1]]
+        if layer.parameters:
+            inputs += [parameters.get(f"{name}.{key}") for key in ("weight", "bias")]
+        values[name] = functions[type(layer)](layer, *inputs)
+    return values[name]
