@@ -11,7 +11,7 @@ import pytest
 import nbcnn
 from nbcnn.kernels import contract
 from nbcnn.kernels.backend import load_backend
-from nbcnn.kernels.operation import Operation
+from nbcnn.kernels.operation import Operation, Place
 
 from arrays import equal, integers
 
@@ -29,6 +29,8 @@ OPERATIONS = {
     "BatchNorm": ((X, 1e-5, 0.1, None, None), X, X),
     "Flatten": ((POOLED,), POOLED, (18,)),
     "Linear": (((18,), (5,)), (18,), (5,)),
+    "Identity": ((X,), X, X),
+    "Dropout": ((X, 0.5, False), X, X),
     "Activation": (("relu", X, ()), X, X),              # the name stands for its kernels
 }
 
@@ -130,7 +132,8 @@ def test_operations(backend, name):
         arguments = ((kernels.relu_forward, kernels.relu_backward), *arguments[1:])
     operation = getattr(backend, name)(*arguments, np.float32)
     assert isinstance(operation, Operation) and operation.bytes(3) >= 0 and 1 <= operation.parts(2)
-    assert not operation.shares or backend.device == "cuda"
+    assert operation.shares == (name == "Identity" or (name == "Flatten" and backend.device == "cuda"))
+    operation.place = Place(0, 0, backend.allocate((1,), np.int64))
     operation.reserve(3)
     w_shape = (3, 2, 3, 3) if "Conv" in name else y_shape[0] if name == "BatchNorm" else (5, 18)
     samples, dys, w, b = integers(4, (3, *x_shape), (3, *y_shape), w_shape, y_shape[0])
@@ -160,6 +163,23 @@ def test_operations(backend, name):
         assert {f"{kind}_forward", f"{kind}_backward_weight"} <= kernels
         assert kernels & {f"{kind}_backward_input", f"{kind}_backward"}         # in one launch with the weights' or in its own
         assert all(call.flop > 0 for call in forward + backward if call.kernel.__name__.startswith(kind))
+
+
+@pytest.mark.parametrize("name, expected", [("Add", lambda xs: sum(xs[1:], xs[0])), ("Concat", lambda xs: np.concatenate(xs, 1))])
+def test_operations_of_several_inputs(backend, name, expected):
+    """Forward writes y, backward each dx that is asked for, of two samples out of three."""
+    operation = getattr(backend, name)((X, X, X), np.float32)
+    assert isinstance(operation, Operation) and operation.bytes(3) >= 0 and not operation.shares and not operation.stateful
+    operation.reserve(3)
+    samples = integers(5, *[(3, *X)] * 3)
+    whole = expected([a[:2] for a in samples])
+    dys, = integers(6, (3, *whole.shape[1:]))
+    *xs, dy = (backend.Buffer.holding(backend.to_device(a)) for a in (*samples, dys))
+    y, first, _, last = (backend.Buffer(3, shape, np.float32) for shape in (whole.shape[1:], X, X, X))
+    backend.run(operation.forward(2, y, tuple(xs), ()))
+    backend.run(operation.backward(2, (first, None, last), (), dy, tuple(xs), y, (), ()))
+    for written, values in ((y, whole), (first, dys[:2, :2]), (last, dys[:2, -2:])):
+        assert equal(backend.to_host(written.view(2)), values) and not backend.to_host(written.view(3)[2:]).any()
 
 
 @pytest.mark.parametrize("name", ["Conv2d", "Conv2dMaxPool2d", "Linear"])

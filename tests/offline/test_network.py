@@ -134,7 +134,8 @@ BUDGETS = {
     # A thread of these has one element and waits for memory most of the time: all 2,048 threads have to fit.
     "gather": 32, "copy_elements": 32, "sum_parts": 32, "sgd": 32, "update_and_gather": 32,
     "adam": 32, "scale": 32, "average": 32,
-    "maxpool2d_forward": 32, "avgpool2d_forward": 32,
+    "maxpool2d_forward": 32, "avgpool2d_forward": 32, "add_forward": 32, "copy": 32, "concat_forward": 32, "concat_backward": 32,
+    "dropout_draw": 32, "dropout": 32,
     "avgpool2d_backward": 40,               # 6 blocks of 256 threads where windows overlap, or 8
     **dict.fromkeys((f"{case.layer(*case.options).function}_{way}" for case in CASES for way in ("forward", "backward")), 32),
 }
