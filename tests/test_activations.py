@@ -1,4 +1,5 @@
 """Activations: frozen values, oracles, accuracy, gradients, contract, errors, whole networks, and parity with PyTorch."""
+import functools
 import math
 import re
 
@@ -307,9 +308,10 @@ def test_float32_kernels_hold_no_double_and_are_vectors(case):
 
 # ---- errors
 
-def checks(name, read):
+def checks(case):
     """Wrong calls that all have in common: (call of forward and backward, error, message)."""
-    forward, backward = getattr(kernels, f"{name}_forward"), getattr(kernels, f"{name}_backward")
+    forward, backward = (functools.partial(case.public(way), **case.arguments) for way in ("forward", "backward"))
+    read = case.reads
     return [
         (lambda x: forward(x.astype(int)), TypeError, "^x: expected a float32 or float64 array, got ndarray of dtype int64"),
         (lambda x: forward(None), TypeError, "^x: expected a float32 or float64 array, got NoneType"),
@@ -320,13 +322,17 @@ def checks(name, read):
 
 
 @pytest.mark.parametrize("call, error, message", [
-    *(check for case in {case.name: case for case in CASES}.values() for check in checks(case.name, case.reads)),
+    *(check for case in {case.name: case for case in CASES}.values() for check in checks(case)),
     *((call, error, rf"^negative_slope: expected a finite number[a-z0-9 ]*, got {value.split('*')[0]}") for value, error in (
         ("'1'", TypeError), ("None", TypeError), ("nan", ValueError), ("-inf", ValueError), ("10**99", ValueError),
         ("10**400", ValueError)) for call in (
             lambda x, v=value: kernels.leaky_relu_forward(x, eval(v, vars(np))),
             lambda x, v=value: kernels.leaky_relu_backward(x, x, eval(v, vars(np))),
             lambda x, v=value: nbcnn.LeakyReLU(eval(v, vars(np))))),
+    *((call, error, f"^factor: expected a finite number of float32, got {value!r}") for value, error in (
+        (np.inf, ValueError), ("1", TypeError)) for call in (
+            lambda x, v=value: kernels.scale_forward(x, v), lambda x, v=value: kernels.scale_backward(x, x, v),
+            lambda x, v=value: nbcnn.Scale(v))),
     *((call, ValueError, "^approximate: expected one of 'none', 'tanh', got 'erf'") for call in (
         lambda x: kernels.gelu_forward(x, "erf"), lambda x: kernels.gelu_backward(x, x, "erf"), lambda x: nbcnn.GELU("erf"))),
 ])
