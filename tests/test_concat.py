@@ -129,6 +129,7 @@ def test_float32_kernels_hold_no_double():
     (lambda x: concat_backward(x[0], (3,)), ValueError, r"^dy: expected shape \(N, C, H, W\) or \(N, F\), got shape \(3, 4, 5\)"),
     (lambda x: concat_backward(x, (1, 1)), ValueError,
      r"^channels: expected numbers whose sum is 3, as dy \(2, 3, 4, 5\) has, got \(1, 1\)"),
+    (lambda x: concat_backward(x, [1] * 99), ValueError, r"^channels: .* got \(1, 1, 1, 1, 1, 1, 1, 1, \.\.\.\)$"),
     (lambda x: concat_backward(x, ()), ValueError, r"^channels: expected numbers whose sum is 3, .* got \(\)"),
     (lambda x: concat_backward(x, (4, -1)), ValueError, "^channels: expected an int >= 0, got -1"),
     (lambda x: concat_backward(x, (1.0, 2)), TypeError, "^channels: expected an int >= 0, got 1.0"),

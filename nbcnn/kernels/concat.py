@@ -3,6 +3,7 @@ from nbcnn.kernels.arguments import floats, ints, same_shape, several_floats
 from nbcnn.kernels.backend import backend_of
 from nbcnn.kernels.docs import documented
 from nbcnn.kernels.operation import run_backward_of, run_forward
+from nbcnn.kernels.shown import shown
 
 __all__ = ["concat_forward", "concat_backward"]
 
@@ -73,6 +74,6 @@ def concat_backward(dy, channels):
     backend, dy = backend_of(dy=dy), floats(dy, "dy", "(N, C, H, W)", "(N, F)")
     channels = ints(channels, "channels", "a sequence of ints >= 0", 0)
     if not channels or sum(channels) != dy.shape[1]:
-        raise ValueError(f"channels: expected numbers whose sum is {dy.shape[1]}, as dy {tuple(dy.shape)} has, got {channels}")
+        raise ValueError(f"channels: expected numbers whose sum is {dy.shape[1]}, as dy {tuple(dy.shape)} has, got {shown(channels)}")
     shapes = tuple((C, *dy.shape[2:]) for C in channels)
     return run_backward_of(backend, backend.Concat(shapes, dy.dtype), dy, shapes)
