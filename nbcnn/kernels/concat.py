@@ -74,6 +74,7 @@ def concat_backward(dy, channels):
     backend, dy = backend_of(dy=dy), floats(dy, "dy", "(N, C, H, W)", "(N, F)")
     channels = ints(channels, "channels", "a sequence of ints >= 0", 0)
     if not channels or sum(channels) != dy.shape[1]:
-        raise ValueError(f"channels: expected numbers whose sum is {dy.shape[1]}, as dy {tuple(dy.shape)} has, got {shown(channels)}")
+        raise ValueError(f"channels: expected numbers whose sum is {dy.shape[1]}, as dy {tuple(dy.shape)} has, got "
+                         f"{shown(channels)}")
     shapes = tuple((C, *dy.shape[2:]) for C in channels)
     return run_backward_of(backend, backend.Concat(shapes, dy.dtype), dy, shapes)
