@@ -22,6 +22,7 @@ from nbcnn.kernels.arguments import (
     one_of,
     pair,
     pooled_size,
+    rate,
     same_dtype,
     same_shape,
 )
@@ -32,8 +33,8 @@ from nbcnn.parameter import Parameter, ParameterVector, Statistic, Tensor
 
 __all__ = [
     "Layer", "Activation",      # to derive one's own from; the others are the layers there are
-    "Conv2d", "MaxPool2d", "AvgPool2d", "GlobalAvgPool2d", "ReLU", "LeakyReLU", "Tanh", "Sigmoid", "GELU", "Flatten", "Linear",
-    "Add", "Concat", "Scale", "Identity", "Dropout", "Dropout2d",
+    "Conv2d", "BatchNorm2d", "BatchNorm1d", "MaxPool2d", "AvgPool2d", "GlobalAvgPool2d", "ReLU", "LeakyReLU", "Tanh", "Sigmoid",
+    "GELU", "Flatten", "Linear", "Add", "Concat", "Scale", "Identity", "Dropout", "Dropout2d",
 ]
 
 MOST_FUSED = 2      # layers that may be computed together with the one before them
@@ -223,6 +224,74 @@ class Conv2d(Layer):
 
     def flop(self, shape):
         return 2 * self.weight.size * math.prod(self.output_shape(shape)[1:])
+
+
+class BatchNorm2d(Layer):
+    """Gives each channel of images the mean and variance that its bias and weight say; see `nbcnn.kernels.batchnorm_forward`.
+
+    In training the mean and variance of the batch are taken out, in evaluation the running ones: after each step
+    running = (1 - momentum)*running + momentum*batch, for running_var with the batch's unbiased variance. A step whose loss is not
+    finite leaves them alone.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels.
+    eps : float
+        What is added to the variance.
+    momentum : float or None
+        In [0, 1]. None for 1/num_batches_tracked: the running statistics are the mean of all batches'.
+    affine : bool
+        Whether there are a weight and a bias.
+    track_running_stats : bool
+        Whether there are running statistics. Else those of the batch are taken in evaluation, too.
+
+    Notes
+    -----
+    At first the weight is 1, the bias 0, running_mean 0, running_var 1, as in torch.nn.BatchNorm2d.
+    """
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True):
+        self._keep(num_features=integer(num_features, "num_features", 1), eps=rate(eps, "eps", np.float32),
+                   momentum=None if momentum is None else fraction(momentum, "momentum"), affine=flag(affine, "affine"),
+                   track_running_stats=flag(track_running_stats, "track_running_stats"))
+        shape = (self.num_features,)
+        self.weight = Parameter(shape, init.constant(1)) if self.affine else None
+        self.bias = Parameter(shape, init.constant(0)) if self.affine else None
+        if self.track_running_stats:
+            self.running_mean, self.running_var = Statistic(shape, 0), Statistic(shape, 1)
+            self.num_batches_tracked = Statistic((), 0, np.int64)
+
+    def output_shape(self, shape):
+        _require_images(shape, self.num_features)
+        return shape
+
+    def operation(self, backend, shape, dtype, activation=None):
+        running = tuple(statistic.flat for statistic in self.buffers.values()) or None
+        return backend.BatchNorm(shape, self.eps, self.momentum, activation, running, dtype)
+
+    def fuse(self, following, shape):
+        if not following or not isinstance(following[0][1], Activation):
+            return None, 0, "no activation follows"
+        name, activation = following[0]
+        if not isinstance(activation.function, str):
+            return None, 0, f"{name}'s kernels are not nbcnn's"
+        return BatchNormActivation(self, activation), 1, "one pass forward, two backward, behind the statistics"
+
+
+class BatchNorm1d(BatchNorm2d):
+    """As `BatchNorm2d`, of vectors.
+
+    Parameters
+    ----------
+    num_features : int
+    eps, momentum, affine, track_running_stats
+        As of `BatchNorm2d`.
+    """
+
+    def output_shape(self, shape):
+        _require_vectors(shape, self.num_features)
+        return shape
 
 
 class _Pool(Layer):
@@ -441,6 +510,20 @@ class ConvPool(Layer):
         return self.conv.flop(shape)
 
 
+class BatchNormActivation(Layer):
+    """A batch normalization and an activation in one: `BatchNorm2d.fuse` makes it. Its parameters are the normalization's."""
+
+    def __init__(self, norm, activation):
+        self.norm, self.activation = norm, activation
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def output_shape(self, shape):
+        return self.norm.output_shape(shape)
+
+    def operation(self, backend, shape, dtype):
+        return self.norm.operation(backend, shape, dtype, (self.activation.function, self.activation.options))
+
+
 class Flatten(Layer):
     """Images (N, C, H, W) as vectors (N, C*H*W), channel by channel as in PyTorch."""
 
@@ -500,9 +583,7 @@ class Linear(Layer):
         self.bias = Parameter((self.out_features,), init.uniform(self.in_features)) if self.bias else None
 
     def output_shape(self, shape):
-        if tuple(shape) != (self.in_features,):
-            hint = "; a Flatten layer makes vectors of images" if len(shape) == 3 else ""
-            raise ValueError(f"expected vectors (N, {self.in_features}), got {_batch(shape)}{hint}")
+        _require_vectors(shape, self.in_features)
         return (self.out_features,)
 
     def operation(self, backend, shape, dtype):
@@ -541,6 +622,13 @@ def _require_images(shape, channels="C"):
     """Raise ValueError unless samples of this shape are images, of so many channels."""
     if len(shape) != 3 or channels not in ("C", shape[0]):
         raise ValueError(f"expected images (N, {channels}, H, W), got {_batch(shape)}")
+
+
+def _require_vectors(shape, features):
+    """Raise ValueError unless samples of this shape are vectors of so many features."""
+    if tuple(shape) != (features,):
+        hint = "; a Flatten layer makes vectors of images" if len(shape) == 3 else ""
+        raise ValueError(f"expected vectors (N, {features}), got {_batch(shape)}{hint}")
 
 
 def _batch(shape):

@@ -34,6 +34,9 @@ class Case(NamedTuple):
 LAYERS = [
     Case(nbcnn.Conv2d, dict(in_channels=3, out_channels=4, kernel_size=3, stride=1, padding=0, dilation=1, bias=True), (3, 8, 8)),
     Case(nbcnn.Conv2d, dict(in_channels=3, out_channels=4, kernel_size=3, stride=2, padding=1, dilation=2, bias=True), (3, 9, 8)),
+    Case(nbcnn.BatchNorm2d, dict(num_features=3, eps=1e-3, momentum=0.1, affine=True, track_running_stats=True), (3, 4, 5)),
+    Case(nbcnn.BatchNorm2d, dict(num_features=8, eps=1e-5, momentum=None, affine=False, track_running_stats=False), (8, 4, 4)),
+    Case(nbcnn.BatchNorm1d, dict(num_features=6, eps=1e-5, momentum=None, affine=True, track_running_stats=True), (6,)),
     Case(nbcnn.MaxPool2d, dict(kernel_size=2, stride=None, padding=0, dilation=1, ceil_mode=False), (3, 8, 8)),
     Case(nbcnn.AvgPool2d, dict(kernel_size=2, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
                                divisor_override=None), (3, 8, 8)),

@@ -54,16 +54,22 @@ def check_training(case, path, dtype=np.float32):
     assert path.with_name("again").read_bytes() == path.read_bytes()
 
 
+def layer_and_operation(case, device, dtype):
+    """A case's layer, with values where it has any, and its operation."""
+    layer = case.make()
+    if layer.parameters or layer.buffers:
+        nbcnn.Sequential([("layer", layer)], dtype=dtype).to(device)
+    return layer, layer.operation(load_backend(device), case.shape, np.dtype(dtype))
+
+
 def results(case, device, dtype, fill):
     """y, dx and the gradients of parameters of four samples, computed in memory that was full of `fill` before.
 
     Asserts that forward and backward write nothing else.
     """
-    backend, rng, n = load_backend(device), np.random.default_rng(0), 4
-    layer, shapes = case.make(), case.shapes
-    if layer.parameters or layer.buffers:
-        nbcnn.Sequential([("layer", layer)], dtype=dtype).to(device)
-    operation, y_shape = layer.operation(backend, case.shape, np.dtype(dtype)), layer.output_shape(case.shape)
+    backend, rng, n, shapes = load_backend(device), np.random.default_rng(0), 4, case.shapes
+    layer, operation = layer_and_operation(case, device, dtype)
+    y_shape = layer.output_shape(case.shape)
     operation.place = Place(0, 0, backend.allocate((1,), np.int64))
     *xs, dy = (rng.choice([-3, -2, -1, 1, 2, 4], (n + 1, *shape)).astype(dtype) for shape in (*shapes, y_shape))
     *xs, dy, y = (backend.Buffer.holding(backend.place(a)) for a in (*xs, dy, np.full_like(dy, fill)))
@@ -75,7 +81,9 @@ def results(case, device, dtype, fill):
     before = [on_host(a.array).copy() for a in (*xs, dy)]
     backend.run(operation.forward(n, y, x, params))
     saved = on_host(y.array).copy()
-    backend.run([*operation.backward(n, dx, gradients.targets, dy, x, y, params, (False,) * len(params)), *gradients.calls])
+    targets = iter(gradients.targets)
+    dparams = tuple(p and next(targets) for p in layer.params)
+    backend.run([*operation.backward(n, dx, dparams, dy, x, y, params, (False,) * len(params)), *gradients.calls])
     assert all(equal(on_host(a.array), b) for a, b in zip((*xs, dy, y), (*before, saved), strict=True))
     for written in (y, *dxs):
         assert equal(on_host(written.view(n + 1))[n], np.full(written.shape, fill, dtype)), "a sample that nobody asked for"
@@ -84,13 +92,13 @@ def results(case, device, dtype, fill):
 
 def check_contract(case, device, dtype):
     """What was in memory before changes no bit of the results, on a device."""
-    if not case.make().operation(load_backend(device), case.shape, np.dtype(dtype)).shares:
+    if not layer_and_operation(case, device, dtype)[1].shares:
         assert all(map(equal, results(case, device, dtype, np.nan), results(case, device, dtype, 99)))
 
 
 def check_equals_cpu(case, dtype):
     """A GPU's results are the CPU's but for some roundings, and what was in memory before changes no bit of them."""
     check_contract(case, "cuda", dtype)
-    if not case.make().operation(load_backend("cuda"), case.shape, np.dtype(dtype)).shares:
+    if not layer_and_operation(case, "cuda", dtype)[1].shares:
         for there, here in zip(*(results(case, device, dtype, np.nan) for device in ("cuda", "cpu")), strict=True):
             np.testing.assert_allclose(there, here, rtol=16 * np.finfo(dtype).eps, atol=64 * np.finfo(dtype).eps)

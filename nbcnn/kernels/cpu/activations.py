@@ -158,6 +158,18 @@ def leaky_relu_gradient(dy, x, slope):
 
 
 @njit
+def scale(x, factor):
+    """factor*x"""
+    return factor * x
+
+
+@njit
+def scale_gradient(dy, x, factor):
+    """factor*dy, whatever x is."""
+    return factor * dy
+
+
+@njit
 def tanh_gradient(dy, y):
     """dy (1 - y^2)"""
     return dy * (type(y)(1) - y * y)
@@ -271,14 +283,14 @@ def leaky_relu_backward(dx, dy, x, slope, count):
 def scale_forward(y, x, factor, count):
     """y = factor*x"""
     for k in prange(count):
-        y[k] = factor * x[k]
+        y[k] = scale(x[k], factor)
 
 
 @kernel
 def scale_backward(dx, dy, x, factor, count):
     """dx = factor*dy, whatever x is."""
     for k in prange(count):
-        dx[k] = factor * dy[k]
+        dx[k] = scale_gradient(dy[k], x[k], factor)
 
 
 @kernel

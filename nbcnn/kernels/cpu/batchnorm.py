@@ -227,6 +227,7 @@ class BatchNorm(Operation):
         self.shape, self.C, self.pixels, self.running, self.dtype = shape, shape[0], math.prod(shape[1:]), running, np.dtype(dtype)
         function, options = activation or ("identity", ())
         self.kernels, self.options = make_batchnorm(function), tuple(map(self.dtype.type, options))
+        self.stateful = running is not None
         self.eps, self.momentum, self.cumulative = self.dtype.type(eps), self.dtype.type(momentum or 0), momentum is None
         # As few pixels to a line as divide a sample's and have LEAST_WIDTH numbers, or else all.
         self.width = self.C * next(p for p in range(1, self.pixels + 1)
@@ -263,7 +264,7 @@ class BatchNorm(Operation):
                 *self.normalize(n, y, x, params, self.mean, self.var)]
 
     def evaluate(self, n, y, x, params):
-        if self.running is None:
+        if not self.stateful:
             return self.forward(n, y, x, params)
         return self.normalize(n, y, x, params, *self.running[:2])
 
@@ -278,7 +279,7 @@ class BatchNorm(Operation):
         return Call(batchnorm_prepare, (self.line_mean, self.scale, self.shift, mean, var, weight, bias, self.eps, self.C))
 
     def commit(self, n):
-        if self.running is None or not n:
+        if not self.stateful or not n:
             return []
         return [Call(batchnorm_commit, (
             *self.running, self.mean, self.var, n * self.pixels, self.momentum, self.cumulative))]

@@ -44,6 +44,18 @@ def tanh(x):
 
 
 @element
+def scale(x, factor):
+    """factor*x"""
+    return factor * x
+
+
+@element
+def scale_gradient(dy, x, factor):
+    """factor*dy, whatever x is."""
+    return factor * dy
+
+
+@element
 def tanh_gradient(dy, y):
     """dy (1 - y^2)"""
     return dy * (type(y)(1) - y * y)
@@ -165,7 +177,7 @@ def scale_forward(y, x, factor, count):
     """y = factor*x"""
     k = cuda.grid(1)
     if k < count:
-        y[k] = factor * x[k]
+        y[k] = scale(x[k], factor)
 
 
 @kernel(THREADS)
@@ -173,7 +185,7 @@ def scale_backward(dx, dy, x, factor, count):
     """dx = factor*dy, whatever x is."""
     k = cuda.grid(1)
     if k < count:
-        dx[k] = factor * dy[k]
+        dx[k] = scale_gradient(dy[k], x[k], factor)
 
 
 @kernel(THREADS)

@@ -154,6 +154,7 @@ class BatchNorm(Operation):
         self.shape, self.C, self.pixels, self.running, self.dtype = shape, shape[0], math.prod(shape[1:]), running, np.dtype(dtype)
         function, options = activation or ("identity", ())
         self.kernels, self.options = make_batchnorm(function, self.C, self.pixels), tuple(map(self.dtype.type, options))
+        self.stateful = running is not None
         self.eps, self.momentum, self.cumulative = self.dtype.type(eps), self.dtype.type(momentum or 0), momentum is None
         self.mean, self.var, self.mean_dz, self.slope = (allocate((self.C,), dtype) for _ in range(4))
 
@@ -165,7 +166,7 @@ class BatchNorm(Operation):
                 *self.normalize(n, y, x, params, self.mean, self.var)]
 
     def evaluate(self, n, y, x, params):
-        if self.running is None:
+        if not self.stateful:
             return self.forward(n, y, x, params)
         return self.normalize(n, y, x, params, *self.running[:2])
 
@@ -179,7 +180,7 @@ class BatchNorm(Operation):
         return [nothing(self.dtype) if p is None else p for p in params]
 
     def commit(self, n):
-        if self.running is None or not n:
+        if not self.stateful or not n:
             return []
         return [call_each(batchnorm_count, 1, self.running[2]),
                 call_each(batchnorm_commit, self.C, *self.running, self.mean, self.var, n * self.pixels, self.momentum,
