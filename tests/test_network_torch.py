@@ -27,7 +27,7 @@ def test_outputs_and_gradients(seed):
     images, labels = rng.standard_normal((5, *IMAGES)), rng.integers(0, OUTPUTS, 5)
     step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss(), need_dx=True, fuse=seed % 2 == 0)
     for _ in range(2):
-        tensors = {name: torch.from_numpy(value).requires_grad_() for name, value in model.state_dict().items()}
+        tensors = {name: torch.from_numpy(p.numpy()).requires_grad_() for name, p in model.named_parameters()}
         x = torch.from_numpy(images).requires_grad_()
         y = torch_outputs(model, x, tensors, True)
         expected = torch.nn.functional.cross_entropy(y, torch.from_numpy(labels))
