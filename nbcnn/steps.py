@@ -120,7 +120,7 @@ class DeviceSteps(HostSteps):
                     self._graphs[steps] = self.backend.Graph(calls * steps)
                 self._graphs[steps].launch()
             for parameter in self.scheduler.model.parameters():
-                parameter.has_grad = True
+                parameter.has_grad = parameter.trainable
             self.optimizer.updated()
             self.step += steps
 

@@ -57,8 +57,8 @@ class Adam(Optimizer):
         rates = adam_rates(self._counts.get(run.first, 0) + 1, lr, run.group["betas"], run.group["weight_decay"], self.decoupled)
         self.vector.backend.adam_update(run.data, *run.slots, run.grad, rates, run.options)
 
-    def updated(self, params=None):
-        for parameter in self.params if params is None else params:
+    def updated(self, params):
+        for parameter in params:
             self._counts[parameter] = self._counts.get(parameter, 0) + 1
 
 

@@ -83,9 +83,6 @@ class Lookahead(Optimizer):
         self._beside.follow()
         return self._beside.arrays["slow"]
 
-    def updated(self, params=None):
-        self.optimizer.updated(params)
-
     def state_dict(self):
         """The optimizer's own state, every, decay (None for a function), the steps done, and the slow copy, flat."""
         return {"optimizer": self.optimizer.state_dict(), "every": self.every, "steps": self.steps,

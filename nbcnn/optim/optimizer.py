@@ -39,8 +39,8 @@ class Run(NamedTuple):
 class Optimizer:
     """The base of SGD, Adam, AdamW and Lookahead.
 
-    A class derived from it says what the options of a group must be, `checked`, how its kernel takes them, `kernel_options`, and
-    how a run of parameters is updated, `update`.
+    A class derived from it says what the options of a group must be, `checked`, how its kernel takes them, `kernel_options`, how a
+    run of parameters is updated, `update`, and what is to be remembered of that, `updated`.
 
     Parameters
     ----------
@@ -109,8 +109,8 @@ class Optimizer:
         """Update the parameters of a run."""
         raise TypeError(f"{type(self).__name__}: an optimizer defines update")
 
-    def updated(self, params=None):
-        """Note that these parameters, or all, were updated."""
+    def updated(self, params):
+        """Note that these parameters were updated."""
         raise TypeError(f"{type(self).__name__}: an optimizer defines updated")
 
     def update_of_all(self):

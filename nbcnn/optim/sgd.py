@@ -60,23 +60,27 @@ class SGD(Optimizer):
         self.vector.backend.update(run.data, run.slots[0], run.grad, lr, run.options, self.begins(run))
 
     def updated(self, params=None):
+        """Note that these parameters, by default all that are not frozen, were updated."""
         if len(self._counts) == len(self.params) or not any(group["momentum"] > 0 for group in self.param_groups):
             return
-        params = self.params if params is None else params
+        params = self._trainable() if params is None else params
         begun = [p for p in params if p not in self._counts and self.param_groups[self._group[p]]["momentum"] > 0]
         if begun:
             self._counts.update(dict.fromkeys(begun, 1))
             self._runs_for = None
 
     def updates(self):
-        """(data, momentum, gradient, first, options) for each run of the parameters."""
-        return [(run.data, run.slots[0], run.grad, self.begins(run), run.options) for run in self.runs(self.params)]
+        """(data, momentum, gradient, first, options) for each run of the parameters that are not frozen."""
+        return [(run.data, run.slots[0], run.grad, self.begins(run), run.options) for run in self.runs(self._trainable())]
+
+    def _trainable(self):
+        """The parameters that are not frozen."""
+        return [parameter for parameter in self.params if parameter.trainable]
 
     def update_of_all(self):
         """(momentum, options) for an update of the whole vector; None while a parameter is left out, frozen or without momentum."""
         self.follow()
-        whole = len(self.params) == self.vector.count and all(parameter.trainable for parameter in self.params)
-        if len(self.param_groups) > 1 or not whole:
+        if len(self.param_groups) > 1 or len(self._trainable()) < self.vector.count:
             return None
         options, used = self.options_of(0), self.used_slots(self.param_groups[0])
         if used and len(self._counts) < self.vector.count:

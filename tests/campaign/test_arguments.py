@@ -23,7 +23,8 @@ TYPED = {"ok", "TypeError", "ValueError", "IndexError", "MemoryError"}
 LARGE = 2**31               # an array is small, or of more bytes than a worker gets: one that just fits is work, and no error
 ASKS_FOR_WORK = {"epochs", "threads"}       # numbers of which a large one is no error either
 ALSO = {"targets": "t"}     # what messages call an argument of a method that hands it on
-WRITTEN = {("sgd_step", "param"), ("sgd_step", "momentum_buffer"), ("load_images", "out"), ("normalize_images", "out")}
+WRITTEN = {("sgd_step", "param"), ("sgd_step", "momentum_buffer"), ("load_images", "out"), ("normalize_images", "out"),
+           *(("adam_step", name) for name in ("param", "exp_avg", "exp_avg_sq"))}
 RESULTS = {"Evaluation", "NonFiniteLoss", "State"}      # classes that nobody but nbcnn makes
 
 rng = np.random.default_rng(0)
@@ -84,6 +85,8 @@ def table():
                                                  pos_weight=unit(5), dloss=1.0),
         "sgd_step": lambda: dict(param=f32(50), grad=f32(50), momentum_buffer=f32(50), lr=0.1, momentum=0.9, dampening=0.0,
                                  weight_decay=0.1, nesterov=False, maximize=False, first=False),
+        "adam_step": lambda: dict(param=f32(50), grad=f32(50), exp_avg=f32(50), exp_avg_sq=unit(50), step=3, lr=0.1, eps=1e-8,
+                                  betas=(0.9, 0.99), weight_decay=0.1, decoupled_weight_decay=False, maximize=False),
         "normalization_table": lambda: dict(mean=[0.5] * 3, std=[0.2] * 3, channels=3, dtype=np.float32),
         "normalize_images": lambda: dict(out=f32(2, 3, 8, 8), images=u8(2, 3, 8, 8), table=f32(3, 256)),
         "load_images": lambda: dict(out=f32(2, 3, 8, 8), images=u8(5, 3, 8, 8), index=rng.integers(0, 5, 2),
@@ -134,6 +137,23 @@ def table():
             state=optimizer.state_dict())),
         "SGD.load_state_dict of options": (
             lambda **state: nbcnn.SGD(network().parameters(), 0.1).load_state_dict(state), optimizer.state_dict),
+        "Adam": (nbcnn.Adam, lambda: dict(params=network().parameters(), lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1,
+                                          amsgrad=False, maximize=False)),
+        "AdamW": (nbcnn.AdamW, lambda: dict(params=[dict(params=network().parameters(), lr=0.1)], betas=(0.9, 0.99))),
+        "Adam.load_state_dict of options": (
+            lambda **state: nbcnn.Adam(network().parameters()).load_state_dict(state),
+            lambda: nbcnn.Adam(network().parameters()).state_dict()),
+        "Lookahead": (nbcnn.Lookahead, lambda: dict(optimizer=nbcnn.SGD(network().parameters(), lr=0.1), every=5, decay=0.5)),
+        "Lookahead.load_state_dict of entries": (
+            lambda **state: nbcnn.Lookahead(nbcnn.SGD(network().parameters(), lr=0.1)).load_state_dict(state),
+            lambda: nbcnn.Lookahead(nbcnn.SGD(network().parameters(), lr=0.1)).state_dict()),
+        "EMA": (lambda **a: nbcnn.EMA(**{"model": trained} | a).update(), lambda: dict(decay=0.9)),
+        "clip_grad_norm_": (nbcnn.clip_grad_norm_, lambda: dict(parameters=trained.parameters(), max_norm=1.0)),
+        "optim.multistep": (lambda **a: optim.multistep(**a)(3), lambda: dict(lr=0.1, milestones=[2, 4], gamma=0.1)),
+        "optim.piecewise": (lambda **a: optim.piecewise(**a)(3), lambda: dict(lr=0.1, points=[(0, 0.2), (1, 1.0)], total=10)),
+        "ReduceLROnPlateau": (lambda **a: optim.ReduceLROnPlateau(**{"optimizer": optimizer} | a), lambda: dict(
+            mode="min", factor=0.1, patience=10, threshold=1e-4, threshold_mode="rel", cooldown=0, min_lr=0.0, eps=1e-8)),
+        "ReduceLROnPlateau.step": (optim.ReduceLROnPlateau(optimizer).step, lambda: dict(metrics=1.0)),
         "optim.constant": (lambda **a: optim.constant(**a)(3), lambda: dict(lr=0.1)),
         "optim.step": (lambda **a: optim.step(**a)(3), lambda: dict(lr=0.1, step_size=2, gamma=0.1)),
         "optim.cosine": (lambda **a: optim.cosine(**a)(3), lambda: dict(lr=0.1, total=10, final=0.0)),
