@@ -233,15 +233,18 @@ def relative_error(result, expected):
 
 
 def check_images_and_update(make, batch, backend):
-    """(name, exact, None) for gather, flip, shift and normalise, and for the update."""
+    """(name, exact, None) for gather, flip, shift, cut out and normalise, and for the update."""
     dataset, rng = random_pictures(make().input_shape, 2 * batch), np.random.default_rng(4)
     index, flip = rng.integers(0, len(dataset), batch), rng.random(batch) < 0.5
     tables = kernels.normalization_table([0.4] * len(dataset.images[0]), None, len(dataset.images[0]), np.float32)
     out = np.empty((batch, *dataset.images.shape[1:]), np.float32)
     on_gpu = backend.to_device(out)
-    kernels.load_images(out, dataset.images, index, flip, (1, -2), tables)
-    kernels.load_images(on_gpu, *map(backend.to_device, (dataset.images, index, flip)), (1, -2), backend.to_device(tables))
-    yield "images", bool((backend.to_host(on_gpu) == out).all()), None
+    each = dict(border="reflect", cutout=4, corners=rng.integers(-4, 8, (batch, 2)))
+    for name, shift, options in (("images", (1, -2), {}), ("images, each its own way", rng.integers(-2, 3, (batch, 2)), each)):
+        kernels.load_images(out, dataset.images, index, flip, shift, tables, **options)
+        kernels.load_images(on_gpu, *map(backend.to_device, (dataset.images, index, flip)), shift, backend.to_device(tables),
+                            **options)
+        yield name, bool((backend.to_host(on_gpu) == out).all()), None
     param, grad, momentum = rng.integers(-8, 9, (3, 1000)).astype(np.float32)
     moved = [backend.to_device(a) for a in (param, grad, momentum)]
     for p, g, m in ((param, grad, momentum), moved):        # powers of two, so that nothing is rounded

@@ -428,7 +428,7 @@ def moved(call, n):
     sizes = {name: array.nbytes for name, array in arrays.items()}
     float_size = next(array.dtype.itemsize for array in arrays.values() if array.dtype.kind == "f")
     if "images" in values:        # of the data set, its order and its labels only this step's
-        sizes |= {"images": values["count"], "index": 8 * n, "flip": n, "shift": 16}
+        sizes |= {"images": values["count"], "index": 8 * n, "flip": n, "shift": 16, "corners": 0}
     if "losses" in values and values["t"].dtype.kind == "i":
         sizes["t"] = 8 * n
     for name in ("loss", "lr"):     # one for each step
