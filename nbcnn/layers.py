@@ -13,6 +13,8 @@ from nbcnn import init
 from nbcnn.kernels.activations import GELUS, kernels_of
 from nbcnn.kernels.arguments import (
     FLOATS,
+    adaptive_size,
+    conv_padding,
     conv_size,
     finite,
     flag,
@@ -20,21 +22,24 @@ from nbcnn.kernels.arguments import (
     fraction,
     integer,
     one_of,
+    padding_before,
     pair,
+    pair_or_none,
     pooled_size,
     rate,
     same_dtype,
     same_shape,
 )
 from nbcnn.kernels.backend import as_array, load_backend
+from nbcnn.kernels.conv2d import convolution
 from nbcnn.kernels.operation import run_forward
 from nbcnn.kernels.shown import one_line, shown
 from nbcnn.parameter import Parameter, ParameterVector, Statistic, Tensor
 
 __all__ = [
     "Layer", "Activation",      # to derive one's own from; the others are the layers there are
-    "Conv2d", "BatchNorm2d", "BatchNorm1d", "MaxPool2d", "AvgPool2d", "GlobalAvgPool2d", "ReLU", "LeakyReLU", "Tanh", "Sigmoid",
-    "GELU", "Flatten", "Linear", "Add", "Concat", "Scale", "Identity", "Dropout", "Dropout2d",
+    "Conv2d", "BatchNorm2d", "BatchNorm1d", "MaxPool2d", "AvgPool2d", "GlobalAvgPool2d", "AdaptiveAvgPool2d", "ReLU", "LeakyReLU",
+    "Tanh", "Sigmoid", "GELU", "Flatten", "Linear", "Add", "Concat", "Scale", "Identity", "Dropout", "Dropout2d",
 ]
 
 MOST_FUSED = 2      # layers that may be computed together with the one before them
@@ -182,20 +187,28 @@ class Conv2d(Layer):
     Parameters
     ----------
     in_channels, out_channels : int
-    kernel_size, stride, padding, dilation : int or pair of ints
+    kernel_size, stride, dilation : int or pair of ints
+    padding : int or pair of ints, or {"same", "valid"}
+    groups : int
+        A divisor of the numbers of channels; with in_channels groups and outputs the convolution is depthwise.
     bias : bool
 
     Notes
     -----
-    Initial values, weight and bias alike: uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), fan_in = in_channels*KH*KW, as torch.nn.Conv2d.
+    Initial values, weight and bias alike: uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), fan_in = in_channels/groups*KH*KW, as
+    torch.nn.Conv2d.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, bias=True):
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
+        stride = pair(stride, "stride", 1)
         self._keep(in_channels=integer(in_channels, "in_channels", 1), out_channels=integer(out_channels, "out_channels", 1),
-                   kernel_size=pair(kernel_size, "kernel_size", 1), stride=pair(stride, "stride", 1),
-                   padding=pair(padding, "padding", 0), dilation=pair(dilation, "dilation", 1), bias=flag(bias, "bias"))
-        fan_in = self.in_channels * math.prod(self.kernel_size)
-        self.weight = Parameter((self.out_channels, self.in_channels, *self.kernel_size), init.uniform(fan_in))
+                   kernel_size=pair(kernel_size, "kernel_size", 1), stride=stride, padding=conv_padding(padding, stride),
+                   dilation=pair(dilation, "dilation", 1), groups=integer(groups, "groups", 1), bias=flag(bias, "bias"))
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(f"groups: expected a divisor of in_channels {self.in_channels} and of out_channels "
+                             f"{self.out_channels}, got {self.groups}")
+        fan_in = self.in_channels // self.groups * math.prod(self.kernel_size)
+        self.weight = Parameter((self.out_channels, self.in_channels // self.groups, *self.kernel_size), init.uniform(fan_in))
         self.bias = Parameter((self.out_channels,), init.uniform(fan_in)) if self.bias else None
 
     def output_shape(self, shape):
@@ -203,7 +216,8 @@ class Conv2d(Layer):
         return self.out_channels, *conv_size(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, "input")
 
     def operation(self, backend, shape, dtype):
-        return backend.Conv2d(shape, self.output_shape(shape), self.kernel_size, self.stride, self.padding, self.dilation, dtype)
+        return convolution(backend, shape, self.output_shape(shape), self.kernel_size, self.stride, self.padding, self.dilation,
+                           self.groups, dtype)
 
     def fuse(self, following, shape):
         kinds = [type(layer) for _, layer in following[:MOST_FUSED]]
@@ -214,6 +228,8 @@ class Conv2d(Layer):
         _, OH, OW = self.output_shape(shape)
         if self.stride != (1, 1) or self.dilation != (1, 1):
             return None, 0, "the convolution is strided or dilated"
+        if self.groups > 1:
+            return None, 0, "the convolution is one of groups"
         if pool.stride != pool.kernel_size or pool.dilation != (1, 1):
             return None, 0, f"{name}'s windows do not lie side by side"
         if pool.padding != (0, 0) or pool.output_shape((1, OH, OW)) != (1, OH // pool.stride[0], OW // pool.stride[1]):
@@ -367,6 +383,30 @@ class GlobalAvgPool2d(Layer):
         return AvgPool2d(shape[1:]).operation(backend, shape, dtype)
 
 
+class AdaptiveAvgPool2d(Layer):
+    """The mean of each of so many windows that cover the image; see `nbcnn.kernels.adaptive_avgpool2d_forward`.
+
+    Parameters
+    ----------
+    output_size : int or pair of ints
+        Along H and along W; None in a pair for the input's own size.
+    """
+
+    def __init__(self, output_size):
+        self._keep(output_size=pair_or_none(output_size, "output_size", 1))
+
+    def output_shape(self, shape):
+        _require_images(shape)
+        return shape[0], *adaptive_size(shape[1:], self.output_size, "input")
+
+    def operation(self, backend, shape, dtype):
+        return backend.AdaptiveAvgPool2d(shape, self.output_shape(shape), dtype)
+
+    def window_cells(self, shape):
+        axes = zip(shape[1:], self.output_shape(shape)[1:], strict=True)
+        return math.prod(sum(-(-(i + 1) * size // count) - i * size // count for i in range(count)) for size, count in axes)
+
+
 class Activation(Layer):
     """A function of each element. A subclass says which.
 
@@ -503,8 +543,9 @@ class ConvPool(Layer):
         return self.pool.output_shape(self.conv.output_shape(shape))
 
     def operation(self, backend, shape, dtype):
-        return backend.Conv2dMaxPool2d(shape, self.conv.output_shape(shape), self.conv.kernel_size, self.conv.padding,
-                                       self.pool.kernel_size, self.relu, dtype)
+        padding = padding_before(self.conv.padding, self.conv.kernel_size, self.conv.dilation)
+        return backend.Conv2dMaxPool2d(shape, self.conv.output_shape(shape), self.conv.kernel_size, padding, self.pool.kernel_size,
+                                       self.relu, dtype)
 
     def flop(self, shape):
         return self.conv.flop(shape)

@@ -118,6 +118,29 @@ def batchnorm_backward(dy, x, weight, eps):
     return dx, (dys * xhat).sum(1), dys.sum(1)
 
 
+def _covers(size, windows):
+    """(windows, size) along an axis: whether a window has a cell."""
+    cells, starts = np.arange(size), np.arange(windows)[:, None] * size
+    return ((cells + 1) * windows > starts) & (cells * windows < starts + size)
+
+
+def adaptive_avgpool2d_cells(size, output_size):
+    """How many cells each window has."""
+    return np.outer(*(_covers(n, windows).sum(1) for n, windows in zip(size, output_size, strict=True)))
+
+
+def adaptive_avgpool2d_forward(x, output_size):
+    """y: the sums are a product with a matrix along each axis."""
+    rows, columns = (_covers(n, windows).astype(x.dtype) for n, windows in zip(x.shape[2:], output_size, strict=True))
+    return rows @ x @ columns.T / adaptive_avgpool2d_cells(x.shape[2:], output_size).astype(x.dtype)
+
+
+def adaptive_avgpool2d_backward(dy, x_shape):
+    """dx: products with the transposed matrices."""
+    rows, columns = (_covers(n, windows).astype(dy.dtype) for n, windows in zip(x_shape[2:], dy.shape[2:], strict=True))
+    return rows.T @ (dy / adaptive_avgpool2d_cells(x_shape[2:], dy.shape[2:]).astype(dy.dtype)) @ columns
+
+
 def conv2d_maxpool2d_forward(x, w, b, padding, pool_size, relu):
     """y and argmax, the sums of each window side by side on a last axis."""
     z = conv2d_forward(x, w, b, (1, 1), padding, (1, 1))

@@ -23,16 +23,22 @@ SHAPES = [(3, 4, 5), (8, 4, 4), (7,), (128,)]       # some of whose samples have
 X, CONV, POOLED = (2, 6, 4), (3, 6, 4), (3, 3, 2)
 OPERATIONS = {
     "Conv2d": ((X, CONV, (3, 3), (1, 1), (1, 1), (1, 1)), X, CONV),
+    "Conv2dDepthwise": ((CONV, CONV, (3, 3), (1, 1), (1, 1), (1, 1)), CONV, CONV),
+    "Conv2dGroups": (((4, 6, 4), (6, 6, 4), (3, 3), (1, 1), (1, 1), (1, 1), 2), (4, 6, 4), (6, 6, 4)),
     "Conv2dMaxPool2d": ((X, CONV, (3, 3), (1, 1), (2, 2), True), X, POOLED),
     "MaxPool2d": ((CONV, (2, 2), (2, 2), (0, 0), (1, 1), POOLED), CONV, POOLED),
     "AvgPool2d": ((CONV, (2, 2), (2, 2), (0, 0), True, None, POOLED), CONV, POOLED),
     "BatchNorm": ((X, 1e-5, 0.1, None, None), X, X),
+    "AdaptiveAvgPool2d": ((CONV, POOLED), CONV, POOLED),
     "Flatten": ((POOLED,), POOLED, (18,)),
     "Linear": (((18,), (5,)), (18,), (5,)),
     "Identity": ((X,), X, X),
     "Dropout": ((X, 0.5, False), X, X),
     "Activation": (("relu", X, ()), X, X),              # the name stands for its kernels
 }
+# Shapes of the weights of those that learn.
+WEIGHTS = {"Conv2d": (3, 2, 3, 3), "Conv2dDepthwise": (3, 1, 3, 3), "Conv2dGroups": (6, 2, 3, 3), "Conv2dMaxPool2d": (3, 2, 3, 3),
+           "Linear": (5, 18)}
 
 
 @pytest.fixture(params=BACKENDS)
@@ -135,12 +141,11 @@ def test_operations(backend, name):
     assert operation.shares == (name == "Identity" or (name == "Flatten" and backend.device == "cuda"))
     operation.place = Place(0, 0, backend.allocate((1,), np.int64))
     operation.reserve(3)
-    w_shape = (3, 2, 3, 3) if "Conv" in name else y_shape[0] if name == "BatchNorm" else (5, 18)
-    samples, dys, w, b = integers(4, (3, *x_shape), (3, *y_shape), w_shape, y_shape[0])
+    samples, dys, w, b = integers(4, (3, *x_shape), (3, *y_shape), WEIGHTS.get(name, y_shape[0]), y_shape[0])
     x, dy = (backend.Buffer.holding(backend.to_device(a)) for a in (samples, dys))
     y, dx = (backend.Buffer(3, shape, np.float32, from_.array if operation.shares else None)
              for shape, from_ in ((y_shape, x), (x_shape, dy)))
-    learns = name in ("Conv2d", "Conv2dMaxPool2d", "Linear", "BatchNorm")
+    learns = name in WEIGHTS or name == "BatchNorm"
     params = tuple(backend.flat_weight(backend.to_device(a)) for a in (w, b)) if learns else ()
     gradients = backend.Gradients(operation, 2, (w.size, b.size), np.float32)
     targets, add = (gradients.targets, (False, False)) if learns else ((), ())
@@ -158,7 +163,10 @@ def test_operations(backend, name):
         dw, db = map(backend.to_host, gradients.arrays)
         assert dw.shape == (w.size,) and db.shape == (b.size,) and dw.any() and db.any()
     if "Conv2d" in name:
-        kind = {"Conv2d": "conv2d", "Conv2dMaxPool2d": "conv2d_maxpool2d"}[name]
+        kind = {"Conv2d": "conv2d", "Conv2dMaxPool2d": "conv2d_maxpool2d", "Conv2dDepthwise": "conv2d_depthwise",
+                "Conv2dGroups": "conv2d"}[name]     # on the CPU those of a convolution for each group
+        if backend.device == "cuda" and name in ("Conv2dDepthwise", "Conv2dGroups"):
+            kind = "conv2d_groups"
         kernels = {call.kernel.__name__ for call in forward + backward + without_dx}
         assert {f"{kind}_forward", f"{kind}_backward_weight"} <= kernels
         assert kernels & {f"{kind}_backward_input", f"{kind}_backward"}         # in one launch with the weights' or in its own
@@ -182,7 +190,7 @@ def test_operations_of_several_inputs(backend, name, expected):
         assert equal(backend.to_host(written.view(2)), values) and not backend.to_host(written.view(3)[2:]).any()
 
 
-@pytest.mark.parametrize("name", ["Conv2d", "Conv2dMaxPool2d", "Linear"])
+@pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("add", [(True, False), (False, True)])
 def test_each_gradient_is_added_to_where_asked(backend, name, add):
     if backend.device == "cuda":
@@ -190,7 +198,7 @@ def test_each_gradient_is_added_to_where_asked(backend, name, add):
     arguments, x_shape, y_shape = OPERATIONS[name]
     operation = getattr(backend, name)(*arguments, np.float32)
     operation.reserve(2)
-    samples, dys, w, b = integers(4, (2, *x_shape), (2, *y_shape), (3, 2, 3, 3) if "Conv" in name else (5, 18), y_shape[0])
+    samples, dys, w, b = integers(4, (2, *x_shape), (2, *y_shape), WEIGHTS[name], y_shape[0])
     x, dy, y = (backend.Buffer.holding(a) for a in (samples, dys, dys))
     params = backend.flat_weight(w), backend.flat_weight(b)
     gradients = [backend.allocate((a.size,), np.float32) for a in params]
@@ -202,7 +210,7 @@ def test_each_gradient_is_added_to_where_asked(backend, name, add):
     assert all(equal(gradient, (1 + added) * first) for gradient, added, first in zip(gradients, add, once, strict=True))
 
 
-@pytest.mark.parametrize("name", ["Conv2d", "Conv2dMaxPool2d", "Linear"])
+@pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("frozen", [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("n", [3, 2, 0])
 def test_frozen_parameters(backend, name, frozen, n):
@@ -210,7 +218,7 @@ def test_frozen_parameters(backend, name, frozen, n):
     arguments, x_shape, y_shape = OPERATIONS[name]
     operation = getattr(backend, name)(*arguments, np.float32)
     operation.reserve(3)
-    samples, dys, w, b = integers(6, (3, *x_shape), (3, *y_shape), (3, 2, 3, 3) if "Conv" in name else (5, 18), y_shape[0])
+    samples, dys, w, b = integers(6, (3, *x_shape), (3, *y_shape), WEIGHTS[name], y_shape[0])
     b[:] = -99
     b[:2] = 9, 0        # with a ReLU windows that all, some and none win
     x, dy = (backend.Buffer.holding(backend.to_device(a)) for a in (samples, dys))

@@ -124,6 +124,13 @@ def test_frozen_values(dtype):
     assert not any(gradient.any() for gradient in conv2d_maxpool2d_backward(dy, argmax, x, w, relu=True))
     y, argmax = conv2d_maxpool2d_forward(x, -w, b, relu=True)
     assert y.tolist() == [[[[4.5]]]] and argmax.tolist() == [[[[0]]]]
+    # By hand, two windows side by side: x[i, j] - x[i+1, j+1] is largest at x[0, 0] and, in the second one's last cell, at x[1, 3].
+    x = np.array([[[[5, 1, 0, 0, 0], [0, 0, 0, 7, 0], [0, 0, 0, 0, 0]]]], dtype)
+    y, argmax = conv2d_maxpool2d_forward(x, w)
+    assert y.tolist() == [[[[5, 7]]]] and argmax.tolist() == [[[[0, 3]]]]
+    dx, dw, db = conv2d_maxpool2d_backward(np.array([[[[2, 3]]]], dtype), argmax, x, w)
+    assert dx.tolist() == [[[[2, 0, 0, 0, 0], [0, -2, 0, 3, 0], [0, 0, 0, 0, -3]]]]
+    assert dw.tolist() == [[[[2 * 5 + 3 * 7, 2 * 1], [0, 0]]]] and db.tolist() == [5]
 
 
 def tile_name(tile):

@@ -138,6 +138,16 @@ def pair(value, name, minimum):
     return tuple(integer(item, name, minimum, expected=expected) for item in both)
 
 
+def pair_or_none(value, name, minimum):
+    """As `pair`, but of a pair each may also be None, which stays."""
+    if not isinstance(value, tuple | list):
+        return pair(value, name, minimum)
+    expected = f"an int or a pair of ints >= {minimum}, or None in a pair"
+    if len(value) != 2:
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+    return tuple(None if item is None else integer(item, name, minimum, expected=expected) for item in value)
+
+
 def four_sizes(value, name):
     """The shape of images (N, C, H, W), as ints."""
     sizes = ints(value, name, "four sizes (N, C, H, W)", 0, 4)
@@ -273,11 +283,42 @@ def winners(argmax, dy, size, of, nobody=None):
     return cells
 
 
+def conv_padding(value, stride):
+    """The padding of a convolution: a pair of ints, or "same" or "valid"."""
+    if not isinstance(value, str):
+        return pair(value, "padding", 0)
+    if value not in ("same", "valid"):
+        raise ValueError(f"padding: expected an int or a pair of ints >= 0, 'same' or 'valid', got {shown(value)}")
+    if value == "same" and stride != (1, 1):
+        raise ValueError(f"padding: expected ints with a stride of {stride}, got 'same', which takes a stride of 1")
+    return value
+
+
+def padding_before(padding, kernel, dilation):
+    """How many rows of zeros lie above an image, and how many columns to the left of it.
+
+    With "same" the other two sides may have one more. No kernel needs to know: it knows where an output reads from, and how many
+    outputs there are.
+    """
+    named = {"valid": (0, 0), "same": tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))}
+    return named[padding] if isinstance(padding, str) else padding
+
+
 def conv_size(size, kernel, stride, padding, dilation, name):
-    """Output size (OH, OW) of a convolution: floor((in + 2p - d(k-1) - 1) / s) + 1 along each axis."""
+    """Output size (OH, OW) of a convolution: floor((in + 2p - d(k-1) - 1) / s) + 1 along each axis; the input's with "same"."""
+    if padding == "same":
+        kernel, dilation = (1, 1), (1, 1)
+    padding = padding_before(padding, kernel, dilation)
     for i, k, p, d in zip(size, kernel, padding, dilation, strict=True):
         _require_padding(p, i, d * (k - 1))
     return _output_size(size, kernel, stride, padding, dilation, False, name)
+
+
+def adaptive_size(size, output_size, name):
+    """Output size (OH, OW) of an adaptive pooling of images that have a pixel: what is asked for, the input's own for None."""
+    if min(size) < 1:
+        raise ValueError(f"{name}: expected images of at least 1x1, got {size[0]}x{size[1]}")
+    return tuple(own if out is None else out for out, own in zip(output_size, size, strict=True))
 
 
 def pooled_size(size, kernel, stride, padding, dilation, ceil_mode, name):

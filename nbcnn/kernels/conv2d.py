@@ -1,5 +1,15 @@
 """2-D convolution (cross-correlation, as in every deep-learning library) and its gradients."""
-from nbcnn.kernels.arguments import conv_size, flag, floats, pair, same_dtype, same_shape
+from nbcnn.kernels.arguments import (
+    conv_padding,
+    conv_size,
+    flag,
+    floats,
+    integer,
+    padding_before,
+    pair,
+    same_dtype,
+    same_shape,
+)
 from nbcnn.kernels.backend import backend_of
 from nbcnn.kernels.docs import documented
 from nbcnn.kernels.operation import run_forward
@@ -8,11 +18,14 @@ __all__ = ["conv2d_forward", "conv2d_backward"]
 
 
 @documented()
-def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
+def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1):
     """Convolve images with a bank of kernels.
 
     y[n, o, i, j] = b[o] + sum over c, p, q of x[n, c, i*stride + p*dilation - padding, j*stride + q*dilation - padding]
     * w[o, c, p, q], where x is zero outside the image.
+
+    In `groups` the channels, and the outputs, are divided into so many equal parts, one after another: an output sees the C/groups
+    channels of its own part alone. With a group for each channel the convolution is depthwise.
 
     The order of the additions depends on the kernel's shape alone: with finite weights an image's result has the same bits in any
     batch. Source: PyTorch's torch.nn.functional.conv2d.
@@ -20,10 +33,15 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     Parameters
     ----------
     x : float array (N, C, H, W)
-    w : float array (O, C, KH, KW)
+    w : float array (O, C/groups, KH, KW)
     b : float array (O,), optional
-    stride, padding, dilation : int or pair of ints
+    stride, dilation : int or pair of ints
         Along H and along W, in pixels.
+    padding : int or pair of ints, or {"same", "valid"}
+        Of zeros on all sides, along H and along W. "valid" is 0. "same", which takes a stride of 1, makes the output as large as
+        the input: dilation*(K-1) zeros in all, of an odd number one more at the bottom or on the right.
+    groups : int
+        A divisor of C and of O.
 
     Returns
     -------
@@ -43,15 +61,23 @@ def conv2d_forward(x, w, b=None, *, stride=1, padding=0, dilation=1):
     ...             y[n, o, i, j] += x[n, c, r, s] * w[o, c, p, q]
     >>> np.array_equal(conv2d_forward(x, w, b, stride=(2, 3), padding=(1, 0)), y)
     True
+
+    Two groups are two convolutions:
+
+    >>> w = rng.integers(-3, 4, (4, 2, 3, 2)).astype(np.float32)
+    >>> x = rng.integers(-3, 4, (2, 4, 6, 5)).astype(np.float32)
+    >>> halves = [conv2d_forward(x[:, :2], w[:2]), conv2d_forward(x[:, 2:], w[2:])]
+    >>> np.array_equal(conv2d_forward(x, w, groups=2), np.concatenate(halves, axis=1))
+    True
     """
     backend = backend_of(x=x, w=w, b=b)
-    x, w, operation = _check(backend, x, w, stride, padding, dilation)
+    x, w, operation = _check(backend, x, w, stride, padding, dilation, groups)
     params = flat_parameters(backend, x, w, b)
     return run_forward(backend, operation, x, (len(w), *operation.y_size), params)
 
 
 @documented(conv2d_forward)
-def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
+def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, groups=1, need_dx=True):
     """Gradients of a convolution with respect to its input, its kernels and its bias.
 
     Each product x * w that forward added into y passes dy on to both of its factors:
@@ -69,7 +95,7 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     Returns
     -------
     dx : float array (N, C, H, W) or None
-    dw : float array (O, C, KH, KW)
+    dw : float array (O, C/groups, KH, KW)
     db : float array (O,)
 
     >>> import numpy as np
@@ -87,7 +113,7 @@ def conv2d_backward(dy, x, w, *, stride=1, padding=0, dilation=1, need_dx=True):
     True
     """
     backend = backend_of(dy=dy, x=x, w=w)
-    x, w, operation = _check(backend, x, w, stride, padding, dilation)
+    x, w, operation = _check(backend, x, w, stride, padding, dilation, groups)
     dy = floats(dy, "dy", "(N, O, OH, OW)")
     same_dtype(dy, "dy", x, "x")
     same_shape(dy, "dy", (len(x), len(w), *operation.y_size), "that of the convolution's result")
@@ -119,14 +145,31 @@ def run_gradients(backend, operation, dy, x, w, need_dx, argmax=None):
     return dx.view(N) if need_dx else None, backend.unflat_weight(dw, w.shape), db
 
 
-def _check(backend, x, w, stride, padding, dilation):
+def convolution(backend, x_shape, y_shape, kernel_size, stride, padding, dilation, groups, dtype):
+    """The operation of a convolution of images of one shape, of all channels, of each, or of groups of them."""
+    geometry = x_shape, y_shape, kernel_size, stride, padding_before(padding, kernel_size, dilation), dilation
+    if groups == 1:
+        return backend.Conv2d(*geometry, dtype)
+    if groups == x_shape[0] == y_shape[0]:
+        return backend.Conv2dDepthwise(*geometry, dtype)
+    return backend.Conv2dGroups(*geometry, groups, dtype)
+
+
+def _check(backend, x, w, stride, padding, dilation, groups=1):
     """x and w as arrays, and the convolution that fits them."""
-    x, w = floats(x, "x", "(N, C, H, W)"), floats(w, "w", "(O, C, KH, KW)")
+    groups = integer(groups, "groups", 1)
+    layout = "(O, C, KH, KW)" if groups == 1 else "(O, C/groups, KH, KW)"
+    x, w = floats(x, "x", "(N, C, H, W)"), floats(w, "w", layout)
     same_dtype(w, "w", x, "x")
     if 0 in w.shape:
-        raise ValueError(f"w: expected shape (O, C, KH, KW) with every size >= 1, got shape {w.shape}")
-    if x.shape[1] != w.shape[1]:
-        raise ValueError(f"x: expected shape (N, C, H, W) with C = {w.shape[1]} channels, as w {w.shape} has, got shape {x.shape}")
-    stride, padding, dilation = pair(stride, "stride", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1)
+        raise ValueError(f"w: expected shape {layout} with every size >= 1, got shape {w.shape}")
+    if len(w) % groups:
+        raise ValueError(f"groups: expected a divisor of the {len(w)} outputs of w, got {groups}")
+    if x.shape[1] != groups * w.shape[1]:
+        of_groups = f" in each of {groups} groups" if groups > 1 else ""
+        raise ValueError(f"x: expected shape (N, C, H, W) with C = {groups * w.shape[1]} channels, as w {w.shape} has{of_groups}, "
+                         f"got shape {x.shape}")
+    stride, dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
+    padding = conv_padding(padding, stride)
     size = conv_size(x.shape[2:], w.shape[2:], stride, padding, dilation, "x")
-    return x, w, backend.Conv2d(x.shape[1:], (len(w), *size), w.shape[2:], stride, padding, dilation, x.dtype)
+    return x, w, convolution(backend, x.shape[1:], (len(w), *size), w.shape[2:], stride, padding, dilation, groups, x.dtype)

@@ -28,8 +28,8 @@ def conv2d_maxpool2d_forward(x, w, b=None, *, padding=0, pool_size=2, relu=False
 
     Parameters
     ----------
-    padding : int or pair of ints
-        Of the convolution, along H and along W, in pixels.
+    padding : int or pair of ints, or {"same", "valid"}
+        Of the convolution, as in `conv2d_forward`.
     pool_size : int or pair of ints
         Size (WH, WW) of the pooling's windows, which lie side by side: at most 255 cells, and KW + WW at most 25.
     relu : bool

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from nbcnn.kernels import (
+    adaptive_avgpool2d_backward,
+    adaptive_avgpool2d_forward,
     conv2d_backward,
     conv2d_forward,
     conv2d_maxpool2d_backward,
@@ -25,6 +27,10 @@ CONVOLUTIONS = {
     "5x3, stride 3x1, dilation 1x2": ((5, 29, 23), (7, 5, 3), dict(stride=(3, 1), padding=(2, 1), dilation=(1, 2))),
     "11x11, stride 4": ((3, 64, 64), (48, 11, 11), dict(stride=(4, 1), padding=2)),
     "1x1 of many channels": ((512, 7, 7), (300, 1, 1), {}),
+}
+GROUPED = {
+    "3x3, depthwise": ((32, 17, 15), (32, 3, 3), dict(padding=1, groups=32)),
+    "2x3 of two groups, stride 2": ((6, 9, 8), (10, 2, 3), dict(stride=2, padding="valid", groups=2)),
 }
 POOLED = {
     "3x3, 64x64": ((3, 64, 64), (64, 3, 3), dict(padding=1)),
@@ -68,6 +74,25 @@ def test_conv2d(check, geometry):
         y = conv2d_forward(x, w, array(O), **options)
         conv2d_backward(array(*y.shape), x, w, **options)
     assert {"conv2d_forward", "conv2d_backward_weight", "conv2d_backward_input"} == set(check(geometry, both))
+
+
+@pytest.mark.parametrize("geometry", GROUPED)
+def test_conv2d_groups(check, geometry):
+    (C, H, W), (O, KH, KW), options = GROUPED[geometry]
+
+    def both(array):
+        x, w = array(N, C, H, W), array(O, C // options["groups"], KH, KW)
+        y = conv2d_forward(x, w, array(O), **options)
+        conv2d_backward(array(*y.shape), x, w, **options)
+    assert {f"conv2d_groups_{name}" for name in ("forward", "backward_weight", "backward_input")} | {"conv2d_backward_bias"} == set(
+        check(geometry, both))
+
+
+def test_adaptive_avgpool2d(check):
+    def both(array):
+        y = adaptive_avgpool2d_forward(array(N, 8, 17, 5), (3, 9))
+        adaptive_avgpool2d_backward(y, (N, 8, 17, 5))
+    assert check("17x5 to 3x9", both) == ["adaptive_avgpool2d_forward", "adaptive_avgpool2d_backward"]
 
 
 @pytest.mark.parametrize("geometry", POOLED)

@@ -25,10 +25,12 @@ from nbcnn.kernels.operation import Call, Operation
 MOST_PARTS = 8      # at most so many partial sums of a weight gradient; how many depends on the shapes alone, not on the threads
 AT_ONCE = 2**19     # the weight gradient reads x in pieces of so many bytes, to stay in the second cache
 
-# The sizes of a convolution of n samples. x_step and y_step are the elements from a sample of x or y to the next one. At x_zeros
-# and y_zeros lies a pixel of zeros, which is read in the place of pixels beside the image; see `Buffer`.
+# The sizes of a convolution of n samples. x_step and y_step are the elements from a sample of x or y to the next one, x_pixel and
+# y_pixel those from a pixel to the next: C and O, or more where a group has some of the channels. At x_zeros and y_zeros lies a
+# pixel of zeros, which is read in the place of pixels beside the image; see `Buffer`.
 Geometry = namedtuple("Geometry", (
-    "n C H W O OH OW KH KW stride_h stride_w padding_h padding_w dilation_h dilation_w x_step y_step x_zeros y_zeros"))
+    "n C H W O OH OW KH KW stride_h stride_w padding_h padding_w dilation_h dilation_w x_step y_step x_pixel y_pixel x_zeros "
+    "y_zeros"))
 
 
 @functools.cache
@@ -53,7 +55,7 @@ def make_conv2d_forward(P, V, LANES):
                 acc = tile.repeat(P, V, b, block * WIDTH)
                 top, left = i * g.stride_h - g.padding_h, -g.padding_w
                 acc = add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, j, j_last)
-                at_y = first * g.y_step + i * g.OW * g.O + block * WIDTH
+                at_y = first * g.y_step + i * g.OW * g.y_pixel + block * WIDTH
                 tile.store(acc, y, y_rows, at_y, 0, P, g.O - block * WIDTH)
 
     return conv2d_forward
@@ -73,9 +75,9 @@ def output_places(task, P, blocks, g):
     first, block, i, k = task_place(task, P, blocks, g.OH, g.OW)
     samples = min(P, g.n - first)
     end = g.OW * samples
-    x_rows = tile.rows_counted(P, k, samples, end, g.stride_w * g.C, g.x_step)
+    x_rows = tile.rows_counted(P, k, samples, end, g.stride_w * g.x_pixel, g.x_step)
     columns = tile.rows_counted(P, k, samples, end, g.stride_w, 0)
-    y_rows = tile.rows_counted(P, k, samples, end, g.O, g.y_step)
+    y_rows = tile.rows_counted(P, k, samples, end, g.y_pixel, g.y_step)
     return first, block, i, k // samples, min((k + P - 1) // samples, g.OW - 1), x_rows, columns, y_rows
 
 
@@ -92,7 +94,7 @@ def add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, j, j
     for p in range(p_first, p_end):
         for q in range(q_first, q_end):
             column = left + q * g.dilation_w
-            at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + column) * g.C
+            at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + column) * g.x_pixel
             at_w = ((block * g.KH + p) * g.KW + q) * g.C * WIDTH
             rows = x_rows if j == j_last else tile.rows_or_zeros(x_rows, columns, column, g.W, g.x_zeros - at_x)
             for c in range(g.C):
@@ -134,21 +136,21 @@ def make_conv2d_backward_input(P, V, LANES):
                 u_first, u_end = tile.range_inside(i, step_h, p_last // period_h + 1, g.OH)
                 v_first, _ = tile.range_inside(j + pixel_last, step_w, q_last // period_w + 1, g.OW)
                 _, v_end = tile.range_inside(j + pixel, step_w, q_last // period_w + 1, g.OW)
-                dy_rows = tile.rows_counted(P, k, samples, pixels * samples, g.O, g.y_step)
+                dy_rows = tile.rows_counted(P, k, samples, pixels * samples, g.y_pixel, g.y_step)
                 columns = tile.rows_counted(P, k, samples, pixels * samples, 1, 0)
                 acc = tile.zero(P, V, dx)
                 for u in range(u_first, u_end):
                     for v in range(v_first, v_end):
                         p, q, column = p_last - u * period_h, q_last - v * period_w, j + v * step_w
-                        at_dy = first * g.y_step + ((i + u * step_h) * g.OW + column) * g.O
+                        at_dy = first * g.y_step + ((i + u * step_h) * g.OW + column) * g.y_pixel
                         at_w = (p * g.KW + q) * g.C + block * WIDTH
                         rows = dy_rows
                         if pixel != pixel_last:
                             rows = tile.rows_or_zeros(dy_rows, columns, column, g.OW, g.y_zeros - at_dy)
                         for o in range(g.O):
                             acc = tile.outer(acc, dy, rows, at_dy + o, w, at_w + o * g.KH * g.KW * g.C)
-                dx_rows = tile.rows_counted(P, k, samples, pixels * samples, g.stride_w * g.C, g.x_step)
-                at_dx = first * g.x_step + (r * g.W + s) * g.C + block * WIDTH
+                dx_rows = tile.rows_counted(P, k, samples, pixels * samples, g.stride_w * g.x_pixel, g.x_step)
+                at_dx = first * g.x_step + (r * g.W + s) * g.x_pixel + block * WIDTH
                 tile.store(acc, dx, dx_rows, at_dx, 0, P, g.C - block * WIDTH)
 
     return conv2d_backward_input
@@ -166,14 +168,15 @@ def make_conv2d_backward_weight(P, V, LANES):
         r = i*stride_h + p*dilation_h - padding_h, s likewise. A block is WIDTH outputs side by side, as in forward's weights. The
         tasks that hold a block's first weights sum db too.
 
-        With dilation_w = 1 a kernel row reads KW*C neighbouring elements of x: one piece. Else each tap is a piece of C elements. A
-        task is a part, a block, a kernel row p, and P weights of a piece from k on, the tile's rows. Where these are of several
-        taps q, there are columns j at which all of them read the image, and columns to the left and the right of these, at which
-        some do and the others read zeros.
+        With dilation_w = 1 a kernel row reads KW*C neighbouring elements of x, where C is all channels: one piece. Else each tap is
+        a piece of C elements. A task is a part, a block, a kernel row p, and P weights of a piece from k on, the tile's rows. Where
+        these are of several taps q, there are columns j at which all of them read the image, and columns to the left and the right
+        of these, at which some do and the others read zeros.
 
         A task adds `at_once` samples, stores the sum in dw, and goes on from it with the next, so that x stays in a cache.
         """
-        blocks, (pieces, size) = (g.O + WIDTH - 1) // WIDTH, (1, g.KW * g.C) if g.dilation_w == 1 else (g.KW, g.C)
+        whole = g.dilation_w == 1 and g.x_pixel == g.C
+        blocks, (pieces, size) = (g.O + WIDTH - 1) // WIDTH, (1, g.KW * g.C) if whole else (g.KW, g.C)
         tiles = (size + P - 1) // P
         for chunk in range(max(1, ((g.n + parts - 1) // parts + at_once - 1) // at_once)):
             for task in prange(parts * blocks * g.KH * pieces * tiles):
@@ -197,14 +200,14 @@ def make_conv2d_backward_weight(P, V, LANES):
                 for m in range(first, end):
                     for i in range(i_first, i_end):
                         r, s = i * g.stride_h + p * g.dilation_h - g.padding_h, piece * g.dilation_w - g.padding_w
-                        row_x, row_dy = m * g.x_step + (r * g.W + s) * g.C + k, m * g.y_step + i * g.OW * g.O + o
+                        row_x, row_dy = m * g.x_step + (r * g.W + s) * g.x_pixel + k, m * g.y_step + i * g.OW * g.y_pixel + o
                         for j in range(all_first, all_end):
-                            acc = tile.outer(acc, x, adjacent, row_x + j * g.stride_w * g.C, dy, row_dy + j * g.O)
+                            acc = tile.outer(acc, x, adjacent, row_x + j * g.stride_w * g.x_pixel, dy, row_dy + j * g.y_pixel)
                         for beside in range(left + j_end - all_end):
                             j = j_first + beside if beside < left else all_end + beside - left
-                            at_x = row_x + j * g.stride_w * g.C
+                            at_x = row_x + j * g.stride_w * g.x_pixel
                             rows = tile.rows_or_zeros(adjacent, columns, j * g.stride_w - g.padding_w, g.W, g.x_zeros - at_x)
-                            acc = tile.outer(acc, x, rows, at_x, dy, row_dy + j * g.O)
+                            acc = tile.outer(acc, x, rows, at_x, dy, row_dy + j * g.y_pixel)
                 tile.store(acc, dw, dw_rows, 0, 0, size - k, WIDTH)
 
     return conv2d_backward_weight
@@ -217,7 +220,7 @@ def add_pixels(db, at, dy, one, g, first, end, o, add, V, WIDTH):
     acc = tile.load(1, V, db, row, at) if add else tile.zero(1, V, db)
     for m in range(first, end):
         for pixel in range(g.OH * g.OW):
-            acc = tile.outer(acc, one, row, 0, dy, m * g.y_step + pixel * g.O + o)
+            acc = tile.outer(acc, one, row, 0, dy, m * g.y_step + pixel * g.y_pixel + o)
     tile.store(acc, db, row, at, 0, 1, WIDTH)
 
 
@@ -231,7 +234,7 @@ def conv2d_backward_bias(db, sums, dy, g, parts, add):
         row = sums[part * g.O:(part + 1) * g.O]
         row[:] = dy.dtype.type(0)
         for m in range(part * g.n // parts, (part + 1) * g.n // parts):
-            for at in range(m * g.y_step, m * g.y_step + g.OH * g.OW * g.O, g.O):
+            for at in range(m * g.y_step, m * g.y_step + g.OH * g.OW * g.y_pixel, g.y_pixel):
                 pixel = dy[at:at + g.O]
                 for o in range(g.O):
                     row[o] += pixel[o]
@@ -321,7 +324,7 @@ class Conv2d(Operation):
     def geometry(self, n, x, y):
         """The sizes of a pass of n samples through these buffers."""
         return Geometry(n, self.C, *self.x_size, self.O, *self.y_size, *self.kernel_size, *self.stride, *self.padding,
-                        *self.dilation, x.step, y.step, x.zeros, y.zeros)
+                        *self.dilation, x.step, y.step, x.shape[0], y.shape[0], x.zeros, y.zeros)
 
     def parts(self, n):
         """Into how many partial sums the weight gradient of n samples is split: it follows from the shapes alone.

@@ -8,7 +8,8 @@ Everything clever about the fast kernels is in this file; the kernels themselves
         acc = tile.outer(acc, x, rows, k, w, k * O)      # acc[i, :] += x[rows[i] + k] * w[k*O : k*O + V*lanes]
     tile.store(acc, y, rows_out, o, 0, n_rows, n_lanes)  # y[rows_out[i] + o : ...] = acc[i, :]
 
-Where only some pixels count, `tile.axpy` adds a number times vectors to some rows; `tile.pool` keeps the larger of a tile and
+Where each lane has a factor of its own, `tile.product` multiplies vectors with vectors. Where only some pixels count, `tile.axpy`
+adds a number times vectors to some rows; `tile.pool` keeps the larger of a tile and
 what is in memory; `tile.shift` and `tile.transpose` move rows.
 
 To LLVM a tile is an array of vectors; it splits the array, so each vector gets a register. Arrays are addressed flat, in
@@ -203,6 +204,23 @@ def outer(typingctx, acc, x, rows, x_offset, w, w_offset):
                 j = i * tile.v + k
                 acc = builder.insert_value(
                     acc, _multiply_add(builder, tile, splat, vectors[k], builder.extract_value(acc, j)), j)
+        return acc
+    return tile(tile, x, rows, types.intp, w, types.intp), codegen
+
+
+@intrinsic
+def product(typingctx, acc, x, rows, x_offset, w, w_offset):
+    """acc[i, :] += x[rows[i] + x_offset : ... + V*lanes] * w[w_offset : ... + V*lanes], lane by lane, for every row i."""
+    tile = acc
+
+    def codegen(context, builder, signature, args):
+        acc, x, rows, x_offset, w, w_offset = args
+        vectors = _load_row(context, builder, tile, signature.args[4], w, w_offset)
+        for i in range(tile.p):
+            offset = builder.add(builder.extract_value(rows, i), x_offset)
+            for k, vector in enumerate(_load_row(context, builder, tile, signature.args[1], x, offset)):
+                j = i * tile.v + k
+                acc = builder.insert_value(acc, _multiply_add(builder, tile, vector, vectors[k], builder.extract_value(acc, j)), j)
         return acc
     return tile(tile, x, rows, types.intp, w, types.intp), codegen
 
