@@ -35,8 +35,11 @@ class Draw:
         layers = [
             lambda: nbcnn.Conv2d(C, self.size(1, 5), window, stride=self.size(1, 2), padding=self.size(0, 2), bias=flag),
             lambda: nbcnn.Conv2d(C, self.size(1, 5), (1, min(2, size[1])), padding=1, dilation=self.size(1, 2)),
+            lambda: nbcnn.Conv2d(C, 2 * C, window, padding="same", groups=C, bias=flag),
             lambda: nbcnn.MaxPool2d(window, stride=self.size(1, 2), ceil_mode=flag),
             lambda: nbcnn.AvgPool2d(window, padding=window // 2, count_include_pad=flag),
+            lambda: nbcnn.AdaptiveAvgPool2d((self.size(1, 5), None)),
+            lambda: nbcnn.BatchNorm2d(C, affine=flag), lambda: nbcnn.BatchNorm2d(C, momentum=None, track_running_stats=flag),
             nbcnn.ReLU, lambda: nbcnn.LeakyReLU(0.2), nbcnn.Tanh, nbcnn.Sigmoid, nbcnn.GELU, lambda: nbcnn.GELU("tanh"),
             lambda: nbcnn.Scale(float(self.rng.normal())), nbcnn.Identity,
             lambda: nbcnn.Dropout(float(self.rng.random())), lambda: nbcnn.Dropout2d(0.3),
@@ -65,7 +68,8 @@ class Draw:
         for value in [value for value in self.values if value not in self.read]:
             if self.size(0, 1):
                 value = self.add(nbcnn.GlobalAvgPool2d(), value)
-            vectors.append(self.add(nbcnn.Flatten(), value))
+            value = self.add(nbcnn.Flatten(), value)
+            vectors.append(self.add(nbcnn.BatchNorm1d(*self.values[value]), value) if self.size(0, 1) else value)
         if len(vectors) > 1 and self.size(0, 1):
             vectors = [self.add(nbcnn.Concat(), *vectors)]
         vectors = [self.add(nbcnn.Linear(*self.values[value], OUTPUTS, bias=bool(self.size(0, 1))), value) for value in vectors]
@@ -96,8 +100,17 @@ def torch_outputs(model, images, parameters, training):
         mask = oracles.dropout_mask(len(x), cells, layer.p, model.seed, place, int(model.vector.steps[0]))
         return x * torch.from_numpy(mask).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim)) / (1 - layer.p)
 
+    def batchnorm(layer, x, w=None, b=None):
+        """In training the running statistics stay as they are."""
+        kept = layer.track_running_stats and not training
+        statistics = (layer.running_mean, layer.running_var) if kept else ()
+        running = [torch.from_numpy(statistic.numpy()) for statistic in statistics] or [None, None]
+        return functional.batch_norm(x, *running, w, b, not kept, 0, layer.eps)
+
     functions = {
-        nbcnn.Conv2d: lambda layer, x, w, b: functional.conv2d(x, w, b, layer.stride, layer.padding, layer.dilation),
+        nbcnn.Conv2d: lambda layer, x, w, b: functional.conv2d(x, w, b, layer.stride, layer.padding, layer.dilation, layer.groups),
+        nbcnn.BatchNorm2d: batchnorm, nbcnn.BatchNorm1d: batchnorm,
+        nbcnn.AdaptiveAvgPool2d: lambda layer, x: functional.adaptive_avg_pool2d(x, layer.output_size),
         nbcnn.Linear: lambda layer, x, w, b: functional.linear(x, w, b),
         nbcnn.MaxPool2d: lambda layer, x: functional.max_pool2d(
             x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode),

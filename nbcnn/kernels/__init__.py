@@ -6,8 +6,8 @@ import inspect
 
 from nbcnn.kernels.activations import *
 from nbcnn.kernels.adam import *
-from nbcnn.kernels.add import *
 from nbcnn.kernels.adaptive_avgpool2d import *
+from nbcnn.kernels.add import *
 from nbcnn.kernels.avgpool2d import *
 from nbcnn.kernels.batchnorm import *
 from nbcnn.kernels.concat import *
