@@ -12,7 +12,7 @@
     profile     where the time of a training step goes, and the processor's peak
     datasets    CIFAR-10, the built-in shapes, folders of images, and the loader
     pictures    files of any kind and size as a network takes them
-    fit         the training loop, with callbacks; progress: how far it is
+    fit         the training loop, with callbacks; progress: how far it is; find_lr: a learning-rate range test
     tensorboard curves, histograms, images and the graph, through a SummaryWriter
     evaluation  accuracy, precision, recall, confusion matrix: `nbcnn.evaluate(model, dataset)`
     views       mean_of_views: outputs averaged over an image, its mirror image and more
@@ -26,6 +26,7 @@ from nbcnn.checkpoint import load_model as load
 from nbcnn.checkpoint import save_model as save
 from nbcnn.evaluate import evaluate
 from nbcnn.evaluation import Evaluation
+from nbcnn.find_lr import find_lr
 from nbcnn.fit import NonFiniteLoss, State, fit
 from nbcnn.instead import say_instead
 from nbcnn.layers import *

@@ -52,6 +52,12 @@ class Checkpoint:
     options: dict
     ema: EMA | None = None
 
+    def averaged(self):
+        """The model; with the averaged values from now on, where there is an average: these are the ones to be used."""
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.state_dict())
+        return self.model
+
 
 def save(path, model, *, optimizer=None, progress=None, options=None, ema=None):
     """Write a checkpoint. An old file stays until the new one is complete.
@@ -173,7 +179,7 @@ def save_model(model, path):
 
 
 def load_model(path, layers=()):
-    """Read the model of a checkpoint, ready to predict: `nbcnn.load`. Raises as `load`.
+    """Read the model of a checkpoint, ready to predict, with averaged values where it has some: `nbcnn.load`. Raises as `load`.
 
     Parameters
     ----------
@@ -196,7 +202,7 @@ def load_model(path, layers=()):
     >>> again.classes, bool((again(images) == model(images)).all())
     (['a', 'b', 'c'], True)
     """
-    return load(path, layers).model
+    return load(path, layers).averaged()
 
 
 def _header_size(start):

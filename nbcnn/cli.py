@@ -32,10 +32,12 @@ LONGEST_LINE = 2000             # characters of a message, which may quote a tex
 LONGEST_CONFIG = 8000           # bytes of a configuration file: the time to read a dotted key grows with the square of its length
 DIGITS = 40                     # of a whole number: a seed of 128 bits takes 39
 TRIED = {       # names that options have in scripts for PyTorch, and what there is here
-    "adagrad adam adamw opt optim optimizer rmsprop sgd":
-        "the only optimizer is SGD, with --lr, --momentum, --nesterov and --weight-decay",
+    "adagrad adam adamw opt optim rmsprop sgd": "it is --optimizer sgd, adam or adamw",
     "cosine gamma lr-decay lr-policy lr-schedule lr-scheduler milestones one-cycle sched scheduler step-size warmup":
-        "--schedule constant, step, cosine or one_cycle changes the rate",
+        "--schedule constant, step, cosine, one_cycle, multistep or triangle changes the rate",
+    "clip clip-grad grad-clip max-grad-norm": "it is --clip-norm", "early-stop early-stopping": "it is --patience",
+    "tta": "it is --views", "lr-finder lr-find": "it is --find-lr", "model-ema": "it is --ema", "hflip": "it is --flip",
+    "pad padding crop": "it is --shift", "dropout": "it is a layer, nbcnn.Dropout, of a --model of your own",
     "l2 wd": "it is --weight-decay", "learning-rate": "it is --lr", "b batch bs": "it is --batch-size",
     "criterion loss-fn": "it is --loss", "a arch net network": "it is --model",
     "cuda gpu gpus no-cuda use-cuda": "it is --device cpu, cuda or auto",
@@ -316,6 +318,31 @@ def number(maximum=LARGEST):
     return parse
 
 
+def epochs(text):
+    """The type of --epochs: a number above 0, an int where it is whole."""
+    value = number(MOST)(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {shown(text)}")
+    return int(value) if value == int(value) else value
+
+
+def flip(text):
+    """The type of --flip: the text itself, where it is a probability or alternate."""
+    if text != "alternate":
+        number(1)(text)
+    return text
+
+
+def freeze(text):
+    """The type of --freeze: the text itself, where it is NAME:EPOCHS, or several with commas between."""
+    for entry in text.split(","):
+        name, colon, count = entry.rpartition(":")
+        if not (name and colon):
+            raise argparse.ArgumentTypeError(f"expected NAME:EPOCHS, as conv1.bias:3, got {shown(text)}")
+        whole(0)(count)
+    return text
+
+
 def _parsed(kind, text):
     """A number, an int or a float, in ASCII; None where the text is none."""
     with contextlib.suppress(ValueError):
@@ -341,6 +368,7 @@ def load_trained(options, memory=None):
         raise ValueError("--checkpoint: expected a file that training or nbcnn.save wrote, a run's folder or latest, got none")
     options["checkpoint"] = checkpoint_file(options["checkpoint"])
     saved = load_checkpoint(options["checkpoint"], options.get("model"))
+    saved.averaged()
     for name, fits in USED.items():
         if name in saved.options and not fits(saved.options[name]):
             raise ValueError(f"{options['checkpoint']}: written with an option that does not exist, "
@@ -382,10 +410,10 @@ def load_checkpoint(path, model=None):
             raise ValueError(f"expected the file that defines the layers of {error}") from None
 
 
-def make_loss(options):
-    """The loss that the options ask for."""
+def make_loss(options, weights=None):
+    """The loss that the options ask for, with weights of classes."""
     name, smoothing = options["loss"], options.get("label_smoothing", 0.0)
-    return LOSSES[name](**({"label_smoothing": smoothing} if name == "cross_entropy" else {}))
+    return LOSSES[name](**({"label_smoothing": smoothing, "weight": weights} if name == "cross_entropy" else {}))
 
 
 def choose_device(wanted):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from nbcnn.datasets import Loader
-from nbcnn.evaluation import make_targets, measure, require_dataset, require_mean, require_views
+from nbcnn.evaluation import make_targets, measure, require_dataset, require_mean
 from nbcnn.kernels.arguments import flag, function, instance, integer, rate, real
 from nbcnn.kernels.shown import one_line, shown
 from nbcnn.layers import require_network
@@ -21,6 +21,7 @@ from nbcnn.progress import Progress, ProgressBar, epoch_line
 from nbcnn.scheduler import BackpropScheduler
 from nbcnn.steps import DeviceSteps, HostSteps
 from nbcnn.tensorboard import add_epoch, require_writer
+from nbcnn.views import require_views
 
 
 class NonFiniteLoss(ArithmeticError):

@@ -1,5 +1,4 @@
 """Names that PyTorch has and nbcnn has not, each with what to write here."""
-LATER = "not there yet"
 NAMES = {
     "nbcnn": {
         "Module": "a network is nbcnn.Sequential([layer, ...]); a layer of your own derives from nbcnn.Activation or nbcnn.Layer",
@@ -8,7 +7,6 @@ NAMES = {
         "DataLoader": "write nbcnn.datasets.Loader(dataset, batch_size)", "Dataset": "write nbcnn.datasets.Dataset",
         "Softmax": "nbcnn.CrossEntropyLoss has it, and takes logits; nbcnn.kernels.softmax(logits) gives probabilities",
         "NLLLoss": "nbcnn.CrossEntropyLoss takes logits",
-        "BatchNorm2d": LATER,
         "no_grad": "nothing records what is computed: model(images) needs no such block",
         "tensor": "arrays are NumPy's: write numpy.array", "manual_seed": "seeds are arguments: nbcnn.Sequential(..., seed=1)",
         "cuda": "write model.to('cuda')", "device": "write model.to('cuda') or model.to('cpu')",

@@ -353,10 +353,10 @@ class Network:
         from nbcnn.checkpoint import save_model  # it imports this module
         save_model(self, path)
 
-    def evaluate(self, dataset, loss=None, batch_size=256):
-        """`nbcnn.evaluate(model, dataset, loss, batch_size)`."""
+    def evaluate(self, dataset, loss=None, batch_size=256, views=1):
+        """`nbcnn.evaluate(model, dataset, loss, batch_size, views)`."""
         from nbcnn.evaluation import evaluate  # it imports this module, too
-        return evaluate(self, dataset, loss, batch_size)
+        return evaluate(self, dataset, loss, batch_size, views)
 
     def table(self, channels):
         """The table (channels, 256) that uint8 images of so many channels are normalised with."""

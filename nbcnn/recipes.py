@@ -9,18 +9,35 @@ import numpy as np
 from nbcnn import datasets, models, optim
 from nbcnn.cli import flag
 from nbcnn.files import about
-from nbcnn.model import Sequential
+from nbcnn.layers import BatchNorm2d
+from nbcnn.model import Network
 
+PLAIN = dict(
+    model="cifar10_quick", batch_size=64, optimizer="sgd", momentum=0.0, nesterov=False, weight_decay=0.0, norm_bias_lr=1.0,
+    lookahead=0, clip_norm=None, ema=None, freeze=None, label_smoothing=0.0, class_weights="none", drop_last=False, augment=True,
+    flip="0.5", shift=2, shift_per="batch", border="zero", cutout=0, normalize=True, shuffle=True, views=1, patience=None)
 RECIPES = {
-    "default": dict(epochs=None, batch_size=64, schedule="one_cycle", **optim.RECIPE, augment=True, normalize=True, shuffle=True),
-    "tutorial": dict(epochs=20, batch_size=64, lr=0.01, schedule="constant", momentum=0.0, nesterov=False, weight_decay=0.0,
-                     augment=False, normalize=False, shuffle=True),
+    "default": PLAIN | dict(epochs=None, schedule="one_cycle", **optim.RECIPE),
+    "tutorial": PLAIN | dict(epochs=20, lr=0.01, schedule="constant", augment=False, normalize=False),
+    # K. Jordan's, where the loss is summed over the batch of 1024: lr 11.5/k and a decay of 0.0153 * 1024/k a step, with
+    # k = 1024 (1 + 1/(1 - 0.85)). The mean of the batch has 1024 times that rate. Batch norm's biases learn 64 times as fast.
+    "airbench94": PLAIN | dict(
+        model="airbench94", epochs=9.9, batch_size=1024, lr=11.5 / (1 + 1 / (1 - 0.85)), momentum=0.85, nesterov=True,
+        weight_decay=0.0153 / 11.5, norm_bias_lr=64.0, schedule="triangle", lookahead=5, freeze="conv1.bias:3", label_smoothing=0.2,
+        drop_last=True, flip="alternate", shift_per="image", border="reflect", views=6),
+    # He et al. 2015, section 4.2, in 60 epochs instead of 164.
+    "resnet20": PLAIN | dict(
+        model="resnet20", epochs=60, batch_size=128, lr=0.1, momentum=0.9, weight_decay=1e-4, schedule="multistep", shift=4,
+        shift_per="image"),
 }
 EPOCHS = {"cifar10": 16, "cifar100": 16, "mnist": 4, "fashion-mnist": 8, "shapes": 6, "folder": 16}     # of the default recipe
 OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", val_share=0.0, size=None, channels=None,
-              skip_broken=False, model="cifar10_quick", init_from=None, loss="cross_entropy", label_smoothing=0.0, seed=0,
-              threads=None, save_every=None, fingerprint=None)
-BEFORE = dict(val_share=0.0, size=32, channels=3, skip_broken=False, init_from=None, fingerprint=None)  # of older checkpoints
+              skip_broken=False, init_from=None, loss="cross_entropy", seed=0, threads=None, save_every=None, fingerprint=None)
+# What older checkpoints do not say.
+BEFORE = {name: PLAIN[name] for name in (
+    "optimizer", "norm_bias_lr", "lookahead", "clip_norm", "ema", "freeze", "class_weights", "drop_last", "flip", "shift",
+    "shift_per", "border", "cutout", "views", "patience")}
+BEFORE |= dict(val_share=0.0, size=32, channels=3, skip_broken=False, init_from=None, fingerprint=None)
 FREE = {"data_dir", "threads", "save_every", "skip_broken"}     # these change no bit of the result
 MEAN_STD = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -33,7 +50,10 @@ SCHEDULES = {
     "step": lambda lr, total: optim.step(lr, -(-total // 3)),
     "cosine": optim.cosine,
     "one_cycle": optim.one_cycle,
+    "multistep": lambda lr, total: optim.multistep(lr, [total // 2, total * 3 // 4]),
+    "triangle": lambda lr, total: optim.piecewise(lr, [(0, 0.2), (0.23, 1), (1, 0.07)], total),
 }
+OPTIMIZERS = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW}
 
 
 def default_text(name):
@@ -45,8 +65,12 @@ def default_text(name):
     values = {recipe: options[name] for recipe, options in RECIPES.items()}
     if name == "epochs":
         values["default"] = ", ".join(f"{count} for {dataset}" for dataset, count in EPOCHS.items())
-    words = {True: "yes", False: "no"}
-    return f" (recipe {'; '.join(f'{recipe}: {words[v] if isinstance(v, bool) else v}' for recipe, v in values.items())})"
+    first, words = values.pop("default"), {True: "yes", False: "no", None: "none"}
+
+    def said(value):
+        return words[value] if value is None or isinstance(value, bool) else f"{value:.4g}" if isinstance(value, float) else value
+    others = [f"{said(value)} of {recipe}" for recipe, value in values.items() if value != first]
+    return f" (default: {said(first)}{''.join(f'; {text}' for text in others)})" if others or first is not None else ""
 
 
 def new_options(given):
@@ -84,7 +108,7 @@ def resumed_options(given, saved, source, parse):
         raise ValueError(f"--resume: {source} was not written by this command and does not say how it was trained")
     if saved.progress.epoch and saved.progress.best_accuracy is None:
         raise ValueError(f"--resume: {source} was not written by this command: it has finished epochs, but no best accuracy")
-    optional = [name for name, default in OTHERS.items() if default is None]
+    optional = [name for name, default in (PLAIN | OTHERS).items() if default is None]
     with about(f"--resume: {source} was written with options that do not exist"):
         options.update(parse([_argument(name, value) for name, value in options.items()
                               if name != "fingerprint" and not (name in optional and value is None)]))
@@ -189,8 +213,9 @@ def started_network(start, options, train):
                       if arguments[WIDTHS[kind]] != len(classes) else f"; {name} begins anew, as the classes are others")
             arguments[WIDTHS[kind]] = len(classes)
             state = {key: value for key, value in state.items() if key.rpartition(".")[0] != name}
-        model = Sequential.from_structure(structure, None, old.own_layers(), input_shape=train.images.shape[1:], mean=old.mean,
-                                          std=old.std, classes=classes, seed=options["seed"], dtype=old.dtype)
+        model = Network.from_structure(structure, None, old.own_layers(), input_shape=train.images.shape[1:], mean=old.mean,
+                                          std=old.std, classes=classes, seed=options["seed"], dtype=old.dtype,
+                                       frozen=old.frozen)
         model.load_state_dict(model.state_dict() | state)
     return model, remark
 
@@ -214,15 +239,17 @@ def make_network(maker, options, train):
                 raise ValueError(f"expected layers that a checkpoint can name, got {kind.__qualname__}; define the class at the "
                                  "top of its file")
         # Built again as from a checkpoint, to know that this works, with what its function has left open.
-        model = Sequential.from_structure(
+        model = Network.from_structure(
             model.structure(), model.state_dict(), model.own_layers(), input_shape=model.input_shape or shape, mean=mean, std=std,
-            classes=model.classes or classes, seed=model.seed, dtype=model.dtype)
+            classes=model.classes or classes, seed=model.seed, dtype=model.dtype, frozen=model.frozen)
         if model.input_shape != shape:
             raise ValueError(f"expected a network for the images' {shape}, got one for {model.input_shape}; --size and --channels "
                              "change the images")
         if model.classes != classes:
             raise ValueError(f"expected the classes of the images, {', '.join(classes)}, got {', '.join(model.classes)}")
         model.table(shape[0])       # raises where mean and std do not fit
+    if options["model"] == "airbench94":
+        models.whiten(model, train.images[:5000])
     return model
 
 
@@ -237,6 +264,38 @@ def mean_std(images):
     return (mean / 255).tolist(), np.sqrt(variance.clip(1) / 255**2).tolist()
 
 
-def make_optimizer(model, options):
-    """The optimizer of a new run."""
-    return optim.SGD(model.parameters(), **{name: options[name] for name in ("lr", "momentum", "nesterov", "weight_decay")})
+def make_optimizer(model, options, total):
+    """The optimizer of a new run of so many steps."""
+    own = {"weight_decay": options["weight_decay"]}
+    if options["optimizer"] == "sgd":
+        own |= {name: options[name] for name in ("momentum", "nesterov")}
+    factor, biases = options["norm_bias_lr"], set()
+    if factor != 1:
+        biases = {layer.bias for layer in model.layers.values() if isinstance(layer, BatchNorm2d) and layer.bias is not None}
+    groups = [{"params": [parameter for parameter in model.parameters() if parameter not in biases]}]
+    if biases:      # with the same decay a step
+        groups.append({"params": [parameter for parameter in model.parameters() if parameter in biases],
+                       "lr": options["lr"] * factor, "weight_decay": options["weight_decay"] / factor})
+    optimizer = OPTIMIZERS[options["optimizer"]](groups if biases else model.parameters(), lr=options["lr"], **own)
+    if options["lookahead"]:
+        optimizer = optim.Lookahead(optimizer, options["lookahead"])
+    return scheduled(optimizer, total)
+
+
+def scheduled(optimizer, total):
+    """The optimizer; what of it changes in the course of so many steps follows these: no checkpoint holds a function."""
+    if isinstance(optimizer, optim.Lookahead):
+        optimizer.decay = lambda step: 0.95 ** optimizer.every * min(1, step / total) ** 3
+    return optimizer
+
+
+def augmentation(options):
+    """What `fit` takes as `augment`."""
+    flip = options["flip"] if options["flip"] == "alternate" else float(options["flip"])
+    return options["augment"] and dict(flip=flip, **{name: options[name] for name in ("shift", "shift_per", "border", "cutout")})
+
+
+def frozen_after(options):
+    """What `fit` takes as `freeze`."""
+    entries = (entry.rpartition(":") for entry in (options["freeze"] or "").split(",") if entry)
+    return {name: int(count) for name, _, count in entries}

@@ -4,6 +4,7 @@ Here are the options and the messages. What the options mean is in `recipes.py`,
 training loop is `nbcnn.fit`.
 """
 import argparse
+import contextlib
 import copy
 import importlib.util
 import math
@@ -22,6 +23,7 @@ from nbcnn import cli, datasets, models, optim, recipes
 from nbcnn.checkpoint import Checkpoint
 from nbcnn.cli import number, paint, say, tell, whole
 from nbcnn.files import about
+from nbcnn.find_lr import find_lr
 from nbcnn.fit import NonFiniteLoss, fit
 from nbcnn.interrupts import StopSignals
 from nbcnn.losses import LOSSES
@@ -44,7 +46,7 @@ def main(argv=None):
 def _main(argv):
     run = Run(_parser().options(argv))
     try:
-        return run.train()
+        return run.find_lr() if run.range_test else run.train()
     except NonFiniteLoss as error:
         last = run.folder.last
         kept = f"{last} is the last good checkpoint" if last.exists() else "there was no checkpoint yet"
@@ -58,6 +60,7 @@ class Run:
 
     def __init__(self, given):
         self.quiet, self.profile = given.pop("quiet", False), given.pop("profile", False)
+        self.range_test = given.pop("find_lr", False)
         self.board = given.pop("tensorboard", None)     # "" stands for a folder in the run's
         if self.board is not None and importlib.util.find_spec("tensorboardX") is None:
             raise ImportError("--tensorboard needs the extra tensorboard: python -m pip install tensorboardX tensorboard crc32c")
@@ -78,6 +81,7 @@ class Run:
         elif "init_from" in given:
             given["init_from"] = cli.checkpoint_file(given["init_from"])
             start = cli.load_checkpoint(given["init_from"], given.get("model"))
+            start.averaged()
             o = recipes.started_options(given, start)
             self.checkpoint = Checkpoint(None, None, Progress(), o)
         else:
@@ -85,24 +89,41 @@ class Run:
             self.checkpoint = Checkpoint(None, None, Progress(), o)
             with about(f"--model {o['model']}"):
                 maker = models.find(o["model"])     # before images are read, which takes long
-        if o["label_smoothing"] and o["loss"] != "cross_entropy":
-            raise ValueError(f"--label-smoothing: expected 0 with --loss {o['loss']}, got {o['label_smoothing']}")
+        if o["loss"] != "cross_entropy":
+            if o["label_smoothing"]:
+                raise ValueError(f"--label-smoothing: expected 0 with --loss {o['loss']}, got {o['label_smoothing']}")
+            if o["class_weights"] != "none":
+                raise ValueError(f"--class-weights: expected none with --loss {o['loss']}, got {o['class_weights']}")
         cli.set_threads(o["threads"])
         self.train_set, self.val_set, self.test_set, self.why = recipes.load_datasets(o, self.source, saved, max_pixels)
         self.bar = ProgressBar(len(self.train_set), self.quiet)
-        self.loss = cli.make_loss(o)
-        self.batches = -(-len(self.train_set) // o["batch_size"])
+        balanced = o["class_weights"] == "balanced"
+        with about("--class-weights balanced"):
+            self.loss = cli.make_loss(o, datasets.class_weights(self.train_set) if balanced else None)
+        self.batches = len(self.train_set) // o["batch_size"] if o["drop_last"] else -(-len(self.train_set) // o["batch_size"])
+        if not self.batches:
+            raise ValueError(f"--drop-last: expected a batch of at most the {len(self.train_set)} images, got {o['batch_size']}")
         if (step := self.checkpoint.progress.step) > self.batches:
             raise ValueError(f"--resume: {self.source} is {step} batches into an epoch, but these images make "
                              f"only {self.batches}")
-        self.schedule = SCHEDULES[o["schedule"]](o["lr"], o["epochs"] * self.batches)
+        total = math.ceil(round(o["epochs"] * self.batches, 6))
+        self.schedule = SCHEDULES[o["schedule"]](o["lr"], total)
         if start:
             self.checkpoint.model, self.remark = recipes.started_network(start, o, self.train_set)
         elif not self.source:
             self.checkpoint.model = recipes.make_network(maker, o, self.train_set)
+        model = self.checkpoint.model
         if not self.source:
-            self.checkpoint.optimizer = recipes.make_optimizer(self.checkpoint.model, o)
-        self.checkpoint.model.to(self.device)
+            self.checkpoint.optimizer = recipes.make_optimizer(model, o, total)
+            self.checkpoint.ema = o["ema"] and optim.EMA(model, o["ema"])
+        recipes.scheduled(self.checkpoint.optimizer, total)
+        names, self.freeze = [name for name, _ in model.named_parameters()], recipes.frozen_after(o)
+        if unknown := [name for name in self.freeze if name not in names]:
+            raise ValueError(f"--freeze: expected names of parameters, {', '.join(names)}, got {unknown[0]}")
+        if o["augment"]:
+            with about("--augment"):
+                datasets.Loader(self.train_set, 1, augment=True, **recipes.augmentation(o))
+        model.to(self.device)
         self.trial = self.events = None
         self.signals = StopSignals(self.leave)
         self.folder = RunFolder(out, o, self.source, saved)
@@ -134,8 +155,10 @@ class Run:
             self.signals.training = True
             done = fit(self.checkpoint.model, self.train_set, self.test_set, epochs=o["epochs"], batch_size=o["batch_size"],
                        loss=self.loss, optimizer=self.checkpoint.optimizer, schedule=self.schedule, shuffle=o["shuffle"],
-                       augment=o["augment"], seed=o["seed"], progress=self.checkpoint.progress, on_step=self._on_step,
-                       val=self.val_set, on_epoch=self._on_epoch, profile=self.profile, verbose=0)
+                       augment=recipes.augmentation(o), seed=o["seed"], progress=self.checkpoint.progress,
+                       on_step=self._on_step, val=self.val_set, on_epoch=self._on_epoch, profile=self.profile, verbose=0,
+                       clip_norm=o["clip_norm"], ema=self.checkpoint.ema, freeze=self.freeze, patience=o["patience"],
+                       views=o["views"], drop_last=o["drop_last"])
             self.checkpoint.progress = progress = done.progress
             if self.signals.number:
                 self.folder.save_last(self.checkpoint)
@@ -157,6 +180,16 @@ class Run:
         if self.profile:
             say("", *str(done.profile).split("\n"))
         return 128 + self.signals.number if self.signals.number else 0
+
+    def find_lr(self):
+        """Say how the loss changes with the learning rate, and return the exit status. Nothing is kept."""
+        o = self.checkpoint.options
+        total = math.ceil(o["epochs"] * self.batches)
+        found = find_lr(self.checkpoint.model, self.train_set, make_optimizer=lambda model: recipes.make_optimizer(model, o, total),
+                        batch_size=o["batch_size"], loss=self.loss, augment=recipes.augmentation(o), seed=o["seed"],
+                        shuffle=o["shuffle"], clip_norm=o["clip_norm"], drop_last=o["drop_last"])
+        say(*str(found).split("\n"))
+        return 0
 
     def _introduce(self, o):
         """Say what is about to be trained."""
@@ -184,7 +217,7 @@ class Run:
             most, fewest = (f"{counts[k]:,} of {classes[k]}" for k in (counts.argmax(), counts.argmin()))
             self._hint(f"there are {most} and {fewest} to train with, more than {UNBALANCED} to 1. A high accuracy may hide that "
                        "small classes are not found: nbcnn evaluate shows the recall of each. More images of them help, or "
-                       "CrossEntropyLoss(weight=...) in Python.")
+                       "--class-weights balanced.")
         if not self.quiet:
             say("", *self.checkpoint.model.summary().split("\n"), "")
 
@@ -195,10 +228,12 @@ class Run:
         started, size = time.perf_counter(), min(self.checkpoint.options["batch_size"], 64)
         few = datasets.Dataset(self.train_set.images[:size], self.train_set.labels[:size], self.train_set.classes, "few")
         model = copy.deepcopy(self.checkpoint.model).to(self.device)
-        optimizer = optim.SGD(model.parameters(), lr=0, momentum=self.checkpoint.optimizer.momentum)
+        optimizer = recipes.make_optimizer(model, self.checkpoint.options, 1)
         # On a GPU the first step is not like the others: it has no momentum yet.
         epochs = 1 if self.device == "cpu" else 2
-        fit(model, few, few, epochs=epochs, batch_size=size, loss=self.loss, optimizer=optimizer, augment=False, verbose=0)
+        with contextlib.suppress(NonFiniteLoss):        # of a few images; the run will say so of all
+            fit(model, few, few, epochs=epochs, batch_size=size, loss=self.loss, optimizer=optimizer, augment=False, verbose=0,
+                schedule=lambda k: 0.0)
         if self.events:
             self.events.prepare(model, few.images)
         self._say(f"{time.perf_counter() - started:.1f} s")
@@ -268,19 +303,43 @@ def _parser():
     add("--split", "images to train on; test is for comparison with tutorials that do so", choices=["train", "test"])
     add("--val-share", "part of the training images, from 0 to 0.9, that is not trained on: the best epoch is chosen with it, not "
                        "with the test images; a folder may have val/CLASS/... for this", type=number(0.9), metavar="P")
-    add("--model", "network: a name of --list-models, or module:function or FILE.py:function that returns a nbcnn.Sequential; it "
-                   "is called with those of input_shape, mean, std, classes and seed that it has parameters for", metavar="NAME")
-    add("--epochs", "passes over the training images", type=whole(1), metavar="N")
+    add("--model", "network: a name of --list-models, or module:function or FILE.py:function that returns a nbcnn.Sequential or "
+                   "Network; it is called with those of input_shape, mean, std, classes and seed that it has parameters for",
+        metavar="NAME")
+    add("--epochs", "passes over the training images; of 9.9 the last is nine tenths of one", type=cli.epochs, metavar="N")
     add("--batch-size", "images per step", type=whole(1), metavar="N")
     add("--lr", "learning rate; the largest one where the schedule changes it", type=number(), metavar="RATE")
-    add("--schedule", "how the learning rate changes; step: it is divided by ten after each third of the run",
-        choices=list(SCHEDULES))
-    add("--momentum", "momentum, from 0 to 1", type=number(1), metavar="M")
-    add("--nesterov", "Nesterov's momentum", action=argparse.BooleanOptionalAction)
+    add("--find-lr", "train nothing, but say how the loss changes in 100 steps with ever larger learning rates, and which one it "
+                     "would take", action="store_true")
+    add("--schedule", f"how the learning rate changes: {', '.join(SCHEDULES)}. step divides it by ten after each third of the run, "
+                      "multistep after the half and after three quarters; triangle is that of airbench94", choices=list(SCHEDULES),
+        metavar="NAME")
+    add("--optimizer", "what updates the parameters", choices=list(recipes.OPTIMIZERS))
+    add("--momentum", "of sgd, from 0 to 1", type=number(1), metavar="M")
+    add("--nesterov", "Nesterov's momentum, of sgd", action=argparse.BooleanOptionalAction)
     add("--weight-decay", "weight decay", type=number(), metavar="D")
+    add("--norm-bias-lr", "how many times as fast batch norm's biases learn", type=number(), metavar="F")
+    add("--lookahead", "every N steps draw the parameters back to a slow copy that follows them; 0 for none", type=whole(0),
+        metavar="N")
+    add("--clip-norm", "the largest norm of all gradients together", type=number(), metavar="N")
+    add("--ema", "test and keep a moving average of the parameters that holds to this part of itself in a step, as 0.999",
+        type=number(1), metavar="D")
+    add("--freeze", "parameters that stay as they are after some epochs, with commas between", type=cli.freeze,
+        metavar="NAME:EPOCHS")
+    add("--patience", "stop after N epochs that were not better than the best before", type=whole(1), metavar="N")
     add("--loss", "mse and l1 compare outputs with one-hot rows; bce does so after a sigmoid", choices=list(LOSSES))
     add("--label-smoothing", "for cross_entropy", type=number(1), metavar="E")
-    add("--augment", "mirror images and shift batches at random; not for mnist unless given", action=argparse.BooleanOptionalAction)
+    add("--class-weights", "for cross_entropy; balanced: each class counts as much as any other", choices=["none", "balanced"])
+    add("--augment", "mirror and shift images at random; not for mnist unless given", action=argparse.BooleanOptionalAction)
+    add("--flip", "probability that an image is mirrored, or alternate: one half of them in the first epoch, the other in the next",
+        type=cli.flip, metavar="P")
+    add("--shift", "the most pixels that images move along each axis", type=whole(0), metavar="N")
+    add("--shift-per", "whether all images of a batch move together", choices=["batch", "image"])
+    add("--border", "what fills the gap", choices=["zero", "reflect"])
+    add("--cutout", "side of a square in each image that becomes 0", type=whole(0), metavar="N")
+    add("--drop-last", "leave out a last batch with fewer images", action=argparse.BooleanOptionalAction)
+    add("--views", "the last test averages over 1, 2 (also mirrored) or 6 (also moved) views of an image", type=int,
+        choices=[1, 2, 6])
     add("--normalize", "subtract a mean and divide by a standard deviation; else pixels are in [0, 1]",
         action=argparse.BooleanOptionalAction)
     add("--shuffle", "a new order every epoch", action=argparse.BooleanOptionalAction)

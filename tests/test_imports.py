@@ -10,7 +10,7 @@ LAYERS = [      # the lowest first; a module imports those of its own line and o
     "scheduler steps",
     "model models",
     "datasets",
-    "check checkpoint evaluate evaluation fit tensorboard",
+    "check checkpoint evaluate evaluation find_lr fit tensorboard",
     "",     # nbcnn itself: what a library user imports
     "cli recipes run_folder",
     "cache data evaluate.__main__ predict train __main__",

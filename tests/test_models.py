@@ -54,16 +54,52 @@ def test_ready_made_networks_take_what_they_need():
     assert models.make("cifar10_quick_relu").shapes((3, 32, 32))["linear2"] == (10,)
 
 
-@pytest.mark.parametrize("maker", models.MODELS.values())
-def test_ready_made_networks_take_images_of_any_shape(maker):
-    for shape in ((1, 8, 8), (1, 28, 28), (3, 48, 33)):
+# The fewest pixels of a side, and the parameters of ten classes of the shape that is the default.
+MADE = {"cifar10_quick": (8, 145_578), "cifar10_quick_relu": (8, 145_578), "lenet5": (12, 61_706), "mlp": (1, 669_706),
+        "resnet20": (4, 272_474), "airbench94": (9, 1_972_792)}
+
+
+def test_every_ready_made_network_is_here():
+    assert list(MADE) == list(models.MODELS)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_ready_made_networks_take_images_of_any_shape(name):
+    maker, (least, count) = models.MODELS[name], MADE[name]
+    for shape in ((1, least, least), (1, 28, 28), (3, 48, 33)):
         model = maker(input_shape=shape, classes=["a", "b"])
-        assert model.input_shape == shape and model(np.zeros((2, *shape), np.uint8)).shape == (2, 2)
-    for shape, error in (((1, 7, 8), "at least 8x8 pixels, for three poolings, got 7x8"), ((3, 32), r"got \(3, 32\)")):
-        with pytest.raises(ValueError, match=rf"^input_shape: expected .*{error}$"):
+        assert model.input_shape == shape and model.output_shape(shape) == (2,)
+    assert model(np.zeros((2, *shape), np.uint8)).shape == (2, 2)
+    for shape, error in (((1, least - 1, least), f"(at least {least}x{least} pixels, got {least - 1}x{least}|an int >= 1, got 0)"),
+                         ((3, 32), r"got \(3, 32\)")):
+        with pytest.raises(ValueError, match=rf"^input_shape: .*expected .*{error}"):
             maker(input_shape=shape)
+    assert sum(parameter.size for parameter in maker().parameters()) == count and f"{count:,} parameters" in maker.__doc__ + (
+        models.cifar10_quick.__doc__ if name == "cifar10_quick_relu" else "")
+
+
+@pytest.mark.parametrize("maker", [models.cifar10_quick, models.cifar10_quick_relu])
+def test_initial_values_are_those_of_before(maker):
     values = b"".join(value.tobytes() for value in maker().state_dict().values())
     assert zlib.crc32(values) == INITIAL        # what runs of before begin with, too
+
+
+def test_whitened_patches_are_uncorrelated():
+    """Outputs of the first twelve kernels have covariance 1 but for 5e-4, which is added to the eigenvalues."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 3, 9, 9), dtype=np.uint8)
+    images[:, 1] = images[:, 0] // 2 + 20       # correlated
+    model = models.airbench94(input_shape=(3, 9, 9), mean=[0.4] * 3, std=[0.3, 0.2, 0.1], dtype=np.float64)
+    assert model.frozen[0] == "conv1.weight" and not model.conv1.bias.numpy().any()
+    models.whiten(model, images)
+    step = nbcnn.BackpropScheduler(model, None, fuse=False)
+    step.predict(images)
+    y = step.outputs["conv1"].transpose(0, 2, 3, 1).reshape(-1, 24)
+    np.testing.assert_allclose(y[:, 12:], -y[:, :12], rtol=0, atol=1e-12)
+    covariance = np.cov(y[:, :12], rowvar=False, bias=True)
+    large = np.diag(covariance) > 0.5           # of eigenvalues that 5e-4 does not matter for
+    np.testing.assert_allclose(covariance[large][:, large], np.eye(large.sum()), rtol=0, atol=0.02)
+    assert large.sum() > 6 and abs(covariance - np.diag(np.diag(covariance))).max() < 1e-9
 
 
 @pytest.mark.parametrize("place", ["own", "own.py", "./own.py"])
@@ -88,13 +124,13 @@ def test_what_lies_beside_a_file_can_be_imported(folder):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("resnet", "expected the name of a network, cifar10_quick, cifar10_quick_relu, module:function or FILE.py:.*, got 'resnet'"),
+    ("resnet", "expected the name of a network, cifar10_quick, .*, airbench94, module:function or FILE.py:.*, got 'resnet'"),
     (":make", "got ':make'"), ("own.py:", "got 'own.py:'"), ("", "got ''"),
     ("nowhere.py:make", r"^FileNotFoundError: no file nowhere.py$"),
     ("nowhere:make", "^ModuleNotFoundError: No module named 'nowhere'$"),
     ("own.py:mkae", "^no function 'mkae' in own.py, which defines make, fixed, everything, other, fails, leaves"),
     ("own.py:number", "no function 'number'"),
-    ("own.py:other", "^expected a function that returns a nbcnn.Sequential, got list$"),
+    ("own.py:other", "^expected a function that returns a nbcnn.Sequential or Network, got list$"),
     ("own.py:fails", r"^ValueError: out_channels: expected an int >= 1, got 0 \(.*own.py, line 18\)$"),
     ("own.py:leaves", r"^SystemExit: 3 \(.*own.py, line 21\)$"),
     ("own.py:make", r"^TypeError: .*'classes'"),
