@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import nbcnn
 from nbcnn.kernels import batchnorm_backward, batchnorm_evaluate, batchnorm_forward, cpu
 from nbcnn.kernels.cpu import batchnorm as loops
 from nbcnn.kernels.cpu.launch import run
@@ -317,6 +318,106 @@ def test_float32_kernels_hold_no_double_and_are_vectors():
         assert not double_operations(kernel)
 
 
+# ---- layers
+
+def network(dtype=np.float64, **options):
+    """Images and vectors, before an activation and not, with a weight and bias and without, in one go with what follows or not."""
+    return nbcnn.Sequential([
+        ("conv1", nbcnn.Conv2d(2, 4, 3, padding=1, bias=False)), ("norm1", nbcnn.BatchNorm2d(4)), ("gelu1", nbcnn.GELU()),
+        ("norm2", nbcnn.BatchNorm2d(4, eps=1e-12, momentum=0.4, affine=False)), ("maxpool2", nbcnn.MaxPool2d(2)),
+        ("flatten", nbcnn.Flatten()), ("norm3", nbcnn.BatchNorm1d(36, momentum=None)), ("relu3", nbcnn.ReLU()),
+        ("linear3", nbcnn.Linear(36, 3)), ("norm4", nbcnn.BatchNorm1d(3, track_running_stats=False)),
+    ], input_shape=(2, 6, 6), dtype=dtype, **options)
+
+
+def batches(dtype=np.float64):
+    rng = np.random.default_rng(10)
+    return [(rng.standard_normal((5, 2, 6, 6)).astype(dtype), rng.integers(0, 3, 5)) for _ in range(3)]
+
+
+STATISTICS = [f"norm{k}.{key}" for k in (1, 2, 3) for key in ("running_mean", "running_var", "num_batches_tracked")]
+
+
+def test_state_of_layers():
+    """Under PyTorch's names, with PyTorch's first values; in no optimizer."""
+    model = network()
+    state = model.state_dict()
+    assert set(STATISTICS) == {name for name in state if "running" in name or "batches" in name}
+    assert all(len(state[f"norm{k}.running_var"]) == state[f"norm{k}.running_var"].sum() for k in (1, 2, 3))
+    assert not any(state[name].any() for name in STATISTICS if not name.endswith("var"))
+    assert state["norm1.num_batches_tracked"].shape == () and state["norm1.num_batches_tracked"].dtype == np.int64
+    assert (state["norm1.weight"] == 1).all() and not state["norm3.bias"].any()
+    assert [name for name, _ in model.named_parameters()] == [
+        "conv1.weight", *(f"{layer}.{name}" for layer in ("norm1", "norm3", "linear3", "norm4") for name in ("weight", "bias"))]
+    assert repr(model.norm2) == "BatchNorm2d(num_features=4, eps=1e-12, momentum=0.4, affine=False)"
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_gradients_of_a_network(fuse):
+    check = nbcnn.check_gradients(network(), (2, 6, 6), fuse=fuse)
+    assert check, check
+
+
+def test_fused_training_is_that_of_the_layers():
+    """With equal bits, statistics and parameters; a loss that is not finite and evaluation change no statistic."""
+    states = []
+    for fuse in (True, False):
+        model = network(np.float32)
+        step, optimizer = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss(), fuse=fuse), nbcnn.SGD(model.parameters(), lr=0.1)
+        assert ("norm1+gelu1" in str(step)) == ("norm3+relu3" in str(step)) == fuse
+        for x, labels in batches(np.float32):
+            step.train_step(x, labels, optimizer)
+        states.append(model.state_dict())
+        x[0, 0, 0, 0] = np.nan
+        assert np.isnan(step.forward(x, labels))
+        model(batches(np.float32)[0][0])
+        after = model.state_dict()
+        assert all(equal(after[name], states[-1][name]) for name in after)
+    assert all(equal(states[0][name], states[1][name]) for name in states[0])
+    assert [int(states[0][name]) for name in STATISTICS if name.endswith("tracked")] == [3, 3, 3]
+
+
+def test_frozen_parameters_stay():
+    """Without learned scales, as some networks have it; and with nothing that learns in front of the layer."""
+    model = network()
+    for name in ("conv1", "norm1"):
+        getattr(model, name).weight.trainable = False
+    before = model.state_dict()
+    step, optimizer = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()), nbcnn.SGD(model.parameters(), lr=0.1)
+    step.train_step(*batches()[0], optimizer)
+    same = {name for name, value in model.state_dict().items() if equal(value, before[name])}
+    assert same == {"conv1.weight", "norm1.weight"} and model.norm1.weight.grad is None
+
+
+@pytest.mark.torch
+def test_a_network_trains_as_in_torch():
+    """Three steps in float64, to 1e-12; its state goes to and fro."""
+    import torch
+    from torch import nn
+    model = network()
+    theirs = nn.Sequential()
+    for name, layer in (
+            ("conv1", nn.Conv2d(2, 4, 3, padding=1, bias=False)), ("norm1", nn.BatchNorm2d(4)), ("gelu1", nn.GELU()),
+            ("norm2", nn.BatchNorm2d(4, eps=1e-12, momentum=0.4, affine=False)), ("maxpool2", nn.MaxPool2d(2)),
+            ("flatten", nn.Flatten()), ("norm3", nn.BatchNorm1d(36, momentum=None)), ("relu3", nn.ReLU()),
+            ("linear3", nn.Linear(36, 3)), ("norm4", nn.BatchNorm1d(3, track_running_stats=False))):
+        theirs.add_module(name, layer)
+    theirs.double().load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in model.state_dict().items()})
+    step, optimizer = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()), nbcnn.SGD(model.parameters(), lr=0.1)
+    torch_optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1)
+    for x, labels in batches():
+        loss = nn.functional.cross_entropy(theirs(torch.from_numpy(x)), torch.from_numpy(labels))
+        torch_optimizer.zero_grad()
+        loss.backward()
+        torch_optimizer.step()
+        assert step.train_step(x, labels, optimizer) == pytest.approx(loss.item(), rel=1e-12)
+    state = {name: value.numpy() for name, value in theirs.state_dict().items()}
+    for name, value in model.state_dict().items():
+        np.testing.assert_allclose(value, state[name], rtol=1e-10, atol=1e-12)
+    found = network(state=state)
+    np.testing.assert_allclose(found(x), theirs.eval()(torch.from_numpy(x)).detach().numpy(), rtol=1e-12, atol=1e-12)
+
+
 # ---- errors
 
 X, ONES = np.ones((2, 3, 4, 4), np.float32), np.ones(3, np.float32)
@@ -338,6 +439,16 @@ X, ONES = np.ones((2, 3, 4, 4), np.float32), np.ones(3, np.float32)
     (lambda: batchnorm_backward(X[:1], X, ONES, ONES), ValueError, r"dy: expected shape \(2, 3, 4, 4\), that of x, got"),
     (lambda: batchnorm_backward(X.astype(float), X, ONES, ONES), TypeError, "dy: expected float32, the dtype of x"),
     (lambda: batchnorm_backward(X, X, ONES, ONES, need_dx=np.ones(2)), TypeError, "need_dx: expected True or False"),
+    (lambda: nbcnn.BatchNorm2d(0), ValueError, "num_features: expected an int >= 1, got 0"),
+    (lambda: nbcnn.BatchNorm2d(3, eps=-1e-5), ValueError, "eps: expected a finite number of float32 >= 0, got -1e-05"),
+    (lambda: nbcnn.BatchNorm2d(3, momentum=1.5), ValueError, r"momentum: expected a number in \[0, 1\], got 1.5"),
+    (lambda: nbcnn.Sequential([nbcnn.BatchNorm2d(3)], input_shape=(4, 2, 2)), ValueError,
+     r"expected images \(N, 3, H, W\), got \(N, 4, 2, 2\)"),
+    (lambda: nbcnn.Sequential([nbcnn.BatchNorm1d(3)], input_shape=(3, 2, 2)), ValueError,
+     r"expected vectors \(N, 3\), got \(N, 3, 2, 2\); a Flatten layer"),
+    (lambda: nbcnn.BackpropScheduler(nbcnn.Sequential([nbcnn.Flatten(), nbcnn.BatchNorm1d(4)], input_shape=(1, 2, 2)),
+                                     nbcnn.CrossEntropyLoss()).forward(X[:1, :1, :2, :2], [0]), ValueError,
+     r"expected more than 1 value per channel when training, got input size \(1, 4\)"),
 ])
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):

@@ -1,6 +1,7 @@
 """Layers computed in one go: which are, which are not and why; and a network gives the same either way."""
 import numpy as np
 import pytest
+from own_layers import Softplus
 
 import nbcnn
 from nbcnn.kernels import conv2d_maxpool2d_forward
@@ -8,6 +9,10 @@ from nbcnn.kernels import conv2d_maxpool2d_forward
 
 def conv(kernel_size=3, **options):
     return nbcnn.Conv2d(3, 4, kernel_size, **options)
+
+
+def norm():
+    return nbcnn.BatchNorm2d(3)
 
 
 pool, relu, MAXIMA = nbcnn.MaxPool2d, nbcnn.ReLU, "a backward pass at the pools' maxima"
@@ -37,6 +42,11 @@ pool, relu, MAXIMA = nbcnn.MaxPool2d, nbcnn.ReLU, "a backward pass at the pools'
     ([conv(), pool(2, ceil_mode=True)], "conv2d0", "maxpool2d1's windows reach outside"),
     ([conv((1, 24), padding=(0, 12)), pool((1, 2))], "conv2d0", "maxpool2d1's windows or the kernels are too wide"),
     ([nbcnn.MaxPool2d(2), relu()], "maxpool2d0", ""),
+    ([norm(), relu(), pool(2)], "batchnorm2d0+relu1", "one pass forward, two backward, behind the statistics"),
+    ([norm(), nbcnn.LeakyReLU(0.25)], "batchnorm2d0+leakyrelu1", "one pass forward, two backward, behind the statistics"),
+    ([norm(), pool(2), relu()], "batchnorm2d0", "no activation follows"),
+    ([norm()], "batchnorm2d0", "no activation follows"),
+    ([norm(), Softplus()], "batchnorm2d0", "softplus1's kernels are not nbcnn's"),
 ])
 def test_what_is_computed_in_one_go_and_why_not(layers, name, reason, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")

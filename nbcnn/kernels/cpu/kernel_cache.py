@@ -6,6 +6,7 @@ it takes compiled code apart and puts it together, has no public name; all that 
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import pickle
 import signal
@@ -17,6 +18,7 @@ from types import ModuleType
 
 import numba
 from numba import config
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
@@ -29,6 +31,18 @@ KEEP = 1000         # files, of about 50 KB; training a network takes 30 of them
 SUM = hashlib.sha256().digest_size
 # Of the kernels' sources when they are imported: what a factory makes may be compiled hours later, when they were edited.
 SOURCES = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(__file__).parent.glob("*.py")}
+
+
+def number_apart():
+    """Let Numba number the functions that it compiles here from where no other process does.
+
+    The number is all that tells the symbols of two kernels of one factory apart, and of their parallel loops. Where two processes
+    have compiled one each, under the same number, a third one that loads both would run the first in the place of the second.
+    """
+    FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(6), "little"))
+
+
+number_apart()
 
 
 def njit(function=None, **options):
@@ -106,6 +120,7 @@ def _fork(work):
         if child:
             return child
         try:
+            number_apart()
             for number in kept:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, kept)
