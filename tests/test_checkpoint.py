@@ -247,6 +247,7 @@ def test_a_file_of_format_1(tmp_path):
         assert (momentum is None) == (given is None) == (name == "conv1.bias") and (given is None or (momentum == given).all())
     assert (found.progress, found.options, found.ema) == (PROGRESS, OPTIONS, None) and about["optimizer"].pop("params")
     assert {name: getattr(found.optimizer, name) for name in about["optimizer"]} == about["optimizer"]
+    assert found.optimizer.param_groups[0]["initial_lr"] == about["optimizer"]["lr"]
     checkpoint.save(tmp_path / "file", found.model, optimizer=found.optimizer, progress=found.progress, options=found.options)
     again = checkpoint.load(tmp_path / "file")
     for one in (found, again):
