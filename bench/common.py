@@ -43,15 +43,36 @@ MODELS = {
     "vgg32": lambda: pyramid(32, 64),
     "vgg64": lambda: pyramid(64, 64),
     "strided": strided,
+    "resnet20": nbcnn.models.resnet20,
+    "airbench94": nbcnn.models.airbench94,
 }
 
 
 def torch_model(model):
     """The same network with the same weights, in PyTorch."""
     import torch
-    net = torch.nn.Sequential(*[getattr(torch.nn, kind)(**arguments) for _, kind, arguments in model.structure()])
-    for p, q in zip(net.parameters(), model.parameters(), strict=True):
-        p.data = torch.tensor(np.ascontiguousarray(q.data))
+    def layer(kind, arguments):
+        return torch.nn.AdaptiveAvgPool2d(1) if kind == "GlobalAvgPool2d" else getattr(torch.nn, kind)(**arguments)
+
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            values = {"input": x}
+            for name, inputs in model.inputs.items():
+                kind, read = type(model.layers[name]).__name__, [values[value] for value in inputs]
+                if kind == "Add":
+                    values[name] = sum(read[1:], read[0])
+                elif kind == "Scale":
+                    values[name] = read[0] * model.layers[name].factor
+                else:
+                    values[name] = getattr(self, name)(read[0])
+            return values[name]
+    net = Net()
+    for name, kind, arguments, *_ in model.structure():
+        if kind not in ("Add", "Scale"):
+            net.add_module(name, layer(kind, arguments))
+    net.load_state_dict({name: torch.tensor(value) for name, value in model.state_dict().items()})
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad = name not in model.frozen
     return net
 
 
