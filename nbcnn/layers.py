@@ -3,6 +3,7 @@
 A layer is a description. It holds no activations and computes nothing: the scheduler asks it for its operation, whose forward and
 backward stand one under the other in `kernels/cpu/`. Shapes here are those of one sample, (C, H, W) or (F,).
 """
+import contextlib
 import inspect
 import math
 from types import MappingProxyType, ModuleType
@@ -637,7 +638,9 @@ class Linear(Layer):
 def require_network(model):
     """Raise TypeError unless this is a model; for a class of one's own the message says what to write instead."""
     def is_network(value):
-        return all(hasattr(value, name) for name in ("layers", "vector", "shapes")) and not isinstance(value, type)
+        with contextlib.suppress(Exception):        # of an object's own attributes
+            return all(hasattr(value, name) for name in ("layers", "vector", "shapes")) and not isinstance(value, type)
+        return False
     if is_network(model):
         return
     inside = vars(model) if hasattr(model, "__dict__") and not isinstance(model, type | ModuleType) else {}

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 
-from nbcnn.kernels.arguments import flag, numeric
+from nbcnn.kernels.arguments import INT64, finite, flag, integer, ints, numeric
 from nbcnn.kernels.backend import load_backend, on_device
 from nbcnn.kernels.shown import shown
 
@@ -69,7 +69,8 @@ class Tensor:
     """
 
     def __init__(self, shape):
-        self.shape, self.size = tuple(shape), math.prod(shape)
+        self.shape = ints(shape, "shape", "a tuple of ints", 0)
+        self.size = math.prod(self.shape)
         self.vector = self.start = None
 
     @property
@@ -219,7 +220,10 @@ class Statistic(Tensor):
 
     def __init__(self, shape, value, dtype=None):
         super().__init__(shape)
-        self.value, self.kind = value, None if dtype is None else np.dtype(dtype)
+        if dtype is not None and dtype is not np.int64:
+            raise ValueError(f"dtype: expected None, for the model's, or np.int64, got {shown(dtype)}")
+        self.kind = None if dtype is None else np.dtype(dtype)
+        self.value = finite(value, "value") if dtype is None else integer(value, "value", -INT64, INT64)
 
     @property
     def flat(self):

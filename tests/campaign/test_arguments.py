@@ -21,7 +21,7 @@ from campaign.harness import outcomes, survey
 
 TYPED = {"ok", "TypeError", "ValueError", "IndexError", "MemoryError"}
 LARGE = 2**31               # an array is small, or of more bytes than a worker gets: one that just fits is work, and no error
-ASKS_FOR_WORK = {"epochs", "threads"}       # numbers of which a large one is no error either
+ASKS_FOR_WORK = {"epochs", "steps", "threads"}       # numbers of which a large one is no error either
 ALSO = {"targets": "t"}     # what messages call an argument of a method that hands it on
 WRITTEN = {("sgd_step", "param"), ("sgd_step", "momentum_buffer"), ("load_images", "out"), ("normalize_images", "out"),
            *(("adam_step", name) for name in ("param", "exp_avg", "exp_avg_sq"))}
@@ -108,9 +108,17 @@ def table():
         "BCEWithLogitsLoss": (lambda **a: both(nbcnn.BCEWithLogitsLoss, **a), lambda: dict(
             x=f32(4, 5), t=unit(4, 5), weight=unit(4, 5), reduction="mean", pos_weight=[1, 1, 2, 2, 3])),
         # models
-        "Sequential": (nbcnn.Sequential, lambda: dict(
+        "Sequential": (lambda layers, **a: nbcnn.Sequential(layers, **a), lambda: dict(
             layers=[("f", nbcnn.Flatten()), ("l", nbcnn.Linear(12, 3))], input_shape=(3, 2, 2), mean=[0.5] * 3, std=[0.2] * 3,
             classes=["a", "b", "c"], seed=0, dtype=np.float32)),
+        "Network": (lambda layers, inputs, **a: nbcnn.Network([*layers, ("a", nbcnn.Add(), inputs)], **a), lambda: dict(
+            layers=[("f", nbcnn.Flatten(), ["input"]), ("l", nbcnn.Linear(12, 3), ["f"])], inputs=["l", "l"],
+            frozen=["l.bias"])),
+        "Network.frozen": (lambda frozen: setattr(network(), "frozen", frozen), lambda: dict(frozen=["l.bias"])),
+        "Parameter": (lambda **a: nbcnn.Parameter(init=nbcnn.init.constant(1), **a), lambda: dict(shape=(3,), trainable=True)),
+        "Statistic": (nbcnn.Statistic, lambda: dict(shape=(3,), value=0.5, dtype=None)),
+        "init.uniform": (nbcnn.init.uniform, lambda: dict(fan_in=9)), "init.normal": (nbcnn.init.normal, lambda: dict(std=0.1)),
+        "init.dirac": (nbcnn.init.dirac, lambda: dict(fan_in=9)), "init.constant": (nbcnn.init.constant, lambda: dict(value=1.0)),
         "Sequential.predict": (trained.predict, lambda: dict(images=f32(2, 3, 8, 8), batch_size=256)),
         "Sequential.predict of bytes": (trained.predict, lambda: dict(images=u8(2, 3, 8, 8), batch_size=1)),
         "Sequential.output_shape": (trained.output_shape, lambda: dict(input_shape=(3, 8, 8))),
@@ -128,7 +136,8 @@ def table():
         "BackpropScheduler.forward": (scheduler.forward, lambda: dict(
             images=f32(2, 3, 8, 8), targets=rng.integers(0, 3, 2), training=True)),
         "BackpropScheduler.train_step": (lambda **a: scheduler.train_step(**{"optimizer": optimizer} | a), lambda: dict(
-            images=f32(2, 3, 8, 8), targets=rng.integers(0, 3, 2))),
+            images=f32(2, 3, 8, 8), targets=rng.integers(0, 3, 2), clip_norm=1.0)),
+        "BackpropScheduler.predict": (scheduler.predict, lambda: dict(images=f32(2, 3, 8, 8), training=True)),
         "BackpropScheduler.plan": (scheduler.plan, lambda: dict(shape=(3, 8, 8))),
         "BackpropScheduler.images": (scheduler.images, lambda: dict(n=2)),
         "SGD": (nbcnn.SGD, lambda: dict(params=network().parameters(), lr=0.1, momentum=0.5, dampening=0, weight_decay=0,
@@ -163,6 +172,10 @@ def table():
         "fit": (nbcnn.fit, lambda: dict(
             model=network(), train=data, test=data, epochs=1, batch_size=4, loss=None, optimizer=None, schedule=None, shuffle=True,
             augment=False, seed=0, progress=None, on_step=None, on_epoch=None, profile=False)),
+        "fit of a recipe": (lambda **a: nbcnn.fit(network(), data, data, batch_size=4, verbose=0, **a), lambda: dict(
+            epochs=1, clip_norm=1.0, ema=None, freeze={"c.bias": 1}, patience=2, views=1, drop_last=False)),
+        "find_lr": (lambda **a: nbcnn.find_lr(network(), data, batch_size=4, **a), lambda: dict(
+            steps=3, lowest=1e-3, highest=1.0, make_optimizer=None)),
         "evaluate": (nbcnn.evaluate, lambda: dict(model=trained, dataset=data, loss=None, batch_size=5, views=2)),
         "measure": (nbcnn.evaluation.measure, lambda: dict(
             scheduler=scheduler, dataset=data, batch_size=4, on_batch=None, views=1)),
