@@ -318,11 +318,19 @@ def number(maximum=LARGEST):
     return parse
 
 
+def positive(maximum=LARGEST):
+    """The type of options that are numbers above 0, to `maximum`."""
+    def parse(text):
+        value = number(maximum)(text)
+        if not value:
+            raise argparse.ArgumentTypeError(f"expected a number above 0, got {shown(text)}")
+        return value
+    return parse
+
+
 def epochs(text):
     """The type of --epochs: a number above 0, an int where it is whole."""
-    value = number(MOST)(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {shown(text)}")
+    value = positive(MOST)(text)
     return int(value) if value == int(value) else value
 
 

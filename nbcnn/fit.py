@@ -225,13 +225,13 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
                 if on_step:
                     on_step(state)
         trained = time.perf_counter()
-        if state.stop:
-            break
-        if last and isinstance(optimizer, Lookahead):
+        if last and not state.stop and isinstance(optimizer, Lookahead):
             optimizer.finish()
         for name, tensor in model.named_tensors():      # after the last update, whose result no loss has shown yet
             if not np.isfinite(tensor.numpy()).all():
                 raise NonFiniteLoss(progress.epoch + 1, progress.step, state.loss, name.split(".")[0])
+        if state.stop:
+            break
         measured = {"test_loss": None, "test_accuracy": None}
         with contextlib.nullcontext() if ema is None else ema.weights():
             for name, dataset in others.items():

@@ -321,7 +321,7 @@ def _parser():
     add("--norm-bias-lr", "how many times as fast batch norm's biases learn", type=number(), metavar="F")
     add("--lookahead", "every N steps draw the parameters back to a slow copy that follows them; 0 for none", type=whole(0),
         metavar="N")
-    add("--clip-norm", "the largest norm of all gradients together", type=number(), metavar="N")
+    add("--clip-norm", "the largest norm of all gradients together", type=cli.positive(), metavar="N")
     add("--ema", "test and keep a moving average of the parameters that holds to this part of itself in a step, as 0.999",
         type=number(1), metavar="D")
     add("--freeze", "parameters that stay as they are after some epochs, with commas between", type=cli.freeze,

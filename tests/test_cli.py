@@ -278,7 +278,8 @@ def test_commands_are_the_modules(name, module, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("line, expected", [
-    ("nbcnn tr", ["train"]), ("nbcnn train --batch-s", ["--batch-size"]), ("nbcnn train --recipe ", ["default", "tutorial"]),
+    ("nbcnn tr", ["train"]), ("nbcnn train --batch-s", ["--batch-size"]),
+    ("nbcnn train --recipe ", ["default", "tutorial", "airbench94", "resnet20"]),
     ("nbcnn --com", ["--completion"]), ("nbcnn predict x --checkpoint net", ["network.safetensors"]),
 ])
 def test_words_that_the_tab_key_adds(line, expected, tmp_path):

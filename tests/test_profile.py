@@ -273,9 +273,9 @@ def test_fit_profiles_the_training_and_not_the_tests(peaks, clock, monkeypatch):
     def pass_time(seconds):
         clock.now += seconds
 
-    def test(*arguments):
+    def test(*arguments, **options):
         pass_time(100)
-        return measure(*arguments)
+        return measure(*arguments, **options)
 
     module = sys.modules["nbcnn.fit"]       # nbcnn.fit is the function
     measure = module.measure

@@ -1,6 +1,5 @@
 """The recipes of `nbcnn train`: their numbers, and that any run of them goes on with the same bits."""
 import math
-import signal
 
 import numba
 import numpy as np
@@ -144,4 +143,3 @@ def test_checkpoints_of_before_these_options_go_on(small):
         del saved.options[name]
     checkpoint.save("old.safetensors", **vars(saved))
     assert train.main(["--resume", "old.safetensors", "--out", "again", "--quiet"]) == 0
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

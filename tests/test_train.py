@@ -666,7 +666,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeyp
     (["--resume", "."], ".: expected a folder with last.safetensors, got one with no checkpoint"),
     (["--resume", "latest"], "with last.safetensors, got none"), (["--init-from", "latest"], "with best.safetensors, got none"),
     (["--init-from", "file"], "file: not a safetensors file"), (["--init-from", "file", "--resume", "file"], "choose one"),
-    (["--optimizer", "lion"], "argument --optimizer: invalid choice: 'lion' (choose from sgd, adam, adamw)"),
+    (["--optimizer", "lion"], "argument --optimizer: invalid choice: 'lion' (choose from "),
     (["--adam"], "--adam; it is --optimizer sgd, adam or adamw"),
     (["--lr_scheduler=step"], "--schedule constant, step, cosine, one_cycle, multistep or triangle changes the rate"),
     (["--class-weights", "balanced", "--loss", "mse"], "--class-weights: expected none with --loss mse, got balanced"),
@@ -677,7 +677,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(small, monkeyp
     (["--shift", 32, "--border", "reflect"], "--augment: shift: expected at most 31"),
     (["--views", 3], "--views: invalid choice: 3"),
     (["--drop-last", "--batch-size", 64], "--drop-last: expected a batch of at most the 40 images, got 64"),
-    (["--clip-norm", 0], "clip_norm: expected a positive number"), (["--lookahead", "no"], "argument --lookahead"),
+    (["--clip-norm", 0], "--clip-norm: expected a number above 0, got '0'"), (["--lookahead", "no"], "argument --lookahead"),
 ])
 def test_errors_are_one_line_and_leave_nothing_behind(small, capsys, arguments, message):
     (small / "file").write_text("no checkpoint")
@@ -894,7 +894,7 @@ def test_what_a_network_of_ones_own_says_itself_stays(small):
     ("other_classes", "expected the classes of the images, class0, "),
     ("own_layer", "expected layers that a checkpoint can name, got own_layer.<locals>.Mine; define the class at the top of its f"),
     ("fails", "RuntimeError: boom ("),
-    ("nothing", "expected a function that returns a nbcnn.Sequential, got NoneType"),
+    ("nothing", "expected a function that returns a nbcnn.Sequential or Network, got NoneType"),
     ("nowhere", "no function 'nowhere' in net.py"),
 ])
 def test_networks_that_cannot_be_trained_are_one_line(small, capsys, function, message):
