@@ -65,7 +65,7 @@ def check_gradients(layer_or_model, shape, *, fuse=True, seed=0):
 
     Parameters
     ----------
-    layer_or_model : Layer or Sequential
+    layer_or_model : Layer, Network or Sequential
         Stays as it is: a copy in float64 is checked, on the model's device. A layer's parameters are drawn anew.
     shape : tuple
         Of one sample, (C, H, W) or (F,). The batch has 2.

@@ -189,7 +189,7 @@ def load_model(path, layers=()):
 
     Returns
     -------
-    model : Sequential
+    model : Network or Sequential
 
     Examples
     --------

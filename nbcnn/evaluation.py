@@ -88,7 +88,7 @@ def evaluate(model, dataset, loss=None, batch_size=256, views=1):
 
     Parameters
     ----------
-    model : Sequential
+    model : Network or Sequential
     dataset : Dataset
     loss : loss of `nbcnn.losses`, optional
         CrossEntropyLoss() by default. Any other loss gets one-hot rows as targets.

@@ -50,7 +50,7 @@ def find_lr(model, train, *, steps=100, lowest=1e-5, highest=10.0, make_optimize
 
     Parameters
     ----------
-    model : Network
+    model : Network or Sequential
         Stays as it is.
     train : Dataset
     steps : int

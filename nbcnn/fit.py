@@ -82,7 +82,7 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
 
     Parameters
     ----------
-    model : Network
+    model : Network or Sequential
         Its mean and std normalise the images. Where it has no input_shape or classes, it gets those of the images.
     train, test : Dataset
         What to learn from, and what to test with after each epoch.

@@ -255,7 +255,7 @@ class Network:
 
         Returns
         -------
-        model : Sequential
+        model : Network or Sequential
             The model itself.
 
         Raises

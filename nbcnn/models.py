@@ -271,7 +271,7 @@ def make(network, **options):
 
     Returns
     -------
-    model : Sequential
+    model : Network or Sequential
 
     Raises
     ------

@@ -150,7 +150,7 @@ class BackpropScheduler:
 
     Parameters
     ----------
-    model : Sequential
+    model : Network or Sequential
     loss : a loss of `nbcnn.losses`, or None for a model that is only to predict
     fuse : bool
         Whether layers that follow one another may be computed in one go. False keeps what each layer gives in `outputs`.
@@ -183,6 +183,7 @@ class BackpropScheduler:
         # Of a sample and of the parameters, and what of these is trainable: what the plan is made for.
         self.shape = self.backend = self._planned = None
         self.steps, self._input = [], None      # and the value of the images
+        self.stateful = False                   # whether a training step changes more than parameters, or draws random numbers
         self._users = []            # calls of methods that are `_alone`: the first one runs, the others are refused
         self._thread = None         # which called forward
         self._profile = None        # inside a block that records
@@ -277,11 +278,6 @@ class BackpropScheduler:
         self._launch(self._profile, "backward", ("backward", n, *(p.has_grad for p in parameters)), lambda: self.backward_calls(n))
         for parameter in parameters:
             parameter.has_grad = True
-
-    @property
-    def stateful(self):
-        """Whether a training step changes more than parameters, or draws random numbers."""
-        return any(step.operation.stateful for step in self.steps)
 
     def forward_calls(self, n, loss=None, training=True):
         """(step's name, call) for all calls of a forward pass of n samples, and of a loss."""
@@ -494,6 +490,7 @@ class BackpropScheduler:
         self._forget_buffers()
         self.backend, self.steps, self._input, self._planned = backend, steps, images, planned
         self._parameters = [p for p in self.model.parameters() if p.trainable]
+        self.stateful = any(step.operation.stateful for step in steps)
         self.shape = shape
 
     def _values(self, shape):

@@ -73,7 +73,7 @@ def add_gradient_norms(writer, model, step=None):
     Parameters
     ----------
     writer : SummaryWriter
-    model : Sequential
+    model : Network or Sequential
     step : int, optional
     """
     require_writer(writer)
@@ -91,7 +91,7 @@ def add_histograms(writer, model, step=None):
     Parameters
     ----------
     writer : SummaryWriter
-    model : Sequential
+    model : Network or Sequential
     step : int, optional
 
     Raises
@@ -116,7 +116,7 @@ def add_filters(writer, model, layer, step=None):
     Parameters
     ----------
     writer : SummaryWriter
-    model : Sequential
+    model : Network or Sequential
     layer : str
         The convolution's name.
     step : int, optional
@@ -151,7 +151,7 @@ def add_feature_maps(writer, model, image, step=None, pixels=MOST_PIXELS):
     Parameters
     ----------
     writer : SummaryWriter
-    model : Sequential
+    model : Network or Sequential
     image : uint8 or float array (C, H, W)
     step : int, optional
     pixels : int
@@ -178,7 +178,7 @@ def add_graph(writer, model, input_shape=None):
     Parameters
     ----------
     writer : SummaryWriter
-    model : Sequential
+    model : Network or Sequential
     input_shape : tuple, optional
         Of an image, by default the model's. Without either the graph has no shapes of outputs.
 

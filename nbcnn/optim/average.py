@@ -123,7 +123,7 @@ class EMA:
 
     Parameters
     ----------
-    model : Sequential
+    model : Network or Sequential
     decay : float in [0, 1]
 
     Raises
