@@ -460,7 +460,8 @@ def issued(call, n):
     if name in ("linear_forward", "linear_loss"):
         return [(1, 8 * blocks * k.IN)]
     if name == "linear_backward":
-        return [(1, 8 * (k.W_BLOCKS * n + (blocks - k.W_BLOCKS) * k.OUT))]
+        *_, x_blocks = call.arguments
+        return [(1, 8 * ((blocks - x_blocks) * n + x_blocks * k.OUT))]
     parts = []
     if weight := getattr(k, "backward_weight_part", None):
         outputs = weight.O if weight.SPARSE else weight.O_BLOCKS * weight.OUTPUTS       # what has no winner is left out

@@ -404,8 +404,9 @@ class AdaptiveAvgPool2d(Layer):
         return backend.AdaptiveAvgPool2d(shape, self.output_shape(shape), dtype)
 
     def window_cells(self, shape):
+        # Side by side the windows of an axis cover it once; two that share a pixel read it twice, unless they meet between pixels.
         axes = zip(shape[1:], self.output_shape(shape)[1:], strict=True)
-        return math.prod(sum(-(-(i + 1) * size // count) - i * size // count for i in range(count)) for size, count in axes)
+        return math.prod(size + count - math.gcd(size, count) for size, count in axes)
 
 
 class Activation(Layer):
