@@ -30,7 +30,7 @@ FORMAT = 2
 PYTORCH = int.from_bytes(b"PK\3\4", "little")      # a zip file, which torch.save writes
 MOST_HEADER = 10**7     # bytes of the description; as Python objects it takes many times that
 OPTIMIZERS = {kind.__name__: kind for kind in (SGD, Adam, AdamW)}
-ABOUT_MODEL = ("input_shape", "mean", "std", "classes", "seed")
+ABOUT_MODEL = ("input_shape", "mean", "std", "classes", "seed", "frozen")
 
 
 @dataclass
@@ -89,8 +89,7 @@ def to_bytes(model, optimizer=None, progress=None, options=None, ema=None):
     """The bytes that `save` writes. For what `load` gave they are the bytes that it read."""
     require_network(model)
     about = {"format": FORMAT, "structure": model.structure(), **{name: getattr(model, name) for name in ABOUT_MODEL},
-             "dtype": model.dtype.name, "frozen": [name for name, parameter in model.named_parameters() if not parameter.trainable],
-             "optimizer": None, "lookahead": None, "ema": None,
+             "dtype": model.dtype.name, "optimizer": None, "lookahead": None, "ema": None,
              "progress": asdict(progress or Progress()), "options": options or {}}
     for name, vector in (("optimizer", optimizer and optimizer.vector), ("ema", ema and ema.model.vector)):
         if vector not in (None, model.vector):
@@ -250,11 +249,6 @@ def _build(about, tensors, layers):
     for name, tensor in (tensors | others).items():
         if tensor.dtype != kinds.get(name, model.dtype):
             raise ValueError(f"{name}: expected {kinds.get(name, model.dtype)}, got {tensor.dtype}")
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
-        parameter.trainable = name not in about["frozen"]
-    if unknown := [name for name in about["frozen"] if name not in parameters]:
-        raise ValueError(f"frozen: expected names of parameters, got {', '.join(map(str, unknown))}")
     model.vector.steps[0] = integer(about["steps"], "steps", 0, INT64)
     optimizer = ema = None
     if about["optimizer"] is not None:

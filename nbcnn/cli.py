@@ -341,13 +341,20 @@ def flip(text):
     return text
 
 
-def freeze(text):
-    """The type of --freeze: the text itself, where it is NAME:EPOCHS, or several with commas between."""
+def frozen_after(text):
+    """What --freeze says, NAME:EPOCHS or several with commas between: the number of epochs by the name."""
+    found = {}
     for entry in text.split(","):
         name, colon, count = entry.rpartition(":")
         if not (name and colon):
             raise argparse.ArgumentTypeError(f"expected NAME:EPOCHS, as conv1.bias:3, got {shown(text)}")
-        whole(0)(count)
+        found[name] = whole(0)(count)
+    return found
+
+
+def freeze(text):
+    """The type of --freeze: the text itself, where it says something."""
+    frozen_after(text)
     return text
 
 

@@ -75,6 +75,11 @@ class State:
     profile: Profile | None = None
 
 
+def total_steps(epochs, batches):
+    """How many steps so many epochs are, of which the last may be a part, of so many batches each."""
+    return math.ceil(round(epochs * batches, 6))        # 9.9 * 10 is 99, and no part of a step more
+
+
 def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimizer=None, schedule=None, shuffle=True,
         augment=None, seed=0, progress=None, val=None, on_step=None, on_epoch=None, profile=False, verbose=1,
         writer=None, clip_norm=None, ema=None, freeze=None, patience=None, views=1, drop_last=False):
@@ -190,7 +195,7 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
                     drop_last=drop_last, **how)
     if not len(loader):
         raise ValueError(f"batch_size: expected at most the {len(train)} images with drop_last, got {batch_size}")
-    total, epochs = math.ceil(round(epochs * len(loader), 6)), math.ceil(epochs)        # 9.9 * 10 is 99, and no part of a step more
+    total, epochs = total_steps(epochs, len(loader)), math.ceil(epochs)
     if schedule is None and not own:
         schedule = one_cycle(optimizer.lr, max(1, total))
     scheduler = BackpropScheduler(model, loss)

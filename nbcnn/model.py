@@ -290,7 +290,7 @@ class Network:
     def frozen(self, names):
         names, parameters = strings(names, "frozen"), dict(self.named_parameters())
         if unknown := [name for name in names if name not in parameters]:
-            raise ValueError(f"frozen: expected names of parameters, got {shown(unknown[0])}{nearest(unknown[0], parameters)}")
+            raise ValueError(f"frozen: expected names of parameters, got {one_line(unknown[0])}{nearest(unknown[0], parameters)}")
         for name, parameter in parameters.items():
             parameter.trainable = name not in names
 

@@ -293,9 +293,3 @@ def augmentation(options):
     """What `fit` takes as `augment`."""
     flip = options["flip"] if options["flip"] == "alternate" else float(options["flip"])
     return options["augment"] and dict(flip=flip, **{name: options[name] for name in ("shift", "shift_per", "border", "cutout")})
-
-
-def frozen_after(options):
-    """What `fit` takes as `freeze`."""
-    entries = (entry.rpartition(":") for entry in (options["freeze"] or "").split(",") if entry)
-    return {name: int(count) for name, _, count in entries}

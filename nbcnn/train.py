@@ -24,7 +24,7 @@ from nbcnn.checkpoint import Checkpoint
 from nbcnn.cli import number, paint, say, tell, whole
 from nbcnn.files import about
 from nbcnn.find_lr import find_lr
-from nbcnn.fit import NonFiniteLoss, fit
+from nbcnn.fit import NonFiniteLoss, fit, total_steps
 from nbcnn.interrupts import StopSignals
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
@@ -106,18 +106,18 @@ class Run:
         if (step := self.checkpoint.progress.step) > self.batches:
             raise ValueError(f"--resume: {self.source} is {step} batches into an epoch, but these images make "
                              f"only {self.batches}")
-        total = math.ceil(round(o["epochs"] * self.batches, 6))
-        self.schedule = SCHEDULES[o["schedule"]](o["lr"], total)
+        self.total = total_steps(o["epochs"], self.batches)
+        self.schedule = SCHEDULES[o["schedule"]](o["lr"], self.total)
         if start:
             self.checkpoint.model, self.remark = recipes.started_network(start, o, self.train_set)
         elif not self.source:
             self.checkpoint.model = recipes.make_network(maker, o, self.train_set)
         model = self.checkpoint.model
         if not self.source:
-            self.checkpoint.optimizer = recipes.make_optimizer(model, o, total)
+            self.checkpoint.optimizer = recipes.make_optimizer(model, o, self.total)
             self.checkpoint.ema = o["ema"] and optim.EMA(model, o["ema"])
-        recipes.scheduled(self.checkpoint.optimizer, total)
-        names, self.freeze = [name for name, _ in model.named_parameters()], recipes.frozen_after(o)
+        recipes.scheduled(self.checkpoint.optimizer, self.total)
+        names, self.freeze = [name for name, _ in model.named_parameters()], cli.frozen_after(o["freeze"]) if o["freeze"] else {}
         if unknown := [name for name in self.freeze if name not in names]:
             raise ValueError(f"--freeze: expected names of parameters, {', '.join(names)}, got {unknown[0]}")
         if o["augment"]:
@@ -184,10 +184,9 @@ class Run:
     def find_lr(self):
         """Say how the loss changes with the learning rate, and return the exit status. Nothing is kept."""
         o = self.checkpoint.options
-        total = math.ceil(o["epochs"] * self.batches)
-        found = find_lr(self.checkpoint.model, self.train_set, make_optimizer=lambda model: recipes.make_optimizer(model, o, total),
-                        batch_size=o["batch_size"], loss=self.loss, augment=recipes.augmentation(o), seed=o["seed"],
-                        shuffle=o["shuffle"], clip_norm=o["clip_norm"], drop_last=o["drop_last"])
+        found = find_lr(self.checkpoint.model, self.train_set, batch_size=o["batch_size"], loss=self.loss,
+                        make_optimizer=lambda model: recipes.make_optimizer(model, o, self.total), seed=o["seed"],
+                        augment=recipes.augmentation(o), shuffle=o["shuffle"], clip_norm=o["clip_norm"], drop_last=o["drop_last"])
         say(*str(found).split("\n"))
         return 0
 

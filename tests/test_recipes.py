@@ -4,22 +4,14 @@ import math
 import numba
 import numpy as np
 import pytest
-from test_train import after_each_batch, rows, stop_after, untimed
+from test_train import after_each_batch, images, rows, stop_after, untimed
 
 import nbcnn
 from nbcnn import checkpoint, models, optim, recipes, train
-from nbcnn.datasets import Dataset, Loader, choice
+from nbcnn.datasets import Loader, choice
 from nbcnn.losses import CrossEntropyLoss
 
-
-def images(count, seed):
-    """Images of 12 x 12 pixels, of one colour per class: easy to tell apart."""
-    rng, labels = np.random.default_rng(seed), np.arange(count) % 10
-    pixels = rng.integers(0, 60, (count, 3, 12, 12)) + 150 * (labels[:, None] >> np.arange(3) & 1)[:, :, None, None]
-    return Dataset(pixels.astype(np.uint8), labels, [f"class{k}" for k in range(10)], "shapes")
-
-
-SMALL = images(42, 0), images(20, 1)
+SMALL = images(42, 0, size=12), images(20, 1, size=12)
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +68,10 @@ def test_airbench94_is_the_published_recipe(small):
     loader = Loader(data, size, seed=3, augment=True, mean=model.mean, std=model.std, drop_last=True, flip="alternate", shift=2,
                     shift_per="image", border="reflect")
     total, done, slow = math.ceil(2.5 * 5), 0, model.vector.data.copy()
-    for images, labels in [*loader.epoch(0), *loader.epoch(1), *loader.epoch(2)][:total]:
+    for batch, labels in [*loader.epoch(0), *loader.epoch(1), *loader.epoch(2)][:total]:
         part = done / total
         optimizer.lr = lr * (0.2 + 0.8 * part / 0.23 if part < 0.23 else 1 - 0.93 * (part - 0.23) / 0.77)
-        step.train_step(images, labels, optimizer)
+        step.train_step(batch, labels, optimizer)
         done += 1
         if done % 5 == 0:
             d = 0.95 ** 5 * (done / total) ** 3

@@ -29,11 +29,11 @@ from nbcnn.threads import ThreadTrial
 CLASSES = [f"class{k}" for k in range(10)]
 
 
-def images(count, seed):
-    """Images of one colour per class: easy to tell apart."""
+def images(count, seed, size=32):
+    """Images of size x size pixels, of one colour per class: easy to tell apart."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 10
-    images = rng.integers(0, 60, (count, 3, 32, 32)) + 150 * (labels[:, None] >> np.arange(3) & 1)[:, :, None, None]
+    images = rng.integers(0, 60, (count, 3, size, size)) + 150 * (labels[:, None] >> np.arange(3) & 1)[:, :, None, None]
     return Dataset(images.astype(np.uint8), labels, CLASSES, "shapes")
 
 
