@@ -5,10 +5,10 @@ The kernels are compiled for one geometry: names in capitals are constants.
 import functools
 import math
 
+from nbcnn.kernels.cuda.avgpool2d import AvgPool2d
 from nbcnn.kernels.cuda.compat import cuda, kernel
-from nbcnn.kernels.cuda.launch import THREADS, call_each
+from nbcnn.kernels.cuda.launch import THREADS
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put
-from nbcnn.kernels.operation import Operation
 
 
 @cuda.jit(device=True)
@@ -61,15 +61,9 @@ def make_adaptive_avgpool2d(H, W, OH, OW, VERSION=CODE_VERSION):
     return adaptive_avgpool2d_forward, adaptive_avgpool2d_backward
 
 
-class AdaptiveAvgPool2d(Operation):
-    """The means of windows that cover images (C, H, W); nothing is kept for backward."""
+class AdaptiveAvgPool2d(AvgPool2d):
+    """The means of windows that cover images (C, H, W): as average pooling, with other kernels."""
 
     def __init__(self, x_shape, y_shape, dtype):
         self.x_size, self.y_size = math.prod(x_shape), math.prod(y_shape)
         self.kernels = make_adaptive_avgpool2d(*x_shape[1:], *y_shape[1:])
-
-    def forward(self, n, y, x, params):
-        return [call_each(self.kernels[0], n * self.y_size, y.array, x.array)]
-
-    def backward(self, n, dx, dparams, dy, x, y, params, add):
-        return [] if dx is None else [call_each(self.kernels[1], n * self.x_size, dx.array, dy.array)]
