@@ -35,7 +35,7 @@ def geometries(draw, channels=40, outputs=70):
                  for k, d, p, extra in zip(kernel, dilation, padding, pairs(0, 20), strict=True))
     C, O = draw(st.integers(1, channels)), draw(st.integers(1, outputs))
     options = {"stride": stride, "padding": padding, "dilation": dilation}
-    return (draw(st.sampled_from([0, 1, 2, 3, 8, 11])), C, *size), (O, C, *kernel), options
+    return (draw(st.sampled_from([0, 1, 2, 3, 8, 11, 17])), C, *size), (O, C, *kernel), options
 
 
 def output_shape(x_shape, w_shape, options):
@@ -82,13 +82,15 @@ def test_last_groups_of_any_size(options):
         require_oracle((N, 3, 5, 9), (5, 3, 3, 3), **options)
 
 
+@pytest.mark.parametrize("workspace", [0, 1, 700])
 @pytest.mark.parametrize("dilation", [(1, 1), (2, 1), (1, 2)])
-def test_weight_gradient_of_samples_taken_a_few_at_a_time(dilation, monkeypatch):
-    """8 samples are the fewest at a time. Parts of the batch are of equal and unequal sizes, so one may need a time more."""
-    monkeypatch.setattr(kernels, "AT_ONCE", 0)
+def test_weight_gradient_of_rows_and_samples_taken_a_few_at_a_time(dilation, workspace, monkeypatch):
+    """A row of a sample at least, some rows, or some samples. Parts of the batch are of equal and unequal sizes."""
+    monkeypatch.setattr(kernels, "WORKSPACE", workspace)
     for N in (7, 8, 9, 16, 17, 33, 66):         # of 2x2 pixels 1, 2 and 4 parts; of 33 samples parts of 16 and 17
         require_oracle((N, 3, dilation[0] + 2, dilation[1] + 2), (5, 3, 2, 2), padding=(0, 0), dilation=dilation)
         require_oracle((N, 3, dilation[0] + 1, dilation[1] + 2), (5, 3, 2, 2), padding=(1, 0), stride=(2, 1), dilation=dilation)
+    require_oracle((3, 3, 9, 4), (5, 3, 3, 3), padding=(1, 1), dilation=dilation)
 
 
 def test_kernels_larger_than_the_image():

@@ -23,7 +23,8 @@ from nbcnn.kernels.cpu.launch import PARALLEL
 from nbcnn.kernels.operation import Call, Operation
 
 MOST_PARTS = 8      # at most so many partial sums of a weight gradient; how many depends on the shapes alone, not on the threads
-AT_ONCE = 2**19     # the weight gradient reads x in pieces of so many bytes, to stay in the second cache
+WORKSPACE = 2**14   # bytes of dy, about, that a task of the weight gradient works on, to stay in the first cache
+PACK_FROM = 16    # samples from which on packing the weights for the input gradient pays
 
 # The sizes of a convolution of n samples. x_step and y_step are the elements from a sample of x or y to the next one, x_pixel and
 # y_pixel those from a pixel to the next: C and O, or more where a group has some of the channels. At x_zeros and y_zeros lies a
@@ -31,6 +32,10 @@ AT_ONCE = 2**19     # the weight gradient reads x in pieces of so many bytes, to
 Geometry = namedtuple("Geometry", (
     "n C H W O OH OW KH KW stride_h stride_w padding_h padding_w dilation_h dilation_w x_step y_step x_pixel y_pixel x_zeros "
     "y_zeros"))
+
+# How weights are stored for the input gradient: the elements from a block of channels to the next one, from a kernel row to the
+# next one, from a tap to the next one, and from an output to the next one.
+Steps = namedtuple("Steps", "block row tap output")
 
 
 @functools.cache
@@ -108,8 +113,8 @@ def make_conv2d_backward_input(P, V, LANES):
     WIDTH = V * LANES
 
     @njit(parallel=PARALLEL, error_model="numpy")
-    def conv2d_backward_input(dx, dy, w, g):
-        """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c].
+    def conv2d_backward_input(dx, dy, w, steps, g):
+        """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c]; `steps` says how w is stored.
 
         i = (r + padding_h - p*dilation_h) / stride_h, j likewise. Only taps that give whole numbers count. They are period_h
         (period_w) taps apart, and i (j) of one is step_h (step_w) from that of the next. The loops count them from the last one
@@ -143,12 +148,12 @@ def make_conv2d_backward_input(P, V, LANES):
                     for v in range(v_first, v_end):
                         p, q, column = p_last - u * period_h, q_last - v * period_w, j + v * step_w
                         at_dy = first * g.y_step + ((i + u * step_h) * g.OW + column) * g.y_pixel
-                        at_w = (p * g.KW + q) * g.C + block * WIDTH
+                        at_w = block * steps.block + p * steps.row + q * steps.tap
                         rows = dy_rows
                         if pixel != pixel_last:
                             rows = tile.rows_or_zeros(dy_rows, columns, column, g.OW, g.y_zeros - at_dy)
                         for o in range(g.O):
-                            acc = tile.outer(acc, dy, rows, at_dy + o, w, at_w + o * g.KH * g.KW * g.C)
+                            acc = tile.outer(acc, dy, rows, at_dy + o, w, at_w + o * steps.output)
                 dx_rows = tile.rows_counted(P, k, samples, pixels * samples, g.stride_w * g.x_pixel, g.x_step)
                 at_dx = first * g.x_step + (r * g.W + s) * g.x_pixel + block * WIDTH
                 tile.store(acc, dx, dx_rows, at_dx, 0, P, g.C - block * WIDTH)
@@ -162,55 +167,79 @@ def make_conv2d_backward_weight(P, V, LANES):
     WIDTH = V * LANES
 
     @njit(parallel=PARALLEL, error_model="numpy")
-    def conv2d_backward_weight(dw, db, dy, x, one, g, parts, at_once):
+    def conv2d_backward_weight(dw, db, work, dy, x, one, g, parts, samples, rows):
         """dw[part, block, p, q, c] = sum over the part's samples m and all i, j of dy[m, i, j, block] * x[m, r, s, c].
 
         r = i*stride_h + p*dilation_h - padding_h, s likewise. A block is WIDTH outputs side by side, as in forward's weights. The
         tasks that hold a block's first weights sum db too.
 
-        With dilation_w = 1 a kernel row reads KW*C neighbouring elements of x, where C is all channels: one piece. Else each tap is
-        a piece of C elements. A task is a part, a block, a kernel row p, and P weights of a piece from k on, the tile's rows. Where
-        these are of several taps q, there are columns j at which all of them read the image, and columns to the left and the right
-        of these, at which some do and the others read zeros.
-
-        A task adds `at_once` samples, stores the sum in dw, and goes on from it with the next, so that x stays in a cache.
+        A task is a part, a block and a kernel row p. All its tiles go through `rows` image rows of `samples` samples, of which
+        `work` holds the block's dy side by side, then through the next ones; between these the sums lie in dw. So both stay in a
+        first cache. With dilation_w = 1 a kernel row reads KW*C neighbouring elements of x, where C is all channels: one piece,
+        whose weights are the rows of the tiles. Else each tap is a piece of C elements.
         """
         whole = g.dilation_w == 1 and g.x_pixel == g.C
         blocks, (pieces, size) = (g.O + WIDTH - 1) // WIDTH, (1, g.KW * g.C) if whole else (g.KW, g.C)
-        tiles = (size + P - 1) // P
-        for chunk in range(max(1, ((g.n + parts - 1) // parts + at_once - 1) // at_once)):
-            for task in prange(parts * blocks * g.KH * pieces * tiles):
-                k, piece, p = task % tiles * P, task // tiles % pieces, task // (tiles * pieces) % g.KH
-                block = task // (tiles * pieces * g.KH)         # of all parts: part * blocks + its block
-                part, o = block // blocks, block % blocks * WIDTH
-                first = part * g.n // parts + chunk * at_once
-                end = min(first + at_once, (part + 1) * g.n // parts)
-                if p == piece == k == 0:
-                    add_pixels(db, block * WIDTH, dy, one, g, first, end, o, chunk > 0, V, WIDTH)
-                q, q_last = piece + k // g.C, piece + (min(k + P, size) - 1) // g.C
-                i_first, i_end = tile.range_inside(p * g.dilation_h - g.padding_h, g.stride_h, g.OH, g.H)
-                j_first, all_end = tile.range_inside(q_last * g.dilation_w - g.padding_w, g.stride_w, g.OW, g.W)
-                all_first, j_end = tile.range_inside(q * g.dilation_w - g.padding_w, g.stride_w, g.OW, g.W)
-                all_end, left = max(all_first, all_end), all_first - j_first
-                adjacent = tile.rows_strided(P, 0, 1)           # made here, as a constant; made outside the loop it would be none
-                columns = tile.rows_counted(P, k, g.C, size, 1, 0)
-                at_dw = ((block * g.KH + p) * g.KW + piece) * g.C + k
-                dw_rows = tile.rows_inside(P, at_dw * WIDTH, WIDTH, 0, size - k)
-                acc = tile.load(P, V, dw, dw_rows, 0) if chunk else tile.zero(P, V, dw)
-                for m in range(first, end):
-                    for i in range(i_first, i_end):
-                        r, s = i * g.stride_h + p * g.dilation_h - g.padding_h, piece * g.dilation_w - g.padding_w
-                        row_x, row_dy = m * g.x_step + (r * g.W + s) * g.x_pixel + k, m * g.y_step + i * g.OW * g.y_pixel + o
-                        for j in range(all_first, all_end):
-                            acc = tile.outer(acc, x, adjacent, row_x + j * g.stride_w * g.x_pixel, dy, row_dy + j * g.y_pixel)
-                        for beside in range(left + j_end - all_end):
-                            j = j_first + beside if beside < left else all_end + beside - left
-                            at_x = row_x + j * g.stride_w * g.x_pixel
-                            rows = tile.rows_or_zeros(adjacent, columns, j * g.stride_w - g.padding_w, g.W, g.x_zeros - at_x)
-                            acc = tile.outer(acc, x, rows, at_x, dy, row_dy + j * g.y_pixel)
-                tile.store(acc, dw, dw_rows, 0, 0, size - k, WIDTH)
+        for task in prange(parts * blocks * g.KH):
+            p, block, at_work = task % g.KH, task // g.KH, task * samples * rows * g.OW * WIDTH
+            part, o = block // blocks, block % blocks * WIDTH       # block: of all parts
+            first, last = part * g.n // parts, (part + 1) * g.n // parts
+            if p == 0:
+                add_pixels(db, block * WIDTH, dy, one, g, first, last, o, False, V, WIDTH)
+            i_first, i_end = tile.range_inside(p * g.dilation_h - g.padding_h, g.stride_h, g.OH, g.H)
+            at_dw = task * g.KW * g.C
+            dw[at_dw * WIDTH:(at_dw + g.KW * g.C) * WIDTH] = dw.dtype.type(0)
+            for m in range(first, last, samples):
+                for i in range(i_first, i_end, rows):
+                    some = g, m, min(m + samples, last), i, min(i + rows, i_end)
+                    copy_pixels(work, at_work, dy, o, some, V, WIDTH)
+                    for piece in range(pieces):
+                        for k in range(0, size, P):
+                            add_image_rows(dw, at_dw + piece * g.C + k, work, at_work, x, p, piece, k, size, some, P, V, WIDTH)
 
     return conv2d_backward_weight
+
+
+@numba.njit(inline="always")
+def copy_pixels(work, at, dy, o, some, V, WIDTH):
+    """Copy dy[m, i, :, o:o+WIDTH] of some image rows, pixel by pixel."""
+    g, m_first, m_end, i_first, i_end = some
+    one = tile.rows_strided(1, 0, 0)
+    for m in range(m_first, m_end):
+        at_dy = m * g.y_step + i_first * g.OW * g.y_pixel + o
+        for pixel in range((i_end - i_first) * g.OW):
+            tile.store(tile.load(1, V, dy, one, at_dy + pixel * g.y_pixel), work, one, at, 0, 1, WIDTH)
+            at += WIDTH
+
+
+@numba.njit(inline="always")
+def add_image_rows(dw, at_dw, work, at_work, x, p, piece, k, size, some, P, V, WIDTH):
+    """dw[at_dw + row] += the sum over some image rows of dy, which lies in `work`, times what weight k + row of a piece reads.
+
+    Where the weights are of several taps q, there are columns j at which all of them read the image, and columns to the left and
+    the right of these, at which some do and the others read zeros.
+    """
+    g, m_first, m_end, i_first, i_end = some
+    adjacent, columns = tile.rows_strided(P, 0, 1), tile.rows_counted(P, k, g.C, size, 1, 0)
+    q, q_last = piece + k // g.C, piece + (min(k + P, size) - 1) // g.C
+    j_first, all_end = tile.range_inside(q_last * g.dilation_w - g.padding_w, g.stride_w, g.OW, g.W)
+    all_first, j_end = tile.range_inside(q * g.dilation_w - g.padding_w, g.stride_w, g.OW, g.W)
+    all_end, left = max(all_first, all_end), all_first - j_first
+    dw_rows = tile.rows_inside(P, at_dw * WIDTH, WIDTH, 0, size - k)
+    acc = tile.load(P, V, dw, dw_rows, 0)
+    for m in range(m_first, m_end):
+        for i in range(i_first, i_end):
+            r, s = i * g.stride_h + p * g.dilation_h - g.padding_h, piece * g.dilation_w - g.padding_w
+            row_x = m * g.x_step + (r * g.W + s) * g.x_pixel + k
+            for j in range(all_first, all_end):
+                acc = tile.outer(acc, x, adjacent, row_x + j * g.stride_w * g.x_pixel, work, at_work + j * WIDTH)
+            for beside in range(left + j_end - all_end):
+                j = j_first + beside if beside < left else all_end + beside - left
+                at_x = row_x + j * g.stride_w * g.x_pixel
+                rows = tile.rows_or_zeros(adjacent, columns, j * g.stride_w - g.padding_w, g.W, g.x_zeros - at_x)
+                acc = tile.outer(acc, x, rows, at_x, work, at_work + j * WIDTH)
+            at_work += g.OW * WIDTH
+    tile.store(acc, dw, dw_rows, 0, 0, size - k, WIDTH)
 
 
 @numba.njit(inline="always")
@@ -299,10 +328,26 @@ def make_pack_weight(LANES):
     return pack_weight, unpack_weight
 
 
+@functools.cache
+def make_pack_weight_for_input(V, LANES):
+    """The kernel that rearranges weights for the input gradient."""
+    WIDTH = V * LANES
+
+    @njit(parallel=PARALLEL)
+    def pack_weight_for_input(packed, w, O, taps, C):
+        """packed[block, tap, o, lane] = w[o, tap, block*WIDTH + lane]. Lanes beyond the last channel may hold anything."""
+        for task in prange((C + WIDTH - 1) // WIDTH * taps):
+            one, at_w = tile.rows_strided(1, 0, 0), task % taps * C + task // taps * WIDTH
+            for o in range(O):
+                tile.store(tile.load(1, V, w, one, at_w + o * taps * C), packed, one, (task * O + o) * WIDTH, 0, 1, WIDTH)
+
+    return pack_weight_for_input
+
+
 class Conv2d(Operation):
     """A convolution of images of one shape.
 
-    Weights are (O, KH, KW, C), flat. Forward packs them into rows of lanes; the input gradient reads them where they are.
+    Weights are (O, KH, KW, C), flat. Forward and the input gradient pack them, each into rows of lanes as it reads them.
     """
 
     tile_shape, bias_kernel = staticmethod(tile.shape_for), staticmethod(conv2d_backward_bias)
@@ -331,19 +376,26 @@ class Conv2d(Operation):
 
         Enough to give 32 tasks, but at most MOST_PARTS, and at least a sample and 64 output pixels each.
         """
-        (KH, KW), (P, V, width) = self.kernel_size, self.tile
-        tasks = KH * -(-self.O // (V * width)) * -(-KW * self.C // P)
+        (_, V, width), (KH, _) = self.tile, self.kernel_size
+        tasks = KH * -(-self.O // (V * width))
         return max(1, min(MOST_PARTS, n, -(-32 // tasks), n * math.prod(self.y_size) // 64))
 
     def reserve(self, batch):
-        """Allocate the partial sums for up to `batch` samples."""
-        self.dw_parts, self.db_parts = (allocate((size,), self.dtype) for size in self.sums(batch))
+        """Allocate what the weight gradient of up to `batch` samples needs."""
+        self.dw_parts, self.db_parts, self.dy_work = (allocate((size,), self.dtype) for size in self.sums(batch))
 
     def sums(self, batch):
-        """Elements of the partial sums of dw and of db."""
-        width = math.prod(self.tile[1:])
-        outputs = self.parts(batch) * -(-self.O // width) * width
-        return outputs * self.run, outputs
+        """Elements of the partial sums of dw and of db, and of the workspace of the weight gradient."""
+        (_, V, width), KH = self.tile, self.kernel_size[0]
+        blocks = self.parts(batch) * -(-self.O // (V * width))
+        outputs = blocks * V * width
+        return outputs * self.run, outputs, outputs * KH * math.prod(self.at_once()) * self.y_size[1]
+
+    def at_once(self):
+        """How many samples, and of these how many rows of dy, a task of the weight gradient works on at a time."""
+        (_, V, width), (OH, OW) = self.tile, self.y_size
+        pixels = WORKSPACE // (V * width * self.dtype.itemsize)
+        return max(1, pixels // max(1, OH * OW)), max(1, min(OH, pixels // max(1, OW)))
 
     def bytes(self, batch):
         return sum(self.sums(batch)) * self.dtype.itemsize
@@ -383,18 +435,36 @@ class Conv2d(Operation):
     def backward_weight(self, n, dparams, dy, x, add):
         """The calls that compute dw and db: partial sums over parts of the batch, then their sum."""
         (dw, db), parts, (_, V, width) = dparams, self.parts(n), self.tile
-        sample = math.prod((self.C, *self.x_size)) * self.dtype.itemsize
         return [
             Call(make_conv2d_backward_weight(*self.tile), (
-                self.dw_parts, self.db_parts, dy.array, x.array, self.one, self.geometry(n, x, dy), parts,
-                max(8, AT_ONCE // max(sample, 1))), self.flop(n)),
+                self.dw_parts, self.db_parts, self.dy_work, dy.array, x.array, self.one, self.geometry(n, x, dy), parts,
+                *self.at_once()), self.flop(n)),
             Call(make_pack_weight(width)[1], (
                 dw, self.zeros[:0] if db is None else db, self.dw_parts, self.db_parts, V * width, self.O, self.run, parts, *add))]
 
     def backward_input(self, n, dx, dy, w):
-        """The call that computes dx."""
-        return [Call(make_conv2d_backward_input(*self.dx_tile), (
-            dx.array, dy.array, w, self.geometry(n, dx, dy)), self.flop(n))]
+        """The calls that compute dx."""
+        calls, *weights = self.weights_for_input(n, w)
+        return [*calls, Call(make_conv2d_backward_input(*self.dx_tile), (
+            dx.array, dy.array, *weights, self.geometry(n, dx, dy)), self.flop(n))]
+
+    def weights_for_input(self, n, w):
+        """The calls that prepare the weights for an input gradient; where they lie then; and their Steps.
+
+        A few samples read them where they are. There the outputs of a tap are far apart and share a few sets of a cache.
+        """
+        (KH, KW), (_, V, *_, width) = self.kernel_size, self.dx_tile
+        if n < PACK_FROM:
+            return [], w, Steps(V * width, KW * self.C, self.C, self.run)
+        packed, tap = self.packed_w_for_input, self.O * V * width
+        pack = Call(make_pack_weight_for_input(V, width), (packed, w, self.O, KH * KW, self.C))
+        return [pack], packed, Steps(KH * KW * tap, KW * tap, tap, V * width)
+
+    @functools.cached_property
+    def packed_w_for_input(self):
+        """Memory for these weights, made when a layer needs its input's gradient, which a first one does not."""
+        _, V, *_, width = self.dx_tile
+        return allocate((-(-self.C // (V * width)) * math.prod(self.kernel_size) * self.O * V * width,), self.dtype)
 
     def flop(self, n):
         """Multiplications and additions of the formula, those with padding included."""

@@ -161,7 +161,7 @@ class Conv2dDepthwise(Conv2d):
     def sums(self, batch):
         _, V, lanes = self.dw_tile
         outputs = self.parts(batch) * -(-self.O // (V * lanes)) * V * lanes
-        return outputs * self.run, outputs
+        return outputs * self.run, outputs, 0
 
     def forward(self, n, y, x, params):
         forward, _ = make_conv2d_depthwise(*self.tile)

@@ -60,29 +60,30 @@ def make_conv2d_maxpool2d_forward(P, V, LANES):
 @functools.cache
 def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES):
     """The kernel of the input gradient for a tile of P pixels, which a window's taps reach in a row, x V vectors of channels."""
-    REST = P - POOL_W
+    REST, WIDTH = P - POOL_W, V * LANES
     KW = REST + 1
 
     @njit(parallel=PARALLEL, error_model="numpy")
-    def conv2d_maxpool2d_backward_input(dx, dy, argmax, w, g, strips):
+    def conv2d_maxpool2d_backward_input(dx, dy, argmax, w, steps, g, strips):
         """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c] for the windows (i, j) that pixel (r - p, s - q) won.
 
-        A task is one of `strips` strips of rows of a sample, for V vectors of channels. Row r of dx gets from row t of the
-        convolution, t = r + padding_h - p, under each p: the windows along that row hand on what they won there, one output
-        after another, to the KW pixels under a row of taps.
+        `steps` says how w is stored. A task is one of `strips` strips of rows of a sample, for a block of V vectors of channels.
+        Row r of dx gets from row t of the convolution, t = r + padding_h - p, under each p: the windows along that row hand on
+        what they won there, one output after another, to the KW pixels under a row of taps.
         """
-        blocks = (g.C + V * LANES - 1) // (V * LANES)
-        tap_rows, one, w_step = tile.rows_strided(KW, 0, g.C), np.uint64(1), g.KH * KW * g.C
+        blocks = (g.C + WIDTH - 1) // WIDTH
+        tap_rows, one = tile.rows_strided(KW, 0, steps.tap), np.uint64(1)
         zeros, one_row = tile.zero(1, V, dx), tile.rows_strided(1, 0, 0)
         for task in prange(g.n * strips * blocks):
-            m, strip, c = task // (strips * blocks), task // blocks % strips, task % blocks * V * LANES
+            m, strip, block = task // (strips * blocks), task // blocks % strips, task % blocks
+            c = block * WIDTH
             r_first, r_end, at_m = strip * g.H // strips, (strip + 1) * g.H // strips, m * g.x_step + c
             for pixel in range(r_first * g.W, r_end * g.W):
                 tile.store(zeros, dx, one_row, at_m + pixel * g.C, 0, 1, g.C - c)
             for o_first in range(0, g.O, BLOCK):
                 count = min(BLOCK, g.O - o_first)
                 for p in range(g.KH):
-                    at_w = (o_first * g.KH + p) * KW * g.C + c
+                    at_w = block * steps.block + p * steps.row + o_first * steps.output
                     for r in range(r_first, r_end):
                         t, s = r + g.padding_h - p, -g.padding_w
                         if t < 0 or t >= g.OH * g.stride_h:
@@ -97,7 +98,7 @@ def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES):
                                 while won != np.uint64(0):
                                     o = tile.lowest_bit(won)
                                     won &= won - one
-                                    acc = tile.axpy(acc, tile.get(dy, at + o), w, tap_rows, at_w + o * w_step, v)
+                                    acc = tile.axpy(acc, tile.get(dy, at + o), w, tap_rows, at_w + o * steps.output, v)
                             tile.store(acc, dx, tile.rows_strided(POOL_W, at_r + s * g.C, g.C), 0, -s, g.W - s, g.C - c)
                             s += POOL_W
                             rest = s + REST
@@ -294,7 +295,7 @@ class Conv2dMaxPool2d(Conv2d):
         P = KW + pool_w - 1
         vectors = -(-self.C // width)
         V = min(range(1, max(1, SUMS // P) + 1), key=lambda v: (-(-vectors // v) * v, -v))
-        self.sparse_dx_tile = P, V, pool_w, width
+        self.dx_tile = P, V, pool_w, width
 
     def geometry(self, n, x, y):
         """As of a convolution by windows: OH and OW are the pooled sizes, the strides the window's."""
@@ -323,9 +324,9 @@ class Conv2dMaxPool2d(Conv2d):
                 + tasks * (self.work * itemsize + self.capacity * (itemsize + 4) + 4 * self.O))
 
     def sums(self, batch):
-        """Elements of the partial sums of dw and of db."""
+        """Elements of the partial sums of dw and of db, and no workspace of this kind."""
         s, outputs = self.strips, self.parts(batch) * self.O
-        return outputs * s.blocks * self.kernel_size[0] * s.taps * tile.lanes(self.dtype), outputs
+        return outputs * s.blocks * self.kernel_size[0] * s.taps * tile.lanes(self.dtype), outputs, 0
 
     def forward(self, n, y, x, params):
         """y = the largest of each window of conv(x, w) + b, and of 0 with a ReLU."""
@@ -354,8 +355,9 @@ class Conv2dMaxPool2d(Conv2d):
     def backward_input(self, n, dx, dy, w):
         """dx."""
         strips = max(1, min(self.x_size[0] // 4, -(-2 * numba.config.NUMBA_NUM_THREADS // n))) if n else 1
-        return [Call(make_conv2d_maxpool2d_backward_input(*self.sparse_dx_tile), (
-            dx.array, dy.array, self.argmax.array, w, self.geometry(n, dx, dy), strips), self.flop(n))]
+        calls, *weights = self.weights_for_input(n, w)
+        return [*calls, Call(make_conv2d_maxpool2d_backward_input(*self.dx_tile), (
+            dx.array, dy.array, self.argmax.array, *weights, self.geometry(n, dx, dy), strips), self.flop(n))]
 
     def flop(self, n):
         """Of the formula, where one pixel of each window counts."""
