@@ -73,6 +73,11 @@ class Step:
         return "+".join(self.names)
 
     @property
+    def hands_on(self):
+        """Whether the gradient of its output is that of each input."""
+        return self.operation.shares or self.operation.hands_on
+
+    @property
     def x_shape(self):
         """The shape of a sample of the input, a tuple of shapes for a layer of several."""
         return self._of_inputs(value.shape for value in self.inputs)
@@ -551,7 +556,7 @@ class BackpropScheduler:
         for room, size in enumerate(sizes):
             taken[rooms.index(room)] += itemsize * size
         if backward:
-            shared = {step.inputs[0] for step in self.steps if step.operation.shares and len(step.inputs[0].readers) == 1}
+            shared = {value for step in self.steps if step.hands_on for value in step.inputs if len(value.readers) == 1}
             for k, step in enumerate(self.steps):
                 if step.learns and step.output not in shared:
                     taken[k] += itemsize * elements(n, step.y_shape)
@@ -597,7 +602,7 @@ class BackpropScheduler:
         for step in reversed(self.steps):
             own = []
             for k, value in enumerate(step.inputs if step.learns else ()):
-                if value in written and not step.operation.shares:
+                if value in written and not step.hands_on:
                     found[step, k] = value.shape, own.count(value.shape)
                     own.append(value.shape)
                 if value.needs_grad:
@@ -648,7 +653,7 @@ class BackpropScheduler:
         for step in reversed(learning):
             step.partials, dxs = self._partials, []
             for k, value in enumerate(step.inputs):
-                shared = step.output.grad.array if step.operation.shares else None
+                shared = step.output.grad.array if step.hands_on else None
                 if not value.needs_grad:
                     dx = None
                 elif value.grad is None and (shared is None or len(value.readers) == 1):

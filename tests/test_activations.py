@@ -18,7 +18,7 @@ from nbcnn.kernels.cpu.launch import run
 from activations import CASES, each
 from arrays import awkward, equal, in_both_dtypes
 from gradients import check_directional_gradients
-from llvm import double_operations
+from llvm import afresh, double_operations
 from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
@@ -300,7 +300,7 @@ def test_float32_kernels_hold_no_double_and_are_vectors(case):
     case.backward(x, x, case.forward(x))
     for kernel in case.operation(cpu, (3,), np.float32).kernels:
         assert not double_operations(kernel)
-        again = numba.jit(**kernel.targetoptions)(kernel.py_func)       # code from the cache cannot be looked at
+        again = afresh(kernel)
         again.compile(next(s for s in kernel.signatures if s[0].dtype == numba.float32))
         if not case.exact and loops.PARALLEL:       # what is compiled with checks of bounds has them in its loops
             assert re.search(r"fmul .*<\d+ x float>", again.inspect_llvm(again.signatures[0]))

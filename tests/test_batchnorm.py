@@ -16,7 +16,7 @@ from nbcnn.kernels.cpu.launch import run
 import oracles
 from activations import each
 from arrays import awkward, equal, filled_buffer, in_both_dtypes
-from llvm import double_operations
+from llvm import afresh, double_operations
 from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
@@ -298,7 +298,7 @@ def test_with_an_activation_as_two_layers(case, dtype, shape):
 def require_float32_vectors(*kernels):
     for kernel in kernels:
         assert not double_operations(kernel)
-        again = numba.jit(**kernel.targetoptions)(kernel.py_func)       # code from the cache cannot be looked at
+        again = afresh(kernel)
         again.compile(next(s for s in kernel.signatures if s[0].dtype == numba.float32))
         if loops.PARALLEL:      # what is compiled with checks of bounds has them in its loops
             assert re.search(r"fsub <\d+ x float>", again.inspect_llvm(again.signatures[0]))

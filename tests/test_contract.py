@@ -188,6 +188,10 @@ def test_operations_of_several_inputs(backend, name, expected):
     backend.run(operation.backward(2, (first, None, last), (), dy, tuple(xs), y, (), ()))
     for written, values in ((y, whole), (first, dys[:2, :2]), (last, dys[:2, -2:])):
         assert equal(backend.to_host(written.view(2)), values) and not backend.to_host(written.view(3)[2:]).any()
+    assert operation.hands_on == (name == "Add")
+    if operation.hands_on:      # a dx in dy's memory is there already
+        here = backend.Buffer(3, X, np.float32, dy.array)
+        assert not operation.backward(2, (here, None, here), (), dy, tuple(xs), y, (), ())
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

@@ -160,7 +160,7 @@ def test_operation_writes_its_outputs_and_nothing_else(dtype, geometry, seed):
 CHECKED = """
 import numpy as np
 from nbcnn.kernels import conv2d_backward, conv2d_forward
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL
 assert not PARALLEL
 for x_shape, w_shape, options in {cases}:
     x, w = np.ones(x_shape, np.float32), np.ones(w_shape, np.float32)

@@ -322,7 +322,7 @@ def test_operation_writes_its_outputs_and_nothing_else(tile, data, seed, more):
 CHECKED = """
 import numpy as np
 from nbcnn.kernels import conv2d_maxpool2d_backward, conv2d_maxpool2d_forward
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL
 assert not PARALLEL
 x, w = np.ones({x_shape}, "{dtype}"), np.ones({w_shape}, "{dtype}")
 options = dict(padding={padding}, pool_size={pool_size}, relu=True)

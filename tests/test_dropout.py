@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from nbcnn.kernels import cpu, dropout2d_backward, dropout2d_forward, dropout_backward, dropout_forward
 from nbcnn.kernels.cpu import dropout as kernels
-from nbcnn.kernels.cpu.launch import PARALLEL, run
+from nbcnn.kernels.cpu.launch import run
+from nbcnn.kernels.cpu.parallel import PARALLEL
 from nbcnn.kernels.operation import Place
 
 import oracles
 from arrays import awkward, equal, filled_buffer, in_both_dtypes
-from llvm import double_operations
+from llvm import afresh, double_operations
 from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
@@ -216,7 +217,7 @@ def test_float32_kernels_hold_no_double_and_draw_vectors():
     """Of random numbers one at a time a mask would take five times as long."""
     dropout_backward(*dropout_forward(np.ones((4, 32, 3, 3), np.float32)))
     assert not double_operations(kernels.dropout)
-    again = numba.jit(**kernels.dropout_draw.targetoptions)(kernels.dropout_draw.py_func)      # not from the cache
+    again = afresh(kernels.dropout_draw)
     again.compile(kernels.dropout_draw.signatures[0])
     if PARALLEL:        # what is compiled with checks of bounds has them in its loops
         assert re.search(r"mul .*<\d+ x i64>", again.inspect_llvm(again.signatures[0]))

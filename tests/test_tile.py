@@ -262,7 +262,7 @@ def test_get_and_put_count_flat():
 
 def vector_multiply_adds(kernel):
     """The instructions of a kernel, called before with float32, that multiply and add whole registers."""
-    fresh = numba.jit(**{**kernel.targetoptions, "parallel": False})(kernel.py_func)
+    fresh = llvm.afresh(kernel)
     fresh.compile(kernel.signatures[0])
     assembly = fresh.inspect_asm(fresh.signatures[0])
     assert tile.VECTOR_BYTES == 64 or "zmm" not in assembly
@@ -386,8 +386,8 @@ def test_boundscheck_reaches_into_the_tile(tmp_path):
 def test_the_cache_knows_what_a_kernel_is_made_of():
     """A file's name depends on the sums of all sources that the kernel takes code from, so an edit there is never stale."""
     kernel = make_conv2d_forward(8, 2, tile.lanes(np.float32))
-    named = dict(kernel_cache._sums_of_sources(kernel.py_func.__globals__))
+    named = dict(kernel_cache._sums_of_sources(kernel.__wrapped__.__globals__))
     assert {"tile.py", "buffer.py"} <= set(named) and "losses.py" not in named
     assert named["tile.py"] == hashlib.sha256(Path(tile.__file__).read_bytes()).hexdigest()
     kernel = make_conv2d_maxpool2d_forward(8, 2, tile.lanes(np.float32))
-    assert "conv2d.py" in dict(kernel_cache._sums_of_sources(kernel.py_func.__globals__))
+    assert "conv2d.py" in dict(kernel_cache._sums_of_sources(kernel.__wrapped__.__globals__))

@@ -33,6 +33,7 @@ class Operation:
     forward and backward run nothing: they return lists of calls, which the scheduler keeps, runs and times.
     """
     shares = False      # whether y and dy lie in the memory of x and dx, in another shape, and there is nothing to compute
+    hands_on = False    # whether each dx is dy, and so may lie in its memory
     stateful = False    # whether there is something to commit, or forward reads what `place` says
     place = None        # the scheduler sets it
 

@@ -8,11 +8,11 @@ import inspect
 import math
 
 import numpy as np
-from numba import prange, types
+from numba import types
 from numba.extending import overload
 
 from nbcnn.kernels.cpu import kernel_cache
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Elementwise
 
 # Division by zero gives inf, as in NumPy. A product and a sum may become one instruction that rounds once; nothing else is relaxed.

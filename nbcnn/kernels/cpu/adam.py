@@ -2,10 +2,10 @@
 import math
 
 import numpy as np
-from numba import prange
 
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL, launch
+from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 
 
 @njit(parallel=PARALLEL, error_model="numpy")

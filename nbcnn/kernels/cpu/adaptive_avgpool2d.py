@@ -4,10 +4,8 @@ Images are channels last, so the inner loops run over the channels of a pixel. S
 """
 from collections import namedtuple
 
-from numba import prange
-
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Operation
 
 Geometry = namedtuple("Geometry", "n C H W OH OW x_step y_step")    # of n samples; a step leads from a sample to the next one

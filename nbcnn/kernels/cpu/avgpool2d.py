@@ -5,10 +5,8 @@ Images are channels last, so the inner loops run over the channels of a pixel: 1
 """
 from collections import namedtuple
 
-from numba import prange
-
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Operation
 
 # The sizes of a pooling of n samples; a step leads from a sample to the next one.

@@ -16,13 +16,12 @@ import math
 from collections import namedtuple
 
 import numpy as np
-from numba import prange
 
 from nbcnn.kernels.arguments import several_values
 from nbcnn.kernels.cpu.activations import activate, activate_gradient
 from nbcnn.kernels.cpu.buffer import allocate
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Operation
 
 MOST_PARTS = 64

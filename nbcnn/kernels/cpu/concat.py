@@ -1,10 +1,8 @@
 """Concatenation on the CPU: the channels of several inputs side by side in each pixel, and their gradients taken apart again."""
 import math
 
-from numba import prange
-
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Operation
 
 

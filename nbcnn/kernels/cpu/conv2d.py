@@ -14,12 +14,11 @@ from collections import namedtuple
 
 import numba
 import numpy as np
-from numba import prange
 
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.buffer import allocate
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Operation
 
 MOST_PARTS = 8      # at most so many partial sums of a weight gradient; how many depends on the shapes alone, not on the threads
@@ -254,11 +253,8 @@ def add_pixels(db, at, dy, one, g, first, end, o, add, V, WIDTH):
 
 
 @njit(parallel=PARALLEL)
-def conv2d_backward_bias(db, sums, dy, g, parts, add):
-    """db[o] = (or, with add, +=) the sum over m, i, j of dy[m, i, j, o]: all that is left where the weights are frozen.
-
-    A task is a part of the samples, and adds up in its row of `sums`.
-    """
+def conv2d_backward_bias(sums, dy, g, parts):
+    """sums[part, o] = the sum over the part's samples m and all i, j of dy[m, i, j, o]: what is left where weights are frozen."""
     for part in prange(parts):
         row = sums[part * g.O:(part + 1) * g.O]
         row[:] = dy.dtype.type(0)
@@ -267,10 +263,9 @@ def conv2d_backward_bias(db, sums, dy, g, parts, add):
                 pixel = dy[at:at + g.O]
                 for o in range(g.O):
                     row[o] += pixel[o]
-    add_rows(db, sums, g.O, parts, add)
 
 
-@numba.njit(inline="always")
+@njit
 def add_rows(db, sums, O, parts, add):
     """db[o] = (or, with add, +=) sums[0, o] + sums[1, o] + ..., in this order."""
     for o in range(O):
@@ -424,9 +419,11 @@ class Conv2d(Operation):
         return calls if dx is None else calls + self.backward_input(n, dx, dy, params[0])
 
     def backward_bias(self, n, db, dy, x, add):
-        """The call that computes db alone, unless it is None."""
-        return [] if db is None else [Call(self.bias_kernel, (
-            db, self.bias_sums, *self.bias_arguments(dy), self.geometry(n, x, dy), max(1, min(MOST_PARTS, n)), add))]
+        """The calls that compute db alone, unless it is None: partial sums over parts of the batch, then their sum."""
+        parts = max(1, min(MOST_PARTS, n))
+        return [] if db is None else [
+            Call(self.bias_kernel, (self.bias_sums, *self.bias_arguments(dy), self.geometry(n, x, dy), parts)),
+            Call(add_rows, (db, self.bias_sums, self.O, parts, add))]
 
     def bias_arguments(self, dy):
         """The arrays that the bias's kernel reads."""

@@ -10,12 +10,10 @@ the pixel of zeros. `conv2d.py` says which pixel a tap reads.
 import functools
 import math
 
-from numba import prange
-
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.conv2d import MOST_PARTS, Conv2d, add_pixels, make_pack_weight
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call
 
 SUMS = 24 if tile.VECTOR_BYTES == 64 else 12    # vectors of a weight gradient's tile, beside V of dy, of 32 or 16 registers

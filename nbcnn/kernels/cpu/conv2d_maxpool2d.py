@@ -10,13 +10,12 @@ from collections import namedtuple
 
 import numba
 import numpy as np
-from numba import prange
 
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.buffer import Buffer, allocate
-from nbcnn.kernels.cpu.conv2d import Conv2d, add_rows, add_taps, output_places
+from nbcnn.kernels.cpu.conv2d import Conv2d, add_taps, output_places
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import NO_WINNER, Call
 
 SUMS = 25 if tile.VECTOR_BYTES == 64 else 12    # vectors of a tile, of 32 or 16 registers
@@ -234,11 +233,8 @@ def make_add_parts(LANES):
 
 
 @njit(parallel=PARALLEL)
-def conv2d_maxpool2d_backward_bias(db, sums, dy, argmax, g, parts, add):
-    """db[o] = (or, with add, +=) the sum of dy[m, i, j, o] over the windows with a winner: all there is where weights are frozen.
-
-    A task is a part of the samples, and adds up in its row of `sums`.
-    """
+def conv2d_maxpool2d_backward_bias(sums, dy, argmax, g, parts):
+    """sums[part, o] = the sum of dy[m, i, j, o] over the windows with a winner of a part's samples, where weights are frozen."""
     zero = dy.dtype.type(0)
     for part in prange(parts):
         row = sums[part * g.O:(part + 1) * g.O]
@@ -248,7 +244,6 @@ def conv2d_maxpool2d_backward_bias(db, sums, dy, argmax, g, parts, add):
                 window, winners = dy[at:at + g.O], argmax[at:at + g.O]
                 for o in range(g.O):
                     row[o] += window[o] if winners[o] != NO_WINNER else zero
-    add_rows(db, sums, g.O, parts, add)
 
 
 class Conv2dMaxPool2d(Conv2d):

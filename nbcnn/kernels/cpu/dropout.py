@@ -8,12 +8,11 @@ element, counted in PyTorch's order (c, h, w), or, where planes are dropped, a p
 import math
 
 import numpy as np
-from numba import prange
 
 from nbcnn.kernels.cpu.add import copy_call
 from nbcnn.kernels.cpu.buffer import Buffer
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Dropping, groups_of_four
 
 # All are numbers of 32 bits, in 64: their products are whole there.

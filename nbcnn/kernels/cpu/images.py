@@ -1,9 +1,8 @@
 """From stored bytes to a network's input, in one pass."""
 import numpy as np
-from numba import prange
 
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 
 
 @njit

@@ -25,6 +25,7 @@ from numba.core.serialize import dumps
 
 from nbcnn import user_cache
 from nbcnn.files import require_file, said
+from nbcnn.kernels.cpu.parallel import on_threads, require_threads
 
 ENDING = ".kernel"
 KEEP = 1000         # files, of about 50 KB; training a network takes 30 of them
@@ -46,10 +47,15 @@ number_apart()
 
 
 def njit(function=None, **options):
-    """`numba.njit`, with or without options, keeping what it compiles."""
+    """`numba.njit`, with or without options, keeping what it compiles. `parallel` means what `parallel.py` says."""
     if function is None:
         return functools.partial(njit, **options)
-    kernel = numba.njit(**options)(function)
+    if options.pop("parallel", False) and not config.DISABLE_JIT:
+        body, start = on_threads(function, **options)
+        kernel = numba.njit(no_cfunc_wrapper=True)(start)
+        kernel.body = body
+    else:
+        kernel = numba.njit(**options)(function)
     if not config.DISABLE_JIT:
         kernel._cache = KernelCache(function)
     return kernel
@@ -83,7 +89,7 @@ def compile_calls(calls):
     # Where this process has several threads, another one may keep a lock for ever that one of them held.
     if sys.platform != "linux" or threading.active_count() > 1 or numba.get_num_threads() < 2 or not 2 <= len(missing) < 256:
         return
-    missing.sort(key=lambda item: len(item[0].py_func.__code__.co_code), reverse=True)     # the longest first, by and large
+    missing.sort(key=lambda item: item[0]._cache.length, reverse=True)     # the longest first, by and large
     turns, end, parent, children = *os.pipe(), os.getpid(), []
     os.write(end, bytes(range(len(missing))))
     os.close(end)
@@ -144,6 +150,11 @@ class KernelCache(NullCache):
     def __init__(self, function):
         self._function, self._source = function, _sum_of_source(function.__code__.co_filename)
 
+    @property
+    def length(self):
+        """How long the function is."""
+        return len(self._function.__code__.co_code)
+
     @functools.cached_property
     def _other_sources(self):
         """The sums of what the function takes code from: walked once, though every look for a file asks for them."""
@@ -159,6 +170,7 @@ class KernelCache(NullCache):
     def load_overload(self, sig, target_context):
         """The function compiled for these types, or None."""
         target_context.refresh()
+        require_threads()
         try:
             path = self._path(sig, target_context.codegen())
         except OSError:     # there is no home folder

@@ -3,16 +3,11 @@ import contextlib
 import importlib
 import os
 
-from numba import config
-
 from nbcnn.kernels import turns
 
 # How often a thread of GNU OpenMP that waits for the others looks before it gives its core away. Its own 300,000 times are
 # milliseconds, many more than a kernel takes: beside another busy process they keep the very threads they wait for from a core.
 SPINS = 10_000
-
-# An IndexError cannot leave a parallel loop, so a run with NUMBA_BOUNDSCHECK=1 compiles the loops to be serial.
-PARALLEL = not config.BOUNDSCHECK
 
 
 def load_openmp():

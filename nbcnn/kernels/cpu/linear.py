@@ -1,12 +1,10 @@
 """The linear layer on the CPU: three products of matrices. The top of `tile.py` says what a tile is."""
 import functools
 
-from numba import prange
-
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.conv2d import Conv2d
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call
 
 

@@ -6,11 +6,10 @@ cell of an input plane has one number, r*W + s; `argmax` holds those, as int32, 
 from collections import namedtuple
 
 import numpy as np
-from numba import prange
 
 from nbcnn.kernels.cpu.buffer import Buffer
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Operation
 
 # The sizes of a pooling of n samples; a step leads from a sample to the next one.

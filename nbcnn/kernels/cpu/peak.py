@@ -1,11 +1,9 @@
 """The register tile alone, on data in the first cache: as fast as the multipliers go."""
 import functools
 
-from numba import prange
-
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 
 
 @functools.cache

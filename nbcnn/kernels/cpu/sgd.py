@@ -1,9 +1,9 @@
 """Stochastic gradient descent on the CPU: one pass over parameters, gradient and momentum."""
 import numpy as np
-from numba import prange
 
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL, launch
+from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 
 
 @njit(parallel=PARALLEL)

@@ -1,9 +1,9 @@
 """What is done with a whole flat vector besides an update: its norm, a factor, a moving average."""
 import numpy as np
-from numba import prange
 
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.launch import PARALLEL, launch
+from nbcnn.kernels.cpu.launch import launch
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 
 LANES = 64          # sums side by side, enough for several vector registers
 CHUNK = 1 << 14     # elements that one thread adds up
