@@ -50,8 +50,9 @@ def layers(offline):
 
 
 def by_hand(launched):
-    """A step whose forward, backward and update are called one by one, and predict; what other optimizers have, what frozen
-    weights leave, and running statistics."""
+    """A step whose forward, backward and update are called one by one, and predict; what other optimizers have, a sum's gradient
+    by itself, what frozen weights leave, and running statistics."""
+    from nbcnn.kernels.cuda import to_device
     model = nbcnn.models.cifar10_quick().to("cuda")
     optimizer = nbcnn.SGD(model.parameters(), lr=0.01, momentum=0.9)
     images, labels = np.zeros((BATCH, 3, 32, 32), np.uint8), np.zeros(BATCH, np.int64)
@@ -60,6 +61,7 @@ def by_hand(launched):
     optimizer = nbcnn.Lookahead(nbcnn.Adam(model.parameters()), every=1)
     nbcnn.clip_grad_norm_(model.parameters(), 0.0)
     optimizer.step()
+    nbcnn.kernels.add_backward(to_device(np.zeros((BATCH, 8), np.float32)), 2)
     model = nbcnn.Sequential([
         nbcnn.Conv2d(3, 8, 3), nbcnn.MaxPool2d(2), nbcnn.BatchNorm2d(8), nbcnn.Conv2d(8, 8, 3), nbcnn.Flatten(),
         nbcnn.Linear(8 * 13 * 13, 10)], input_shape=(3, 32, 32), frozen=["0.weight", "3.weight"]).to("cuda")

@@ -12,7 +12,9 @@ def concat_forward(x, y, n, pixels, C, x_step, first, y_C, y_step):
     for task in prange(n * pixels):
         m, pixel = task // pixels, task % pixels
         at_x, at_y = m * x_step + pixel * C, m * y_step + pixel * y_C + first
-        y[at_y:at_y + C] = x[at_x:at_x + C]
+        xs, ys = x[at_x:at_x + C], y[at_y:at_y + C]
+        for c in range(C):
+            ys[c] = xs[c]
 
 
 @njit(parallel=PARALLEL)
@@ -21,7 +23,9 @@ def concat_backward(dx, dy, n, pixels, C, x_step, first, y_C, y_step):
     for task in prange(n * pixels):
         m, pixel = task // pixels, task % pixels
         at_x, at_y = m * x_step + pixel * C, m * y_step + pixel * y_C + first
-        dx[at_x:at_x + C] = dy[at_y:at_y + C]
+        dxs, dys = dx[at_x:at_x + C], dy[at_y:at_y + C]
+        for c in range(C):
+            dxs[c] = dys[c]
 
 
 class Concat(Operation):

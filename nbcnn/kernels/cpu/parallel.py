@@ -33,28 +33,27 @@ SHARES[1::LINE] = 1
 llvmlite.binding.add_symbol("nbcnn_shares", SHARES.ctypes.data)
 
 
-def _my_share(builder):
-    """Where in SHARES the numbers of the thread lie that runs this."""
-    thread = builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), "get_thread_id"), [])
-    shares = cgutils.add_global_variable(builder.module, INTP, "nbcnn_shares") \
-        if "nbcnn_shares" not in builder.module.globals else builder.module.globals["nbcnn_shares"]
-    return builder.gep(shares, [builder.mul(builder.zext(thread, INTP), ir.Constant(INTP, LINE))])
+def _share_of_this_thread(builder):
+    """Pointers to the two numbers of the thread that runs this: its share, and how many there are."""
+    module = builder.module
+    thread = builder.call(cgutils.get_or_insert_function(module, ir.FunctionType(INTP, []), "get_thread_id"), [])
+    shares = module.globals.get("nbcnn_shares") or cgutils.add_global_variable(module, INTP, "nbcnn_shares")
+    return [builder.gep(shares, [builder.add(builder.mul(thread, _constant(LINE)), _constant(k))]) for k in range(2)]
 
 
 @intrinsic
 def _first_and_end(typingctx, count):
     """The tasks of this thread, of `count`: the first one and the one behind the last."""
     def codegen(context, builder, signature, args):
-        zero, count = ir.Constant(INTP, 0), args[0]
-        count = builder.select(builder.icmp_signed("<", count, zero), zero, count)
+        zero, one = _constant(0), _constant(1)
+        count = builder.select(builder.icmp_signed("<", args[0], zero), zero, args[0])
         if not PARALLEL:
             return context.make_tuple(builder, signature.return_type, (zero, count))
-        mine = _my_share(builder)
-        share, shares = builder.load(mine), builder.load(builder.gep(mine, [ir.Constant(INTP, 1)]))
-        # Without a sign: so LLVM knows that no task is negative, and that indices need not be tested for it.
-        first, end = (builder.udiv(builder.mul(count, k), shares) for k in (share, builder.add(share, ir.Constant(INTP, 1))))
-        first, end = (builder.and_(k, ir.Constant(INTP, 2**62 - 1)) for k in (first, end))
-        return context.make_tuple(builder, signature.return_type, (first, end))
+        share, shares = map(builder.load, _share_of_this_thread(builder))
+        ends = [builder.udiv(builder.mul(count, k), shares) for k in (share, builder.add(share, one))]
+        # So LLVM knows that no task is negative, and leaves out what Numba does for indices that are.
+        ends = [builder.and_(end, _constant(2**62 - 1)) for end in ends]
+        return context.make_tuple(builder, signature.return_type, ends)
     return types.UniTuple(types.intp, 2)(types.intp), codegen
 
 
@@ -71,43 +70,49 @@ def _run_on_threads(typingctx, kernel, arguments, threads):
     types_of = tuple(arguments)
     signature = kernel.get_call_type(typingctx, types_of, {})
 
-    def codegen(context, builder, signature_, args):
-        compiled = kernel.dispatcher.get_compile_result(signature)
+    def codegen(context, builder, _, args):
+        compiled, module = kernel.dispatcher.get_compile_result(signature), builder.module
         context.active_code_library.add_linking_library(compiled.library)
-        module, zero = builder.module, ir.Constant(INTP, 0)
-        held = cgutils.alloca_once_value(builder, args[1])
+        held, threads = cgutils.alloca_once_value(builder, args[1]), args[2]
 
-        # What Numba's threads call, with the first share in the place of a pointer, and how many there are.
-        name = f"{compiled.fndesc.mangled_name}_share"
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [
-            POINTER.as_pointer(), INTP.as_pointer(), INTP.as_pointer(), POINTER]), name)
-        function.linkage = "internal"
-        inner = ir.IRBuilder(function.append_basic_block())
-        firsts, counts, _, data = function.args
-        values = inner.load(inner.bitcast(data, held.type))
+        # What Numba's threads call: with the number of a first share, in the place of a pointer, and how many to work on.
+        loop_type = ir.FunctionType(ir.VoidType(), [POINTER.as_pointer(), INTP.as_pointer(), INTP.as_pointer(), POINTER])
+        loop = ir.Function(module, loop_type, f"{compiled.fndesc.mangled_name}_shares")
+        loop.linkage = "internal"
+        inner = ir.IRBuilder(loop.append_basic_block())
+        first, (count, shares), data = loop.args[0], (_load(inner, loop.args[1], k) for k in range(2)), loop.args[3]
+        first, values = inner.ptrtoint(inner.load(first), INTP), inner.load(inner.bitcast(data, held.type))
         values = [inner.extract_value(values, k) for k in range(len(types_of))]
-        first, mine = inner.ptrtoint(inner.load(firsts), INTP), _my_share(inner)
-        with cgutils.for_range(inner, inner.load(counts), intp=INTP) as loop:
-            inner.store(inner.add(first, loop.index), mine)
-            inner.store(inner.load(inner.gep(counts, [ir.Constant(INTP, 1)])), inner.gep(mine, [ir.Constant(INTP, 1)]))
-            callee = context.declare_function(module, compiled.fndesc)
-            context.call_conv.call_function(inner, callee, types.none, types_of, values)
-        inner.store(zero, mine)
-        inner.store(ir.Constant(INTP, 1), inner.gep(mine, [ir.Constant(INTP, 1)]))
+        mine = _share_of_this_thread(inner)
+        with cgutils.for_range(inner, count, intp=INTP) as number:
+            _store_all(inner, mine, (inner.add(first, number.index), shares))
+            context.call_conv.call_function(inner, context.declare_function(module, compiled.fndesc), types.none, types_of, values)
+        _store_all(inner, mine, (_constant(0), _constant(1)))
         inner.ret_void()
 
-        # Numba's own loops are started by the same call. It moves the pointer by a step of 1 for each share.
-        start = cgutils.get_or_insert_function(
-            module, ir.FunctionType(ir.VoidType(), [POINTER] * 5 + [INTP] * 3), "numba_parallel_for")
-        pointers = cgutils.alloca_once_value(builder, ir.Constant(POINTER, None))
+        # Numba starts its own loops with the same call. For each share it moves the pointer by a step, here of 1.
+        start_type = ir.FunctionType(ir.VoidType(), [POINTER] * 5 + [INTP] * 3)
+        start = cgutils.get_or_insert_function(module, start_type, "numba_parallel_for")
+        firsts, steps = (cgutils.alloca_once_value(builder, value) for value in (ir.Constant(POINTER, None), _constant(1)))
         counts = cgutils.alloca_once(builder, INTP, 2)
-        for k in range(2):
-            builder.store(args[2], builder.gep(counts, [ir.Constant(INTP, k)]))
-        steps = cgutils.alloca_once_value(builder, ir.Constant(INTP, 1))
-        builder.call(start, [builder.bitcast(value, POINTER) for value in (function, pointers, counts, steps, held)]
-                     + [ir.Constant(INTP, 1), ir.Constant(INTP, 1), args[2]])
+        _store_all(builder, [builder.gep(counts, [_constant(k)]) for k in range(2)], (threads, threads))
+        pointers = [builder.bitcast(pointer, POINTER) for pointer in (loop, firsts, counts, steps, held)]
+        builder.call(start, [*pointers, _constant(1), _constant(1), threads])
         return context.get_dummy_value()
     return types.void(kernel, arguments, threads), codegen
+
+
+def _constant(n):
+    return ir.Constant(INTP, n)
+
+
+def _load(builder, pointer, k):
+    return builder.load(builder.gep(pointer, [_constant(k)]))
+
+
+def _store_all(builder, pointers, values):
+    for pointer, value in zip(pointers, values, strict=True):
+        builder.store(value, pointer)
 
 
 def on_threads(function, **options):
