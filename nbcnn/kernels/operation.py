@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nbcnn.kernels.arguments import several_values
+
 NO_WINNER = 255    # the cell of a pooling window that nobody won, as a ReLU gave 0: the same byte on every device
 
 
@@ -128,6 +130,58 @@ def reads(backward):
     if name not in ("x", "y"):
         raise ValueError(f"kernels: expected backward(dx, dy, x or y, ..., count), got {inspect.signature(backward)}")
     return name
+
+
+class Normalizing(Operation):
+    """Batch normalization of images (C, H, W) or vectors (F,), and an activation of what comes out, made of what a backend's
+    `BatchNorm` says: how its kernels are called.
+
+    Parameters
+    ----------
+    shape : tuple
+    eps : float
+    momentum : float or None
+    activation : (str, tuple) or None
+        The name of a function in `activations.py`, and its options.
+    running : (array, array, array) or None
+        The running mean and variance, and the number of batches in them (int64), flat.
+    dtype : dtype
+
+    Attributes
+    ----------
+    mean, var : array (C,)
+        Of the last batch, the biased variance: all that is kept from forward to backward.
+    """
+
+    def __init__(self, shape, eps, momentum, activation, running, dtype):
+        self.shape, self.C, self.pixels, self.running, self.dtype = shape, shape[0], math.prod(shape[1:]), running, np.dtype(dtype)
+        self.function, options = activation or ("identity", ())
+        self.options, self.stateful = tuple(map(self.dtype.type, options)), running is not None
+        self.eps, self.momentum, self.cumulative = self.dtype.type(eps), self.dtype.type(momentum or 0), momentum is None
+
+    def statistics(self, n, x):
+        """The calls that compute `mean` and `var` of n samples."""
+        raise TypeError(f"{type(self).__name__}: batch normalization defines statistics")
+
+    def normalize(self, n, y, x, params, mean, var):
+        """The calls that compute y with a mean and a variance of each channel."""
+        raise TypeError(f"{type(self).__name__}: batch normalization defines normalize")
+
+    def update(self, n):
+        """The calls that move the running statistics towards those of n samples."""
+        raise TypeError(f"{type(self).__name__}: batch normalization defines update")
+
+    def forward(self, n, y, x, params):
+        several_values(n, self.shape)
+        return [*self.statistics(n, x), *self.normalize(n, y, x, params, self.mean, self.var)] if n else []
+
+    def evaluate(self, n, y, x, params):
+        if not self.stateful:
+            return self.forward(n, y, x, params)
+        return self.normalize(n, y, x, params, *self.running[:2])
+
+    def commit(self, n):
+        return self.update(n) if self.stateful and n else []
 
 
 class Dropping(Operation):

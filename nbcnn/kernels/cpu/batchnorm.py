@@ -12,17 +12,15 @@ Sums over lines are made place by place. In the end the places of a channel are 
 A part is so many lines, one after another, in which one thread adds up. How many parts there are follows from the shapes alone.
 """
 import functools
-import math
 from collections import namedtuple
 
 import numpy as np
 
-from nbcnn.kernels.arguments import several_values
 from nbcnn.kernels.cpu.activations import activate, activate_gradient
 from nbcnn.kernels.cpu.buffer import allocate
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.parallel import PARALLEL, prange
-from nbcnn.kernels.operation import Call, Operation
+from nbcnn.kernels.operation import Call, Normalizing
 
 MOST_PARTS = 64
 LEAST_WIDTH = 128   # of a line, where a sample has as many numbers
@@ -202,32 +200,12 @@ def batchnorm_backward_moments(mean_dz, slope, dweight, dbias, sums, var, eps, a
             mean_dz[l], slope[l] = db / values, dw * inverse / values
 
 
-class BatchNorm(Operation):
-    """Batch normalization of images (C, H, W) or vectors (F,), and an activation of what comes out.
-
-    Parameters
-    ----------
-    shape : tuple
-    eps : float
-    momentum : float or None
-    activation : (str, tuple) or None
-        The name of a function in `activations.py`, and its options.
-    running : (array, array, array) or None
-        The running mean and variance, and the number of batches in them (int64), flat.
-    dtype : dtype
-
-    Attributes
-    ----------
-    mean, var : array (C,)
-        Of the last batch, the biased variance: all that is kept from forward to backward.
-    """
+class BatchNorm(Normalizing):
+    """Batch normalization by lines, and an activation of what comes out."""
 
     def __init__(self, shape, eps, momentum, activation, running, dtype):
-        self.shape, self.C, self.pixels, self.running, self.dtype = shape, shape[0], math.prod(shape[1:]), running, np.dtype(dtype)
-        function, options = activation or ("identity", ())
-        self.kernels, self.options = make_batchnorm(function), tuple(map(self.dtype.type, options))
-        self.stateful = running is not None
-        self.eps, self.momentum, self.cumulative = self.dtype.type(eps), self.dtype.type(momentum or 0), momentum is None
+        super().__init__(shape, eps, momentum, activation, running, dtype)
+        self.kernels = make_batchnorm(self.function)
         # As few pixels to a line as divide a sample's and have LEAST_WIDTH numbers, or else all.
         self.width = self.C * next(p for p in range(1, self.pixels + 1)
                                    if self.pixels % p == 0 and (p * self.C >= LEAST_WIDTH or p == self.pixels))
@@ -253,22 +231,12 @@ class BatchNorm(Operation):
         per_sample = self.lines(1) if x.step > self.pixels * self.C else max(1, self.lines(n))
         return Lines(self.lines(n), per_sample, x.step, self.width, self.C, self.parts(n))
 
-    def forward(self, n, y, x, params):
-        several_values(n, self.shape)
-        if not n:
-            return []
+    def statistics(self, n, x):
         g, at_once = self.geometry(n, x), max(1, AT_ONCE // (self.width * self.dtype.itemsize))
         return [Call(batchnorm_statistics, (self.sums, x.array, at_once, g)),
-                Call(batchnorm_moments, (self.mean, self.var, self.sums, x.array, g)),
-                *self.normalize(n, y, x, params, self.mean, self.var)]
-
-    def evaluate(self, n, y, x, params):
-        if not self.stateful:
-            return self.forward(n, y, x, params)
-        return self.normalize(n, y, x, params, *self.running[:2])
+                Call(batchnorm_moments, (self.mean, self.var, self.sums, x.array, g))]
 
     def normalize(self, n, y, x, params, mean, var):
-        """The calls that compute y with a mean and a variance of each channel."""
         return [self.prepare(params, mean, var), Call(self.kernels[0], (
             y.array, x.array, self.line_mean, self.scale, self.shift, self.options, self.geometry(n, x)))]
 
@@ -277,9 +245,7 @@ class BatchNorm(Operation):
         weight, bias = (self.nothing if p is None else p for p in params)
         return Call(batchnorm_prepare, (self.line_mean, self.scale, self.shift, mean, var, weight, bias, self.eps, self.C))
 
-    def commit(self, n):
-        if not self.stateful or not n:
-            return []
+    def update(self, n):
         return [Call(batchnorm_commit, (
             *self.running, self.mean, self.var, n * self.pixels, self.momentum, self.cumulative))]
 

@@ -6,16 +6,13 @@ each element. Names in capitals are constants: PIXELS of C channels are a sample
 import functools
 import math
 
-import numpy as np
-
-from nbcnn.kernels.arguments import several_values
 from nbcnn.kernels.cuda.activations import element_functions
 from nbcnn.kernels.cuda.buffer import allocate, nothing
 from nbcnn.kernels.cuda.compat import Launch, cuda, kernel
 from nbcnn.kernels.cuda.launch import THREADS, call_each
 from nbcnn.kernels.cuda.losses import BLOCK, block_sum
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put
-from nbcnn.kernels.operation import Call, Operation
+from nbcnn.kernels.operation import Call, Normalizing
 
 
 @functools.cache
@@ -130,48 +127,18 @@ def batchnorm_count(batches, count):
         batches[0] += 1
 
 
-class BatchNorm(Operation):
-    """Batch normalization of images (C, H, W) or vectors (F,), and an activation of what comes out.
-
-    Parameters
-    ----------
-    shape : tuple
-    eps : float
-    momentum : float or None
-    activation : (str, tuple) or None
-        The name of a function in `activations.py`, and its options.
-    running : (array, array, array) or None
-        The running mean and variance, and the number of batches in them (int64), flat.
-    dtype : dtype
-
-    Attributes
-    ----------
-    mean, var : device array (C,)
-        Of the last batch, the biased variance: all that is kept from forward to backward.
-    """
+class BatchNorm(Normalizing):
+    """Batch normalization by blocks, and an activation of what comes out."""
 
     def __init__(self, shape, eps, momentum, activation, running, dtype):
-        self.shape, self.C, self.pixels, self.running, self.dtype = shape, shape[0], math.prod(shape[1:]), running, np.dtype(dtype)
-        function, options = activation or ("identity", ())
-        self.kernels, self.options = make_batchnorm(function, self.C, self.pixels), tuple(map(self.dtype.type, options))
-        self.stateful = running is not None
-        self.eps, self.momentum, self.cumulative = self.dtype.type(eps), self.dtype.type(momentum or 0), momentum is None
+        super().__init__(shape, eps, momentum, activation, running, dtype)
+        self.kernels = make_batchnorm(self.function, self.C, self.pixels)
         self.mean, self.var, self.mean_dz, self.slope = (allocate((self.C,), dtype) for _ in range(4))
 
-    def forward(self, n, y, x, params):
-        several_values(n, self.shape)
-        if not n:
-            return []
-        return [Call(Launch(self.kernels[0], self.C, BLOCK), (self.mean, self.var, x.array, n * self.pixels)),
-                *self.normalize(n, y, x, params, self.mean, self.var)]
-
-    def evaluate(self, n, y, x, params):
-        if not self.stateful:
-            return self.forward(n, y, x, params)
-        return self.normalize(n, y, x, params, *self.running[:2])
+    def statistics(self, n, x):
+        return [Call(Launch(self.kernels[0], self.C, BLOCK), (self.mean, self.var, x.array, n * self.pixels))]
 
     def normalize(self, n, y, x, params, mean, var):
-        """The calls that compute y with a mean and a variance of each channel."""
         return [call_each(self.kernels[1], n * self.C * self.pixels, y.array, x.array, mean, var, *self.arrays(params), self.eps,
                           self.options)]
 
@@ -179,9 +146,7 @@ class BatchNorm(Operation):
         """Weight and bias, empty arrays for those that are not there."""
         return [nothing(self.dtype) if p is None else p for p in params]
 
-    def commit(self, n):
-        if not self.stateful or not n:
-            return []
+    def update(self, n):
         return [call_each(batchnorm_count, 1, self.running[2]),
                 call_each(batchnorm_commit, self.C, *self.running, self.mean, self.var, n * self.pixels, self.momentum,
                           self.cumulative)]
