@@ -334,7 +334,7 @@ def test_the_table_has_all_that_is_public():
 
 def test_hostile_calls(full, seed, tmp_path):
     """Half of all with bounds checks: all is compiled anew then, which takes minutes."""
-    count = 25_000 if full else 600
+    count = 25_000 if full else 400
     limits = {"seconds": 120}       # much of it the compiler's
     records, checked = survey(__name__, count, seed, **limits), []
     # What took long as it was compiled is fast the second time, as compiled code is kept.
