@@ -9,14 +9,14 @@ import math
 import numpy as np
 
 from nbcnn.kernels.cuda.buffer import nothing
-from nbcnn.kernels.cuda.compat import Launch, cuda, kernel
+from nbcnn.kernels.cuda.compat import SIMULATED, Launch, cuda, kernel
 from nbcnn.kernels.cuda.conv2d import backward_bias_calls
 from nbcnn.kernels.cuda.launch import THREADS, each
 from nbcnn.kernels.cuda.losses import BLOCK, block_sum
 from nbcnn.kernels.cuda.tile import CODE_VERSION, get, put
 from nbcnn.kernels.operation import Call, Operation
 
-BLOCKS = 1024       # of a weight gradient: with fewer weights the samples are divided into parts
+BLOCKS = 1 if SIMULATED else 1024       # of a weight gradient: with fewer weights the samples are divided into parts
 
 
 @functools.cache
