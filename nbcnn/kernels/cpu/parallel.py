@@ -44,6 +44,8 @@ def _share_of_this_thread(builder):
 @intrinsic
 def _first_and_end(typingctx, count):
     """The tasks of this thread, of `count`: the first one and the one behind the last."""
+    require_threads()
+
     def codegen(context, builder, signature, args):
         zero, one = _constant(0), _constant(1)
         count = builder.select(builder.icmp_signed("<", args[0], zero), zero, args[0])

@@ -1,0 +1,75 @@
+"""How kernels run on all threads: each task once, whatever the number of threads."""
+import sys
+from subprocess import run
+
+import numba
+import numpy as np
+import pytest
+
+from nbcnn.kernels.cpu import parallel
+from nbcnn.kernels.cpu.kernel_cache import njit
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+
+from threads import one_and_all_threads
+
+
+@njit(parallel=PARALLEL)
+def count_tasks(done, first, second):
+    for k in prange(first):
+        done[0, k] += 1
+    for k in prange(second):
+        done[1, k] += k
+
+
+@pytest.mark.parametrize("first, second", [(0, 1), (1, 0), (2, 3), (7, 64), (1000, 1), (-1, 5), (-(2**40), 0)])
+def test_each_task_is_done_once(first, second):
+    """Of two loops, with fewer tasks than threads, with none, and with a number below 0, which is none too."""
+    for _ in one_and_all_threads():
+        done, tasks = np.zeros((2, 1001), np.int64), np.arange(1001)
+        count_tasks(done, first, second)
+        assert (done[0] == (tasks < first)).all() and (done[1] == tasks * (tasks < second)).all()
+
+
+def test_the_first_function_of_a_process_may_be_any():
+    """What Numba's threads are started with is named by the code that `prange` makes."""
+    done = run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "45\n"), done.stderr
+
+
+FIRST = """
+import numba
+from nbcnn.kernels.cpu.parallel import prange
+@numba.njit
+def sum_of_tasks(count):
+    total = 0
+    for k in prange(count):
+        total += k
+    return total
+print(sum_of_tasks(10))
+"""
+
+
+def test_outside_of_a_kernel_the_tasks_are_all():
+    """Also after a kernel has run on this thread and on others."""
+    @numba.njit
+    def sum_of_tasks(count):
+        total = 0
+        for k in prange(count):
+            total += k
+        return total
+
+    assert sum_of_tasks(10) == sum(range(10))
+    count_tasks(np.zeros((2, 100), np.int64), 100, 100)
+    assert sum_of_tasks(10) == sum(range(10))
+    assert not parallel.SHARES[::parallel.LINE].any() and (parallel.SHARES[1::parallel.LINE] == 1).all()
+
+
+def test_a_kernel_is_called_from_a_function_of_ones_own():
+    @numba.njit
+    def twice(done):
+        count_tasks(done, 50, 20)
+        count_tasks(done, 50, 20)
+
+    done = np.zeros((2, 50), np.int64)
+    twice(done)
+    assert (done[0] == 2).all() and done[1].sum() == 2 * sum(range(20))
