@@ -24,13 +24,24 @@ def network(dtype=np.float32):
     ], input_shape=(3, 32, 32), dtype=dtype)
 
 
+def joined(dtype=np.float32):
+    """Gradients that are handed on, and ones that are added up in memory of their own; statistics larger than what they are of."""
+    return nbcnn.Network([
+        ("conv1", nbcnn.Conv2d(3, 16, 3, padding=1)), ("conv2", nbcnn.Conv2d(16, 16, 3, padding=1)),
+        ("add", nbcnn.Add(), ["conv1", "conv2"]), ("concat", nbcnn.Concat(), ["add", "conv1", "conv1"]),
+        ("avgpool", nbcnn.GlobalAvgPool2d()), ("flatten", nbcnn.Flatten()), ("linear1", nbcnn.Linear(48, 4000)),
+        ("norm", nbcnn.BatchNorm1d(4000)), ("linear2", nbcnn.Linear(4000, 10)),
+    ], input_shape=(3, 32, 32), dtype=dtype)
+
+
+@pytest.mark.parametrize("make", [network, joined])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("need_dx", [False, True])
-def test_what_is_foretold_is_what_is_allocated(dtype, backward, fuse, need_dx):
+def test_what_is_foretold_is_what_is_allocated(make, dtype, backward, fuse, need_dx):
     """To a percent, and 64 KiB for what aligns the buffers and lists what is to be run."""
-    step = nbcnn.BackpropScheduler(network(dtype), nbcnn.CrossEntropyLoss(), fuse=fuse, need_dx=need_dx)
+    step = nbcnn.BackpropScheduler(make(dtype), nbcnn.CrossEntropyLoss(), fuse=fuse, need_dx=need_dx)
     step.plan((3, 32, 32))
     foretold = sum(step._bytes(64, backward))
     tracemalloc.start()
