@@ -94,6 +94,17 @@ def test_the_published_bias_learns_for_three_epochs(small, monkeypatch):
     assert run_of_the_command == [(k // 5, k < 15) for k in range(20)]
 
 
+def test_resnet20_is_the_published_recipe():
+    """He et al. 2015, section 4.2: of 64,000 steps, those from 32,000 and from 48,000 on have a tenth and a hundredth of the rate;
+    four pixels are around the images, of which any piece is taken, or its mirror image."""
+    options, published = recipes.RECIPES["resnet20"], dict(
+        batch_size=128, lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0001, augment=True, flip="0.5", shift=4,
+        shift_per="image", border="zero")
+    assert {name: options[name] for name in published} == published
+    rate = recipes.SCHEDULES[options["schedule"]](options["lr"], 64_000)
+    assert [rate(step) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)] == pytest.approx([.1, .1, .01, .01, .001, .001])
+
+
 def test_an_average_is_what_is_tested_and_kept(small):
     assert run("--model", "mlp", "--epochs", 2, "--ema", 0.9, "--out", "run") == 0
     found, table = checkpoint.load("run/last.safetensors"), rows(small / "run")
