@@ -115,6 +115,16 @@ def test_gradients(fuse):
     assert check, check
 
 
+def test_a_sum_hands_its_gradient_on():
+    """It is that of the inputs: where only the sum reads them, backward computes nothing."""
+    model = nbcnn.Network([("conv1", Conv2d(2, 3, 3)), ("conv2", Conv2d(2, 3, 3), ["input"]), ("sum", Add(), ["conv1", "conv2"]),
+                           ("flatten", Flatten()), ("linear", Linear(36, 4))], input_shape=SHAPE)
+    step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss())
+    step.plan(SHAPE)
+    step.reserve(5, backward=True)
+    assert "sum" not in [name for name, _ in step.backward_calls(5)]
+
+
 def test_evaluation_leaves_out_what_is_dropped():
     """And uses memory again: the same numbers as of a plan that keeps everything."""
     model, (images, labels) = joined(), batch()
