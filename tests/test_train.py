@@ -979,6 +979,7 @@ def test_a_part_of_the_training_images_chooses_the_best_epoch(small, capsys):
     assert len(part) == 30 and sorted(val.labels) == sorted(SMALL[0].labels)[::4]        # 4 images of each of 10 classes
     whole = {image.tobytes() for image in SMALL[0].images}
     assert {image.tobytes() for image in part.images} | {image.tobytes() for image in val.images} == whole
+    assert recipes.split_off(SMALL[0], 0.25, 1)[1].images.tobytes() != val.images.tobytes()     # another seed draws others
 
 
 def test_a_folder_may_have_validation_images(small, capsys):
