@@ -84,6 +84,18 @@ def test_initial_values_are_those_of_before(maker):
     assert zlib.crc32(values) == INITIAL        # what runs of before begin with, too
 
 
+def test_convolutions_begin_as_published():
+    """resnet20's with variance 2/fan_in, within five deviations of what is found of so many numbers. airbench94's copy their first
+    channels; the others are uniform up to 1/sqrt(fan_in), as PyTorch draws them."""
+    weights = [value for value in models.resnet20(dtype=np.float64).state_dict().values() if value.ndim == 4]
+    assert len(weights) == 21       # 19 and two shortcuts
+    for w in weights:
+        assert np.square(w).mean() * w[0].size / 2 == pytest.approx(1, abs=5 * (2 / w.size) ** 0.5)
+    w, same = models.airbench94(dtype=np.float64).conv2.weight.numpy(), np.zeros((24, 24, 3, 3))
+    same[range(24), range(24), 1, 1] = 1
+    assert w.shape == (64, 24, 3, 3) and (w[:24] == same).all() and 0.99 < abs(w[24:]).max() * (9 * 24) ** 0.5 <= 1
+
+
 def test_whitened_patches_are_uncorrelated():
     """Outputs of the first twelve kernels have covariance 1 but for 5e-4, which is added to the eigenvalues, the largest first."""
     rng = np.random.default_rng(0)
