@@ -78,6 +78,12 @@ def test_ready_made_networks_take_images_of_any_shape(name):
         models.cifar10_quick.__doc__ if name == "cifar10_quick_relu" else "")
 
 
+def test_lenet5_is_of_one_size_for_digits_of_28_and_of_32_pixels():
+    """What is around the smaller ones makes up for it, as the docstring says."""
+    for size in (28, 32):
+        assert sum(parameter.size for parameter in models.lenet5(input_shape=(1, size, size)).parameters()) == MADE["lenet5"][1]
+
+
 @pytest.mark.parametrize("maker", [models.cifar10_quick, models.cifar10_quick_relu])
 def test_initial_values_are_those_of_before(maker):
     values = b"".join(value.tobytes() for value in maker().state_dict().values())
