@@ -106,6 +106,11 @@ def test_rows_of_a_kernel_that_begin_and_end_anywhere_in_a_vector(dtype):
         require_oracle((2, C, 2, 4), (2, C, 2, KW), padding=(1, KW - 1), dtype=dtype)
 
 
+def test_input_gradient_of_packed_weights_in_several_blocks():
+    """From PACK_FROM samples on; 70 channels are more than two blocks of any vectors."""
+    require_oracle((kernels.PACK_FROM, 70, 3, 4), (5, 70, 2, 3), padding=(1, 1))
+
+
 def test_large_input_equals_oracle():
     """More images than partial sums and more pixels than a few tiles, as in training."""
     x, w, b, dy = integers(0, (33, 3, 32, 32), (32, 3, 5, 5), 32, (33, 32, 32, 32))
