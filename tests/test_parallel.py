@@ -1,5 +1,6 @@
 """How kernels run on all threads: each task once, whatever the number of threads."""
 import sys
+from pathlib import Path
 from subprocess import run
 
 import numba
@@ -30,34 +31,24 @@ def test_each_task_is_done_once(first, second):
         assert (done[0] == (tasks < first)).all() and (done[1] == tasks * (tasks < second)).all()
 
 
-def test_the_first_function_of_a_process_may_be_any():
-    """What Numba's threads are started with is named by the code that `prange` makes."""
-    done = run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=100)
-    assert (done.returncode, done.stdout) == (0, "45\n"), done.stderr
-
-
-FIRST = """
-import numba
-from nbcnn.kernels.cpu.parallel import prange
 @numba.njit
 def sum_of_tasks(count):
     total = 0
     for k in prange(count):
         total += k
     return total
-print(sum_of_tasks(10))
-"""
+
+
+def test_the_first_function_of_a_process_may_be_any():
+    """What Numba's threads are started with is named by the code that `prange` makes."""
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import test_parallel; print(test_parallel.sum_of_tasks(10))"
+    done = run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "45\n"), done.stderr
 
 
 def test_outside_of_a_kernel_the_tasks_are_all():
     """Also after a kernel has run on this thread and on others."""
-    @numba.njit
-    def sum_of_tasks(count):
-        total = 0
-        for k in prange(count):
-            total += k
-        return total
-
     assert sum_of_tasks(10) == sum(range(10))
     count_tasks(np.zeros((2, 100), np.int64), 100, 100)
     assert sum_of_tasks(10) == sum(range(10))

@@ -239,8 +239,9 @@ def test_profile_prints_a_table_and_changes_no_bit(small, monkeypatch, capsys):
     assert [row[0] for row in table[-2:]] == ["everything", "total"] and len(kernels) == len(table) - 2 and table[-1][2] == "100.0%"
     assert {row[0].split("+")[0] for row in kernels} == {"conv1", "conv2", "conv3", "flatten", "linear1", "linear2", "loss",
                                                          "optimizer"}
-    # The tests are left out. Of 16 images, not of the last 8, the input gradient packs the weights.
-    assert all(int(row[2]) in (4, 6, 12) for row in kernels)
+    # The tests are left out. Of 16 images, not of the last 8, the input gradient packs the weights; its name may be shortened.
+    packs = [row for row in kernels if row[1].startswith("pack_w") and row[1].endswith("input")]
+    assert packs and all(int(row[2]) == 4 if row in packs else int(row[2]) in (6, 12) for row in kernels)
     for name in ("last.safetensors", "best.safetensors", "config.json"):
         assert (small / "profiled" / name).read_bytes() == (small / "plain" / name).read_bytes()
     assert untimed(small / "profiled") == untimed(small / "plain")

@@ -23,7 +23,7 @@ from nbcnn.kernels.operation import Call, Operation
 
 MOST_PARTS = 8      # at most so many partial sums of a weight gradient; how many depends on the shapes alone, not on the threads
 WORKSPACE = 2**14   # bytes of dy, about, that a task of the weight gradient works on, to stay in the first cache
-PACK_FROM = 16    # samples from which on packing the weights for the input gradient pays
+PACK_FROM = 16      # samples from which on packing the weights for the input gradient pays
 
 # The sizes of a convolution of n samples. x_step and y_step are the elements from a sample of x or y to the next one, x_pixel and
 # y_pixel those from a pixel to the next: C and O, or more where a group has some of the channels. At x_zeros and y_zeros lies a
