@@ -6,7 +6,8 @@ the kernels of a file stands a class, the operation: it owns what they need in m
 the calls that `launch.run` makes. `operation.py` says what the scheduler expects of it.
 
 Where a number lies. A `Buffer` is one flat array, sample by sample, pixel by pixel, channels last: channel c of pixel (r, s) of
-sample m is x[m*step + (r*W + s)*C + c]. Behind the last sample lies a pixel of zeros.
+sample m is x[m*step + (r*W + s)*C + c]. Behind the last sample lies a pixel of zeros. Kernels that read with `tile.get` and write
+with `tile.put` take each array in float32, float64 or bfloat16, whose bits are uint16: see the end of `tile.py`.
 
 What a tile is. The sums that stay in vector registers while a loop runs: P rows, of V vectors. In a convolution the rows are P
 samples at one pixel, and the vectors hold output channels:

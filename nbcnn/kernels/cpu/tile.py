@@ -25,8 +25,9 @@ from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
 from numba.core.datamodel import models
+from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic, register_model
+from numba.extending import intrinsic, overload, register_model
 
 from nbcnn.kernels.cpu.buffer import SLACK
 
@@ -473,18 +474,80 @@ def lowest_bit(typingctx, bits):
     return types.intp(types.uint64), codegen
 
 
+# ---- single numbers, of arrays of float32, float64 or bfloat16
+#
+# NumPy has no bfloat16. An array of uint16 holds such numbers: each is the upper half of a float32, which is what is computed with.
+
+def _number(x):
+    """The type of a number of array x, which must have no gaps: `get` and `put` would count them as numbers."""
+    if x.layout == "A":
+        raise TypingError("expected an array without gaps, as np.ascontiguousarray makes")
+    return types.float32 if x.dtype == types.uint16 else x.dtype
+
+
+def _to_bfloat16(builder, value):
+    """The bits of a float32 rounded to the nearest bfloat16, to the even one of two."""
+    def constant(n):
+        return ir.Constant(INT32, n)
+    bits = builder.bitcast(value, INT32)
+    upper = builder.lshr(bits, constant(16))
+    up = builder.add(constant(0x7fff), builder.and_(upper, constant(1)))      # carries where the lower half is more than a half
+    rounded = builder.lshr(builder.add(bits, up), constant(16))
+    # A NaN whose lower half alone is not 0 must not become infinity: it gets the bit that makes it quiet.
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.select(is_nan, builder.or_(upper, constant(0x40)), rounded), ir.IntType(16))
+
+
 @intrinsic
 def get(typingctx, x, offset):
     """x[offset], flat. Numba's own indexing tests for negative indices, which a short inner loop feels."""
     def codegen(context, builder, signature, args):
-        return builder.load(_pointer(context, builder, signature.args[0], *args, _constant(1), 0))
-    return x.dtype(x, types.intp), codegen
+        value = builder.load(_pointer(context, builder, signature.args[0], *args, _constant(1), 0))
+        if x.dtype != types.uint16:
+            return value
+        bits = builder.shl(builder.zext(value, INT32), ir.Constant(INT32, 16))
+        return builder.bitcast(bits, ir.FloatType())
+    return _number(x)(x, types.intp), codegen
 
 
 @intrinsic
 def put(typingctx, x, offset, value):
     """x[offset] = value, flat; see `get`."""
     def codegen(context, builder, signature, args):
-        builder.store(args[2], _pointer(context, builder, signature.args[0], *args[:2], _constant(1), 0))
+        value = _to_bfloat16(builder, args[2]) if x.dtype == types.uint16 else args[2]
+        builder.store(value, _pointer(context, builder, signature.args[0], *args[:2], _constant(1), 0))
         return context.get_dummy_value()
-    return types.void(x, types.intp, x.dtype), codegen
+    return types.void(x, types.intp, _number(x)), codegen
+
+
+def number_type(x):
+    """The type of what `get` gives of x, for jitted code: x.dtype.type, but float32 for bfloat16."""
+
+
+@overload(number_type)
+def _number_type(x):
+    number = np.dtype(_number(x).name).type
+    return lambda x: number
+
+
+def sums(x, at, count):
+    """Where x[at : at + count] is added up, for jitted code: there, but float32 apart from x where that holds bfloat16."""
+
+
+def store_sums(x, at, sums):
+    """x[at : at + len(sums)] = what was added up; for bfloat16 this rounds, once, otherwise the sums lie there."""
+
+
+@overload(sums)
+def _sums(x, at, count):
+    if x.dtype == types.uint16:
+        return lambda x, at, count: np.empty(count, np.float32)
+    return lambda x, at, count: x[at:at + count]
+
+
+@overload(store_sums)
+def _store_sums(x, at, sums):
+    def rounded(x, at, sums):
+        for k in range(len(sums)):
+            put(x, at + k, sums[k])
+    return rounded if x.dtype == types.uint16 else lambda x, at, sums: None
