@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from nbcnn.kernels.cpu import kernel_cache
+from nbcnn.kernels.cpu import kernel_cache, tile
 from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Elementwise
 
@@ -255,98 +255,98 @@ def _activate_gradient(function, dy, x, options):
 def relu_forward(y, x, count):
     """y = max(x, 0); NaN stays NaN."""
     for k in prange(count):
-        y[k] = relu(x[k])
+        tile.put(y, k, relu(tile.get(x, k)))
 
 
 @kernel
 def relu_backward(dx, dy, y, count):
     """dx = dy where y > 0 or y is NaN, else 0."""
     for k in prange(count):
-        dx[k] = relu_gradient(dy[k], y[k])
+        tile.put(dx, k, relu_gradient(tile.get(dy, k), tile.get(y, k)))
 
 
 @kernel
 def leaky_relu_forward(y, x, slope, count):
     """y = x where x > 0, else slope*x."""
     for k in prange(count):
-        y[k] = leaky_relu(x[k], slope)
+        tile.put(y, k, leaky_relu(tile.get(x, k), slope))
 
 
 @kernel
 def leaky_relu_backward(dx, dy, x, slope, count):
     """dx = dy where x > 0, else slope*dy."""
     for k in prange(count):
-        dx[k] = leaky_relu_gradient(dy[k], x[k], slope)
+        tile.put(dx, k, leaky_relu_gradient(tile.get(dy, k), tile.get(x, k), slope))
 
 
 @kernel
 def scale_forward(y, x, factor, count):
     """y = factor*x"""
     for k in prange(count):
-        y[k] = scale(x[k], factor)
+        tile.put(y, k, scale(tile.get(x, k), factor))
 
 
 @kernel
 def scale_backward(dx, dy, x, factor, count):
     """dx = factor*dy, whatever x is."""
     for k in prange(count):
-        dx[k] = scale_gradient(dy[k], x[k], factor)
+        tile.put(dx, k, scale_gradient(tile.get(dy, k), tile.get(x, k), factor))
 
 
 @kernel
 def tanh_forward(y, x, count):
     """y = tanh x"""
     for k in prange(count):
-        y[k] = tanh(x[k])
+        tile.put(y, k, tanh(tile.get(x, k)))
 
 
 @kernel
 def tanh_backward(dx, dy, y, count):
     """dx = dy (1 - y^2)"""
     for k in prange(count):
-        dx[k] = tanh_gradient(dy[k], y[k])
+        tile.put(dx, k, tanh_gradient(tile.get(dy, k), tile.get(y, k)))
 
 
 @kernel
 def sigmoid_forward(y, x, count):
     """y = 1/(1 + e^-x)"""
     for k in prange(count):
-        y[k] = sigmoid(x[k])
+        tile.put(y, k, sigmoid(tile.get(x, k)))
 
 
 @kernel
 def sigmoid_backward(dx, dy, y, count):
     """dx = dy y (1 - y)"""
     for k in prange(count):
-        dx[k] = sigmoid_gradient(dy[k], y[k])
+        tile.put(dx, k, sigmoid_gradient(tile.get(dy, k), tile.get(y, k)))
 
 
 @kernel
 def gelu_forward(y, x, count):
     """y = x Phi(x)"""
     for k in prange(count):
-        y[k] = gelu(x[k])
+        tile.put(y, k, gelu(tile.get(x, k)))
 
 
 @kernel
 def gelu_backward(dx, dy, x, count):
     """dx = dy (Phi(x) + x phi(x))"""
     for k in prange(count):
-        dx[k] = gelu_gradient(dy[k], x[k])
+        tile.put(dx, k, gelu_gradient(tile.get(dy, k), tile.get(x, k)))
 
 
 @kernel
 def gelu_tanh_forward(y, x, count):
     """y = x (1 + tanh u)/2, u = sqrt(2/pi) (x + 0.044715 x^3)"""
     for k in prange(count):
-        y[k] = gelu_tanh(x[k])
+        tile.put(y, k, gelu_tanh(tile.get(x, k)))
 
 
 @kernel
 def gelu_tanh_backward(dx, dy, x, count):
     """dx = dy (s + x s (1 - s) 2u'), s = (1 + tanh u)/2"""
     for k in prange(count):
-        dx[k] = gelu_tanh_gradient(dy[k], x[k])
+        tile.put(dx, k, gelu_tanh_gradient(tile.get(dy, k), tile.get(x, k)))
 
 
 class Activation(Elementwise):

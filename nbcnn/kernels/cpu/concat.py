@@ -1,6 +1,7 @@
 """Concatenation on the CPU: the channels of several inputs side by side in each pixel, and their gradients taken apart again."""
 import math
 
+from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Operation
@@ -12,9 +13,8 @@ def concat_forward(x, y, n, pixels, C, x_step, first, y_C, y_step):
     for task in prange(n * pixels):
         m, pixel = task // pixels, task % pixels
         at_x, at_y = m * x_step + pixel * C, m * y_step + pixel * y_C + first
-        xs, ys = x[at_x:at_x + C], y[at_y:at_y + C]
         for c in range(C):
-            ys[c] = xs[c]
+            tile.put(y, at_y + c, tile.get(x, at_x + c))
 
 
 @njit(parallel=PARALLEL)
@@ -23,9 +23,8 @@ def concat_backward(dx, dy, n, pixels, C, x_step, first, y_C, y_step):
     for task in prange(n * pixels):
         m, pixel = task // pixels, task % pixels
         at_x, at_y = m * x_step + pixel * C, m * y_step + pixel * y_C + first
-        dxs, dys = dx[at_x:at_x + C], dy[at_y:at_y + C]
         for c in range(C):
-            dxs[c] = dys[c]
+            tile.put(dx, at_x + c, tile.get(dy, at_y + c))
 
 
 class Concat(Operation):

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.add import copy_call
 from nbcnn.kernels.cpu.buffer import Buffer
 from nbcnn.kernels.cpu.kernel_cache import njit
@@ -46,13 +47,12 @@ def dropout_draw(mask, groups, C, pixels, step, limit, key0, key1, layer, steps)
 @njit(parallel=PARALLEL)
 def dropout(y, x, mask, scale, n, cells, copies, step, mask_step):
     """y[m, copy, cell] = x[m, copy, cell] times mask[m, cell] and the scale. Backward is the same, of dy."""
-    zero = x.dtype.type(0)
+    zero = type(scale)(0)
     for task in prange(n * copies):
         m, copy = task // copies, task % copies
         at, at_mask = m * step + copy * cells, m * mask_step
-        ys, xs, masks = y[at:at + cells], x[at:at + cells], mask[at_mask:at_mask + cells]
         for cell in range(cells):
-            ys[cell] = xs[cell] * (scale if masks[cell] else zero)
+            tile.put(y, at + cell, tile.get(x, at + cell) * (scale if tile.get(mask, at_mask + cell) else zero))
 
 
 class Dropout(Dropping):

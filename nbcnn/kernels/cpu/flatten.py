@@ -5,6 +5,7 @@ Serial, as compiling parallel loops takes a second longer and running these some
 
 import math
 
+from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.operation import Call, Operation
 
@@ -15,7 +16,7 @@ def flatten_forward(y, x, n, C, pixels, x_step):
     for m in range(n):
         for pixel in range(pixels):
             for c in range(C):
-                y[(m * C + c) * pixels + pixel] = x[m * x_step + pixel * C + c]
+                tile.put(y, (m * C + c) * pixels + pixel, tile.get(x, m * x_step + pixel * C + c))
 
 
 @njit
@@ -24,7 +25,7 @@ def flatten_backward(dx, dy, n, C, pixels, x_step):
     for m in range(n):
         for pixel in range(pixels):
             for c in range(C):
-                dx[m * x_step + pixel * C + c] = dy[(m * C + c) * pixels + pixel]
+                tile.put(dx, m * x_step + pixel * C + c, tile.get(dy, (m * C + c) * pixels + pixel))
 
 
 class Flatten(Operation):
