@@ -4,6 +4,9 @@ Images are channels last, so the inner loops run over the channels of a pixel. S
 """
 from collections import namedtuple
 
+import numpy as np
+
+from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Operation
@@ -24,43 +27,45 @@ def window(i, windows, size):
 @njit(parallel=PARALLEL)
 def adaptive_avgpool2d_forward(y, x, g):
     """y[m, i, j, c] = the mean of x[m, r, s, c] over the rows r of window i and the columns s of window j."""
+    total = np.empty(g.C, tile.number_type(x))
     for task in prange(g.n * g.OH):
         m, i = task // g.OH, task % g.OH
         r_first, r_end = window(i, g.OH, g.H)
         for j in range(g.OW):
             s_first, s_end = window(j, g.OW, g.W)
             at_y = m * g.y_step + (i * g.OW + j) * g.C
-            total, divisor = y[at_y:at_y + g.C], x.dtype.type((r_end - r_first) * (s_end - s_first))
-            total[:] = x.dtype.type(0)
+            divisor = total.dtype.type((r_end - r_first) * (s_end - s_first))
+            total[:] = total.dtype.type(0)
             for r in range(r_first, r_end):
                 for s in range(s_first, s_end):
                     at_x = m * g.x_step + (r * g.W + s) * g.C
-                    pixel = x[at_x:at_x + g.C]
                     for c in range(g.C):
-                        total[c] += pixel[c]
+                        total[c] += tile.get(x, at_x + c)
             for c in range(g.C):
-                total[c] /= divisor
+                tile.put(y, at_y + c, total[c] / divisor)
 
 
 @njit(parallel=PARALLEL)
 def adaptive_avgpool2d_backward(dx, dy, g):
     """dx[m, r, s, c] = the sum of dy[m, i, j, c] / cells of the window, over the windows (i, j) that pixel (r, s) lies in."""
+    total = np.empty(g.C, tile.number_type(dx))
+    zero = total.dtype.type(0)
     for task in prange(g.n * g.H):
         m, r = task // g.H, task % g.H
         i_first, i_end = window(r, g.H, g.OH)
         for s in range(g.W):
             j_first, j_end = window(s, g.W, g.OW)
             at_x = m * g.x_step + (r * g.W + s) * g.C
-            total = dx[at_x:at_x + g.C]
-            total[:] = dx.dtype.type(0)
             for i in range(i_first, i_end):
                 r_first, r_end = window(i, g.OH, g.H)
                 for j in range(j_first, j_end):
                     s_first, s_end = window(j, g.OW, g.W)
                     at_y = m * g.y_step + (i * g.OW + j) * g.C
-                    mean, divisor = dy[at_y:at_y + g.C], dx.dtype.type((r_end - r_first) * (s_end - s_first))
+                    start, divisor = i == i_first and j == j_first, total.dtype.type((r_end - r_first) * (s_end - s_first))
                     for c in range(g.C):
-                        total[c] += mean[c] / divisor
+                        total[c] = (zero if start else total[c]) + tile.get(dy, at_y + c) / divisor
+            for c in range(g.C):
+                tile.put(dx, at_x + c, total[c])
 
 
 class AdaptiveAvgPool2d(Operation):

@@ -5,6 +5,9 @@ Images are channels last, so the inner loops run over the channels of a pixel: 1
 """
 from collections import namedtuple
 
+import numpy as np
+
+from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.parallel import PARALLEL, prange
 from nbcnn.kernels.operation import Call, Operation
@@ -21,28 +24,26 @@ def avgpool2d_forward(y, x, g):
 
     Each pass over the channels adds two cells of a window, row by row, to the sum so far.
     """
-    zero = x.dtype.type(0)
+    total = np.empty(g.C, tile.number_type(x))
+    zero = total.dtype.type(0)
     for task in prange(g.n * g.OH):
         m, i = task // g.OH, task % g.OH
         rows = _window(i, g.H, g.KH, g.stride_h, g.padding_h)
         for j in range(g.OW):
             columns = _window(j, g.W, g.KW, g.stride_w, g.padding_w)
             (r_first, r_end, _), (s_first, s_end, _), at_y = rows, columns, m * g.y_step + (i * g.OW + j) * g.C
-            total = y[at_y:at_y + g.C]
             for r in range(r_first, r_end):
                 for s in range(s_first, s_end, 2):
                     start, at = r == r_first and s == s_first, m * g.x_step + (r * g.W + s) * g.C
-                    a = x[at:at + g.C]
                     if s + 1 < s_end:
-                        b = x[at + g.C:at + 2 * g.C]
                         for c in range(g.C):
-                            total[c] = (zero if start else total[c]) + a[c] + b[c]
+                            total[c] = (zero if start else total[c]) + tile.get(x, at + c) + tile.get(x, at + g.C + c)
                     else:
                         for c in range(g.C):
-                            total[c] = (zero if start else total[c]) + a[c]
-            divisor = x.dtype.type(_divisor(rows, columns, g))
+                            total[c] = (zero if start else total[c]) + tile.get(x, at + c)
+            divisor = total.dtype.type(_divisor(rows, columns, g))
             for c in range(g.C):
-                total[c] /= divisor
+                tile.put(y, at_y + c, total[c] / divisor)
 
 
 @njit(parallel=PARALLEL)
@@ -51,17 +52,18 @@ def avgpool2d_backward(dx, dy, g):
     for task in prange(g.n * g.H):
         m, r = task // g.H, task % g.H
         row = m * g.x_step + r * g.W * g.C
-        dx[row:row + g.W * g.C] = dx.dtype.type(0)
+        sums = tile.sums(dx, row, g.W * g.C)
+        sums[:] = sums.dtype.type(0)
         for i in range(max(0, (r + g.padding_h - g.KH) // g.stride_h + 1), min(g.OH, (r + g.padding_h) // g.stride_h + 1)):
             rows = _window(i, g.H, g.KH, g.stride_h, g.padding_h)
             for j in range(g.OW):
                 columns = _window(j, g.W, g.KW, g.stride_w, g.padding_w)
-                divisor, at_y = dx.dtype.type(_divisor(rows, columns, g)), m * g.y_step + (i * g.OW + j) * g.C
-                dys = dy[at_y:at_y + g.C]
+                divisor, at_y = sums.dtype.type(_divisor(rows, columns, g)), m * g.y_step + (i * g.OW + j) * g.C
                 for s in range(columns[0], columns[1]):
-                    d = dx[row + s * g.C:row + (s + 1) * g.C]
+                    d = sums[s * g.C:(s + 1) * g.C]
                     for c in range(g.C):
-                        d[c] += dys[c] / divisor
+                        d[c] += tile.get(dy, at_y + c) / divisor
+        tile.store_sums(dx, row, sums)
 
 
 @njit

@@ -7,6 +7,7 @@ from collections import namedtuple
 
 import numpy as np
 
+from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.buffer import Buffer
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.parallel import PARALLEL, prange
@@ -21,7 +22,7 @@ def maxpool2d_forward(y, argmax, x, g):
     """y[m, i, j, c] = the largest of x[m, r + p*dilation_h, s + q*dilation_w, c] over p, q, argmax its cell.
 
     r = i*stride_h - padding_h, s = j*stride_w - padding_w. Each pass over the channels compares two cells of a window with the
-    largest so far.
+    largest so far, which lies in y: rounded where y is bfloat16 and x is not, and then the cell's number is one that rounds to y.
     """
     for task in prange(g.n * g.OH):
         m, i = task // g.OH, task % g.OH
@@ -29,39 +30,42 @@ def maxpool2d_forward(y, argmax, x, g):
         for j in range(g.OW):
             s_first, s_end = _cells_inside(j * g.stride_w - g.padding_w, g.dilation_w, g.KW, g.W)
             at_y = m * g.y_step + (i * g.OW + j) * g.C
-            best, where = y[at_y:at_y + g.C], argmax[at_y:at_y + g.C]
             for r in range(r_first, r_end, g.dilation_h):
                 for s in range(s_first, s_end, 2 * g.dilation_w):
                     t = s + g.dilation_w if s + g.dilation_w < s_end else s     # an odd last cell is compared twice: no harm
                     a_cell, b_cell, start = np.int32(r * g.W + s), np.int32(r * g.W + t), r == r_first and s == s_first
                     at_a, at_b = m * g.x_step + a_cell * g.C, m * g.x_step + b_cell * g.C
-                    a, b = x[at_a:at_a + g.C], x[at_b:at_b + g.C]
                     for c in range(g.C):
-                        v, cell = (a[c], a_cell) if start else (best[c], where[c])
-                        wins = (a[c] > v) | (a[c] != a[c])                      # a[c] != a[c]: NaN
-                        v, cell = (a[c], a_cell) if wins else (v, cell)
-                        wins = (b[c] > v) | (b[c] != b[c])
-                        best[c], where[c] = (b[c], b_cell) if wins else (v, cell)
+                        a, b = tile.get(x, at_a + c), tile.get(x, at_b + c)
+                        best, cell = (a, a_cell) if start else (tile.get(y, at_y + c), tile.get(argmax, at_y + c))
+                        wins = (a > best) | (a != a)                            # a != a: NaN
+                        best, cell = (a, a_cell) if wins else (best, cell)
+                        wins = (b > best) | (b != b)
+                        best, cell = (b, b_cell) if wins else (best, cell)
+                        tile.put(y, at_y + c, best)
+                        tile.put(argmax, at_y + c, cell)
 
 
 @njit(parallel=PARALLEL)
 def maxpool2d_backward(dx, dy, argmax, g):
     """dx = dy at the cells that won. A task owns a row of dx, so overlapping windows need no atomics and keep their order."""
-    zero = dx.dtype.type(0)
+    zero = tile.number_type(dx)(0)
     for task in prange(g.n * g.H):
         m, r = task // g.H, task % g.H
         row = m * g.x_step + r * g.W * g.C
-        dx[row:row + g.W * g.C] = zero
+        sums = tile.sums(dx, row, g.W * g.C)
+        sums[:] = zero
         i_first, i_end = _windows_over(r + g.padding_h, (g.KH - 1) * g.dilation_h, g.stride_h, g.OH)
         for i in range(i_first, i_end):
             for j in range(g.OW):
                 at_y = m * g.y_step + (i * g.OW + j) * g.C
-                dys, where = dy[at_y:at_y + g.C], argmax[at_y:at_y + g.C]
                 s_first, s_end = _cells_inside(j * g.stride_w - g.padding_w, g.dilation_w, g.KW, g.W)
                 for s in range(s_first, s_end, g.dilation_w):
-                    d, cell = dx[row + s * g.C:row + (s + 1) * g.C], np.int32(r * g.W + s)
+                    d, cell = sums[s * g.C:(s + 1) * g.C], np.int32(r * g.W + s)
                     for c in range(g.C):
-                        d[c] += dys[c] if where[c] == cell else zero
+                        value = tile.get(dy, at_y + c)              # read by all, so that vectors are
+                        d[c] += value if tile.get(argmax, at_y + c) == cell else zero
+        tile.store_sums(dx, row, sums)
 
 
 @njit

@@ -5,8 +5,9 @@
         for k in prange(count):             # of 10 tasks and 3 threads the first one takes 0, 1, 2, the next one 3, 4, 5
             y[k] = max(x[k], 0)
 
-What stands outside of the loops is done by every thread. So it may compute numbers, but not write to arrays; and of two loops the
-second may not read what the first one wrote. Which thread takes a task may not change what it computes.
+What stands outside of the loops is done by every thread. So it may compute numbers, and allocate memory for that thread, but not
+write to arrays; and of two loops the second may not read what the first one wrote. Which thread takes a task may not change what
+it computes.
 
 Numba's own parallel loops are rewritten in many passes, which take two thirds of a kernel's compile time. Here the kernel is
 compiled as any other function, and a function around it hands it to Numba's threads.
