@@ -16,6 +16,7 @@ from collections import namedtuple
 
 import numpy as np
 
+from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.activations import activate, activate_gradient
 from nbcnn.kernels.cpu.buffer import allocate
 from nbcnn.kernels.cpu.kernel_cache import njit
@@ -51,26 +52,23 @@ def batchnorm_statistics(sums, x, at_once, g):
     `at_once` lines after another: their mean, then their squares. Those of the lines before are combined with them (Chan, Golub,
     LeVeque 1983).
     """
-    first = x[:g.width]
     for part in prange(g.parts):
         mean, squares, new_mean, new_squares = sums[part, 0], sums[part, 1], sums[part, 2], sums[part, 3]
         begin, end = part_bounds(part, g)
-        mean[:] = squares[:] = x.dtype.type(0)
+        mean[:] = squares[:] = sums.dtype.type(0)
         for start in range(begin, end, at_once):
             stop = min(start + at_once, end)
-            new_mean[:] = new_squares[:] = x.dtype.type(0)
+            new_mean[:] = new_squares[:] = sums.dtype.type(0)
             for k in range(start, stop):
                 at = line_start(k, g)
-                xs = x[at:at + g.width]
                 for l in range(g.width):
-                    new_mean[l] += xs[l] - first[l]
+                    new_mean[l] += tile.get(x, at + l) - tile.get(x, l)
             for l in range(g.width):
-                new_mean[l] /= x.dtype.type(stop - start)
+                new_mean[l] /= sums.dtype.type(stop - start)
             for k in range(start, stop):
                 at = line_start(k, g)
-                xs = x[at:at + g.width]
                 for l in range(g.width):
-                    d = xs[l] - first[l] - new_mean[l]
+                    d = tile.get(x, at + l) - tile.get(x, l) - new_mean[l]
                     new_squares[l] += d * d
             combine(mean, squares, new_mean, new_squares, start - begin, stop - start)
 
@@ -89,20 +87,20 @@ def combine(mean, squares, new_mean, new_squares, before, new):
 @njit(error_model="numpy")
 def batchnorm_moments(mean, var, sums, x, g):
     """mean[c] and var[c], the biased variance, of a batch whose parts' statistics are `sums`."""
-    zero, places, first = x.dtype.type(0), x.dtype.type(g.width // g.C), x[:g.width]
+    zero, places = sums.dtype.type(0), sums.dtype.type(g.width // g.C)
     means, squares = sums[0, 0], sums[0, 1]
     for part in range(1, g.parts):
         begin, end = part_bounds(part, g)
         combine(means, squares, sums[part, 0], sums[part, 1], begin, end - begin)
     for c in range(g.C):
-        total = zero
+        first, total = tile.get(x, c), zero
         for l in range(c, g.width, g.C):
-            total += first[l] - first[c] + means[l]
+            total += tile.get(x, l) - first + means[l]
         middle, total = total / places, zero
         for l in range(c, g.width, g.C):
-            d = first[l] - first[c] + means[l] - middle
-            total += squares[l] / x.dtype.type(g.count) + d * d
-        mean[c], var[c] = first[c] + middle, total / places
+            d = tile.get(x, l) - first + means[l] - middle
+            total += squares[l] / sums.dtype.type(g.count) + d * d
+        mean[c], var[c] = first + middle, total / places
 
 
 @njit(error_model="numpy")
@@ -141,9 +139,8 @@ def make_batchnorm(FUNCTION):
         """y = f(z), z = (x - mean) scale + shift"""
         for k in prange(g.count):
             at = line_start(k, g)
-            xs, ys = x[at:at + g.width], y[at:at + g.width]
             for l in range(g.width):
-                ys[l] = activate(FUNCTION, (xs[l] - mean[l]) * scale[l] + shift[l], options)
+                tile.put(y, at + l, activate(FUNCTION, (tile.get(x, at + l) - mean[l]) * scale[l] + shift[l], options))
 
     @njit(parallel=PARALLEL, error_model="numpy")
     def batchnorm_backward_sums(sums, dy, x, mean, scale, shift, options, g):
@@ -151,13 +148,12 @@ def make_batchnorm(FUNCTION):
         for part in prange(g.parts):
             total, moment = sums[part, 0], sums[part, 1]
             begin, end = part_bounds(part, g)
-            total[:] = moment[:] = x.dtype.type(0)
+            total[:] = moment[:] = sums.dtype.type(0)
             for k in range(begin, end):
                 at = line_start(k, g)
-                xs, dys = x[at:at + g.width], dy[at:at + g.width]
                 for l in range(g.width):
-                    d = xs[l] - mean[l]
-                    dz = activate_gradient(FUNCTION, dys[l], d * scale[l] + shift[l], options)
+                    d = tile.get(x, at + l) - mean[l]
+                    dz = activate_gradient(FUNCTION, tile.get(dy, at + l), d * scale[l] + shift[l], options)
                     total[l] += dz
                     moment[l] += dz * d
 
@@ -166,11 +162,10 @@ def make_batchnorm(FUNCTION):
         """dx = scale (dz - mean_dz - (x - mean) slope), dz = dy f'(z)"""
         for k in prange(g.count):
             at = line_start(k, g)
-            xs, dys, dxs = x[at:at + g.width], dy[at:at + g.width], dx[at:at + g.width]
             for l in range(g.width):
-                d = xs[l] - mean[l]
-                dz = activate_gradient(FUNCTION, dys[l], d * scale[l] + shift[l], options)
-                dxs[l] = scale[l] * (dz - mean_dz[l] - d * slope[l])
+                d = tile.get(x, at + l) - mean[l]
+                dz = activate_gradient(FUNCTION, tile.get(dy, at + l), d * scale[l] + shift[l], options)
+                tile.put(dx, at + l, scale[l] * (dz - mean_dz[l] - d * slope[l]))
 
     return batchnorm_forward, batchnorm_backward_sums, batchnorm_backward
 
