@@ -5,6 +5,7 @@ import sys
 
 import nbcnn
 from nbcnn import cli
+from nbcnn.kernels.cpu.unit import unit
 
 COMMANDS = {
     "train": "train a network, and keep what it learned",
@@ -44,6 +45,15 @@ def completion():
     return argcomplete.shellcode(["nbcnn"])
 
 
+def version():
+    """nbcnn's version, and what the processor has for bfloat16."""
+    try:
+        found = unit()
+    except ValueError as error:
+        found = str(error)
+    return f"nbcnn {nbcnn.__version__}\nunit for bf16: {found or 'none'}"
+
+
 def _main(argv):
     parser = _parser()
     if cli.COMPLETING in os.environ:
@@ -65,8 +75,7 @@ def _parser():
   nbcnn predict cat.jpg --checkpoint runs/.../best.safetensors
   nbcnn evaluate --checkpoint runs/.../best.safetensors""",
         "0 done, 2 cannot be done; more in each command's --help", usage="nbcnn COMMAND ...")
-    version = f"nbcnn {nbcnn.__version__}"
-    parser.add_argument("--version", action=cli.Listing, nargs=0, const=lambda: version, help="print the version, and end")
+    parser.add_argument("--version", action=cli.Listing, nargs=0, const=version, help="print the version, and end")
     parser.add_argument("--completion", action=cli.Listing, nargs=0, const=completion,
                         help='print what completes names when Tab is pressed, for bash and zsh: eval "$(nbcnn --completion)"')
     parser.add_lists(models=cli.list_models)

@@ -22,11 +22,13 @@ from nbcnn.kernels.shown import shown
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
 from nbcnn.model import MissingLayer
+from nbcnn.precision import choose_precision, require_precision
 from nbcnn.table import fill, format_table, printable, width
 from nbcnn.views import VIEWS
 
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
 DEVICES = ["cpu", "cuda", "auto"]
+PRECISIONS = ["f32", "bf16", "auto"]
 COMPLETING = "_ARGCOMPLETE"     # the variable that is set where a shell asks what may come next
 LONGEST_LINE = 2000             # characters of a message, which may quote a text of any length
 LONGEST_CONFIG = 8000           # bytes of a configuration file: the time to read a dotted key grows with the square of its length
@@ -172,6 +174,10 @@ class Parser(argparse.ArgumentParser):
     def add_views(self):
         self.add("--views", "over how many views of an image to average: 1, itself; 2, its mirror image too; 6, both of them moved "
                             "by a pixel, too (default: 1)", type=whole(1), choices=list(VIEWS))
+
+    def add_precision(self, more=""):
+        self.add("--precision", "what activations are stored and multiplied in: f32; bf16, where the processor has a unit for it; "
+                                f"auto: the one that is faster in a few trials{more}", choices=PRECISIONS)
 
     def add_max_pixels(self):
         self.add("--max-pixels", "how many pixels a file may have; each takes 4 to 16 bytes of memory (default: 110 million; TIFF "
@@ -369,6 +375,19 @@ def text(value):
     if "\0" in value:
         raise argparse.ArgumentTypeError(f"expected text without NUL, got {shown(value)}")
     return value
+
+
+def precision_of(options, model, batch_size, loss=None):
+    """(precision, why) that --precision asks for; `why` is "" where it says so itself. ValueError where the processor has none."""
+    wanted = options.get("precision", "f32")
+    if wanted == "auto":
+        return choose_precision(model, batch_size, loss)
+    try:
+        require_precision(wanted, model)
+    except ValueError as error:
+        reason = str(error).partition("got ")[2].partition(": ")[2]
+        raise ValueError(f"--precision {wanted}: {reason}; f32 runs everywhere, and auto takes it here") from None
+    return wanted, ""
 
 
 def load_trained(options, memory=None):

@@ -83,7 +83,7 @@ class Evaluation:
                 f"{classes}\n\n{confusion}")
 
 
-def evaluate(model, dataset, loss=None, batch_size=256, views=1):
+def evaluate(model, dataset, loss=None, batch_size=256, views=1, precision="f32"):
     """Measure a network on labelled images: `nbcnn.evaluate`.
 
     Parameters
@@ -96,6 +96,8 @@ def evaluate(model, dataset, loss=None, batch_size=256, views=1):
         It changes the rounding of the loss, and more only where the loss has class weights: batches count by their sizes.
     views : {1, 2, 6}
         Over how many views of each image the network's outputs are averaged; see `nbcnn.views.mean_of_views`.
+    precision : {"f32", "bf16"}
+        As of `nbcnn.BackpropScheduler`.
 
     Returns
     -------
@@ -123,7 +125,8 @@ def evaluate(model, dataset, loss=None, batch_size=256, views=1):
            [1, 1]])
     """
     require_network(model)
-    return measure(BackpropScheduler(model, CrossEntropyLoss() if loss is None else loss), dataset, batch_size, views=views)
+    scheduler = BackpropScheduler(model, CrossEntropyLoss() if loss is None else loss, precision=precision)
+    return measure(scheduler, dataset, batch_size, views=views)
 
 
 def measure(scheduler, dataset, batch_size=256, on_batch=None, views=1):

@@ -82,7 +82,7 @@ def total_steps(epochs, batches):
 
 def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimizer=None, schedule=None, shuffle=True,
         augment=None, seed=0, progress=None, val=None, on_step=None, on_epoch=None, profile=False, verbose=1,
-        writer=None, clip_norm=None, ema=None, freeze=None, patience=None, views=1, drop_last=False):
+        writer=None, clip_norm=None, ema=None, freeze=None, patience=None, views=1, drop_last=False, precision="f32"):
     """Train a model, by default with the default recipe of `nbcnn train`.
 
     Parameters
@@ -129,6 +129,8 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         The training ends after so many epochs in which the best accuracy was not surpassed.
     views : {1, 2, 6}
         As of `nbcnn.evaluate`, for the tests after the last epoch; the others look at each image once.
+    precision : {"f32", "bf16"}
+        As of `nbcnn.BackpropScheduler`, for training and tests.
 
     Returns
     -------
@@ -198,7 +200,7 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
     total, epochs = total_steps(epochs, len(loader)), math.ceil(epochs)
     if schedule is None and not own:
         schedule = one_cycle(optimizer.lr, max(1, total))
-    scheduler = BackpropScheduler(model, loss)
+    scheduler = BackpropScheduler(model, loss, precision=precision)
     scheduler.plan(train.images.shape[1:])
     rates = schedule and (lambda k: rate(schedule(k), "schedule"))
     # On a GPU the device goes on by itself where it has all that a step needs.

@@ -107,7 +107,7 @@ class Network:
             state = self._arrays(state)
         called = {tensor: tensor.numpy() for tensor in self.tensors() if tensor.vector is not None}
         self.vector = ParameterVector(self.parameters(), self.dtype, [tensor for _, tensor in self.named_buffers()])
-        self._forward = BackpropScheduler(self, None)
+        self._forward = {"f32": BackpropScheduler(self, None)}     # by precision
         if state is not None:
             self.load_state_dict(state)
         else:
@@ -212,7 +212,7 @@ class Network:
         """The model itself; see `train`."""
         return self
 
-    def predict(self, images, batch_size=256):
+    def predict(self, images, batch_size=256, precision="f32"):
         """Logits of a batch of images. Any number of threads may call this at once: they take turns.
 
         Parameters
@@ -223,6 +223,8 @@ class Network:
         batch_size : int
             How many images are computed at a time, or fewer where memory is short. No bit of the result depends on it. A device
             array is one batch.
+        precision : {"f32", "bf16"}
+            As of `nbcnn.BackpropScheduler`.
 
         Returns
         -------
@@ -231,12 +233,16 @@ class Network:
         """
         images = as_array(images, "images")
         step = integer(batch_size, "batch_size", 1)
+        forward = self._forward.get(precision) if isinstance(precision, str) else None
+        if forward is None:
+            forward = BackpropScheduler(self, None, precision=precision)
+            self._forward[precision] = forward
         if on_device(images):
-            return self._forward.predict(images)
-        step, shape = self._forward.at_once(images, step)
+            return forward.predict(images)
+        step, shape = forward.at_once(images, step)
         logits = np.empty((len(images), *shape), self.dtype)        # first, as it may not fit into memory
         for start in range(0, len(images), step) or [0]:
-            logits[start:start + step] = self._forward.predict(images[start:start + step])
+            logits[start:start + step] = forward.predict(images[start:start + step])
         return logits
 
     @property
@@ -353,10 +359,10 @@ class Network:
         from nbcnn.checkpoint import save_model  # it imports this module
         save_model(self, path)
 
-    def evaluate(self, dataset, loss=None, batch_size=256, views=1):
-        """`nbcnn.evaluate(model, dataset, loss, batch_size, views)`."""
+    def evaluate(self, dataset, loss=None, batch_size=256, views=1, precision="f32"):
+        """`nbcnn.evaluate(model, dataset, loss, batch_size, views, precision)`."""
         from nbcnn.evaluation import evaluate  # it imports this module, too
-        return evaluate(self, dataset, loss, batch_size, views)
+        return evaluate(self, dataset, loss, batch_size, views, precision)
 
     def table(self, channels):
         """The table (channels, 256) that uint8 images of so many channels are normalised with."""

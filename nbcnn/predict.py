@@ -35,6 +35,7 @@ def _main(argv):
     saved = cli.load_trained(options, min(MEMORY, max_memory()))
     shape, at_once = saved.model.input_shape, _at_once(saved.model, f"--checkpoint {options['checkpoint']}")
     (files, bad), done = _files(options["image"]), False
+    precision, _ = cli.precision_of(options, saved.model, max(1, min(at_once, len(files))))
     with tqdm(total=len(files), unit=" images", leave=False, disable=len(files) <= at_once or None) as bar:
         for start in range(0, len(files), at_once):
             batch = files[start:start + at_once]
@@ -42,7 +43,7 @@ def _main(argv):
             read = [(file, result) for file, result in zip(batch, results, strict=True) if not isinstance(result, Exception)]
             bad += [error for error in results if isinstance(error, Exception)]
             if read:
-                lines = _lines(saved, read, options["top"], options["json"], options["views"])
+                lines = _lines(saved, read, options["top"], options["json"], options["views"], precision)
                 with tqdm.external_write_mode(sys.stdout):
                     cli.put("\n".join(lines))
                 done = True
@@ -93,11 +94,11 @@ def _opened(file):
     return stream
 
 
-def _lines(saved, read, top, as_json, views):
+def _lines(saved, read, top, as_json, views, precision):
     """What the network of a checkpoint finds in images, (file, array) pairs: a line for each, the best class first."""
     meaning, noun = MEANINGS[saved.options["loss"]]
     images = np.stack([image for _, image in read])
-    values = meaning(mean_of_views(lambda view: saved.model.predict(view, len(read)), images, views))
+    values = meaning(mean_of_views(lambda view: saved.model.predict(view, len(read), precision), images, views))
     names = saved.model.classes or [str(k) for k in range(values.shape[1])]
     for (file, _), row, order in zip(read, values, np.argsort(-values, axis=1, kind="stable")[:, :top], strict=True):
         found = [(names[k], float(row[k])) for k in order]
@@ -123,6 +124,7 @@ def _parser():
     parser.add("--json", 'a JSON object a line: {"picture": ..., "classes": [{"class": ..., "probability": ...}, ...]}',
                action="store_true")
     parser.add_views()
+    parser.add_precision(" (default: f32)")
     parser.add_max_pixels()
     parser.add_device("where to compute", "512M, or half of what there is where that is less")
     parser.add_config()

@@ -32,12 +32,13 @@ RECIPES = {
 }
 EPOCHS = {"cifar10": 16, "cifar100": 16, "mnist": 4, "fashion-mnist": 8, "shapes": 6, "folder": 16}     # of the default recipe
 OTHERS = dict(recipe="default", dataset="auto", data_dir="data", split="train", val_share=0.0, size=None, channels=None,
-              skip_broken=False, init_from=None, loss="cross_entropy", seed=0, threads=None, save_every=None, fingerprint=None)
+              skip_broken=False, init_from=None, loss="cross_entropy", precision="f32", seed=0, threads=None, save_every=None,
+              fingerprint=None)
 # What older checkpoints do not say.
 BEFORE = {name: PLAIN[name] for name in (
     "optimizer", "norm_bias_lr", "lookahead", "clip_norm", "ema", "freeze", "class_weights", "drop_last", "flip", "shift",
     "shift_per", "border", "cutout", "views", "patience")}
-BEFORE |= dict(val_share=0.0, size=32, channels=3, skip_broken=False, init_from=None, fingerprint=None)
+BEFORE |= dict(precision="f32", val_share=0.0, size=32, channels=3, skip_broken=False, init_from=None, fingerprint=None)
 FREE = {"data_dir", "threads", "save_every", "skip_broken"}     # these change no bit of the result
 MEAN_STD = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -115,7 +116,7 @@ def resumed_options(given, saved, source, parse):
     for name, value in given.items():
         # For a network with layers of its own, --model may say where these are, and names no function then.
         layers = name == "model" and saved.model.own_layers() and (value.endswith(".py") or ":" not in value)
-        if layers or (name, value) == ("dataset", "auto"):
+        if layers or (name, value) in (("dataset", "auto"), ("precision", "auto")):
             continue
         longer = name == "epochs" and options["schedule"] == "constant" and value >= saved.progress.epoch
         if not (value == options[name] or longer or name in FREE):

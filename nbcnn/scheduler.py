@@ -24,6 +24,7 @@ import numpy as np
 from nbcnn.kernels import turns
 from nbcnn.kernels.arguments import flag, integer, ints
 from nbcnn.kernels.backend import as_array, on_device
+from nbcnn.kernels.bfloat16 import BFLOAT16, numbers
 from nbcnn.kernels.images import normalize_images
 from nbcnn.kernels.number import loss_number
 from nbcnn.kernels.operation import Place
@@ -32,6 +33,7 @@ from nbcnn.layers import MOST_FUSED, require_network
 from nbcnn.losses import require_loss
 from nbcnn.memory import max_memory
 from nbcnn.optim import clip_grad_norm_
+from nbcnn.precision import require_precision
 from nbcnn.profile import Profile
 from nbcnn.table import format_table
 
@@ -40,12 +42,13 @@ from nbcnn.table import format_table
 class Value:
     """What one step writes and others read: the images, or what a layer gives.
 
-    `array` and `grad` are its Buffers: the values, and dLoss/d(values) where somebody needs it.
+    `array` and `grad` are its Buffers: the values, and dLoss/d(values) where somebody needs it. Both have the same dtype.
     """
     name: str
     shape: tuple
     readers: list = field(default_factory=list)     # names of layers, twice for one that reads it twice
     needs_grad: bool = False
+    dtype: object = None
     array: object = None
     grad: object = None
 
@@ -72,10 +75,9 @@ class Step:
     def name(self):
         return "+".join(self.names)
 
-    @property
-    def hands_on(self):
-        """Whether the gradient of its output is that of each input."""
-        return self.operation.shares or self.operation.hands_on
+    def hands_on(self, value):
+        """Whether the gradient of its output is that of an input, and may lie in the same memory."""
+        return (self.operation.shares or self.operation.hands_on) and value.dtype == self.output.dtype
 
     @property
     def x_shape(self):
@@ -161,6 +163,10 @@ class BackpropScheduler:
         Whether layers that follow one another may be computed in one go. False keeps what each layer gives in `outputs`.
     need_dx : bool
         Whether backward computes the gradient of the images too, `dx`.
+    precision : {"f32", "bf16"}
+        "bf16": activations and their gradients are stored in bfloat16, whose products the processor's unit for them sums up in
+        float32; see `nbcnn.precision`. Parameters, their gradients, images, outputs and the loss stay float32. A model in float64
+        stays in float64.
 
     Notes
     -----
@@ -180,11 +186,12 @@ class BackpropScheduler:
     True
     """
 
-    def __init__(self, model, loss, *, fuse=True, need_dx=False):
+    def __init__(self, model, loss, *, fuse=True, need_dx=False, precision="f32"):
         require_network(model)
         if loss is not None and require_loss(loss).reduction == "none":
             raise ValueError("loss: expected reduction 'mean' or 'sum', a single number to differentiate, got 'none'")
         self.model, self.loss, self.fuse, self.need_dx = model, loss, flag(fuse, "fuse"), flag(need_dx, "need_dx")
+        self.precision = require_precision(precision, model)
         # Of a sample and of the parameters, and what of these is trainable: what the plan is made for.
         self.shape = self.backend = self._planned = None
         self.steps, self._input = [], None      # and the value of the images
@@ -396,9 +403,9 @@ class BackpropScheduler:
     def outputs(self):
         """What each layer gave in the last forward pass, by name: views that the next pass overwrites.
 
-        Of layers computed in one go there is what the last of them gave.
+        Of layers computed in one go there is what the last of them gave. What is stored in bfloat16 is copied, as float32.
         """
-        return {step.output.name: step.y.view(self._n) for step in self.steps if step.y is not None}
+        return {step.output.name: numbers(step.y.view(self._n)) for step in self.steps if step.y is not None}
 
     @property
     def dx(self):
@@ -408,7 +415,7 @@ class BackpropScheduler:
     def first_nonfinite(self, n=None):
         """The name of the first layer whose output holds a NaN or an infinity, "input", or None: of the last batch, or n of it."""
         def finite(buffer):
-            return np.isfinite(self.backend.to_host(buffer.view(self._n if n is None else n))).all()
+            return np.isfinite(self.backend.to_host(numbers(buffer.view(self._n if n is None else n)))).all()
         if self._input is None or self._input.array is None or not finite(self._input.array):
             return "input"
         return next((step.name for step in self.steps if not finite(step.y)), None)
@@ -473,11 +480,14 @@ class BackpropScheduler:
             When a layer cannot take what the one before gives: names the layer and both shapes.
         """
         backend, planned = self.model.vector.backend, self.model.vector.planned
+        if self.precision == "bf16":
+            require_precision("bf16", self.model)       # which may lie elsewhere by now
         if isinstance(shape, tuple) and shape == self.shape and backend is self.backend and planned == self._planned:
             return
         shape = ints(shape, "shape", "a tuple of ints", 0)
         images, inputs, outputs = self._values(shape)
         layers, steps, k = list(self.model.layers.items()), [], 0
+        operations = backend.bfloat16() if self.precision == "bf16" else backend
         while k < len(layers):
             name, layer = layers[k]
             reads, fused, count, reason = inputs[name], None, 0, ""
@@ -485,18 +495,43 @@ class BackpropScheduler:
             if self.fuse:
                 fused, count, reason = layer.fuse(_chain(layers[k:], inputs, outputs), x_shape)
             names, layer = tuple(name for name, _ in layers[k:k + 1 + count]), fused or layer
-            operation, output = layer.operation(backend, x_shape, self.model.dtype), outputs[names[-1]]
+            operation, output = layer.operation(operations, x_shape, self.model.dtype), outputs[names[-1]]
             operation.place = Place(self.model.seed, k, self.model.vector.steps)
             output.needs_grad = (any(p.trainable for p in layer.parameters.values())
                                  or any(value.needs_grad for value in reads))
             steps.append(Step(names, reason, layer, operation, reads, output, output.needs_grad))
             k += len(names)
+        self._choose_dtypes(images, steps)
         self.shape = None       # what follows may be interrupted
         self._forget_buffers()
+        self._Buffer = backend.BFloat16Buffer if self.precision == "bf16" else backend.Buffer
         self.backend, self.steps, self._input, self._planned = backend, steps, images, planned
         self._parameters = [p for p in self.model.parameters() if p.trainable]
         self.stateful = any(step.operation.stateful for step in steps)
         self.shape = shape
+
+    def _choose_dtypes(self, images, steps):
+        """Say of each value what it is stored in: the model's dtype or, with precision bf16, bfloat16 wherever that is possible.
+
+        Images stay in float32, and so does the network's output, back to where products were last summed up in it; and what
+        operations read and write that know nothing else, as those of one's own.
+        """
+        own = self.model.dtype
+        stored = BFLOAT16 if self.precision == "bf16" else own
+        images.dtype, last = own, True
+        for step in steps:
+            step.output.dtype = stored
+        for step in reversed(steps):
+            alone = len(step.inputs) == 1 and len(step.output.readers) < 2
+            if last or not step.operation.bfloat16:
+                step.output.dtype = own
+            if (last and alone and not step.operation.mixed) or not step.operation.bfloat16:
+                for value in step.inputs:
+                    value.dtype = own
+            last = last and alone and not step.operation.mixed
+        for step in steps:
+            if step.operation.shares:       # the same memory
+                step.output.dtype = step.inputs[0].dtype
 
     def _values(self, shape):
         """The value of the images; by the layers' names, the values that each reads, and the one that it gives."""
@@ -550,26 +585,26 @@ class BackpropScheduler:
 
         From the shapes alone, as nothing is allocated yet. What several steps use counts for the first of them.
         """
-        itemsize, elements = self.model.dtype.itemsize, self.backend.Buffer.elements
+        elements = self._Buffer.elements
         taken, (rooms, sizes) = [step.operation.bytes(n) for step in self.steps], self._rooms(n)
-        taken[0] += itemsize * elements(n, self.shape) * (2 if backward and self.need_dx else 1)
-        for room, size in enumerate(sizes):
-            taken[rooms.index(room)] += itemsize * size
+        taken[0] += self._input.dtype.itemsize * elements(n, self.shape) * (2 if backward and self.need_dx else 1)
+        for room, (size, dtype) in enumerate(sizes):
+            taken[rooms.index(room)] += dtype.itemsize * size
         if backward:
-            shared = {value for step in self.steps if step.hands_on for value in step.inputs if len(value.readers) == 1}
+            shared = {value for step in self.steps for value in step.inputs if step.hands_on(value) and len(value.readers) == 1}
             for k, step in enumerate(self.steps):
                 if step.learns and step.output not in shared:
-                    taken[k] += itemsize * elements(n, step.y_shape)
-            for shape, _ in set(self._scratch().values()):
-                taken[0] += itemsize * elements(n, shape)
+                    taken[k] += step.output.dtype.itemsize * elements(n, step.y_shape)
+            for shape, dtype, _ in set(self._scratch().values()):
+                taken[0] += dtype.itemsize * elements(n, shape)
         return taken
 
     def _rooms(self, n):
-        """In which memory each step's output lies for n samples, None for that of the images, and how many elements each has.
+        """In which memory each step's output lies for n samples, None for that of the images; each one's elements and dtype.
 
         Where predictions are all that is wanted, memory is used again as soon as the last reader of what lies there is done.
         """
-        elements, again = self.backend.Buffer.elements, self.loss is None and self.fuse and not self.need_dx
+        elements, again = self._Buffer.elements, self.loss is None and self.fuse and not self.need_dx
         last = {value: k for k, step in enumerate(self.steps) for value in step.inputs}
         room_of, sizes, waiting, free = {self._input: None}, [], {}, []
         widest = max(step.y_shape[0] for step in self.steps) if again else 0     # the pixel of zeros lies behind all values
@@ -577,13 +612,14 @@ class BackpropScheduler:
             if step.operation.shares:
                 room = room_of[step.inputs[0]]
             else:
-                size = elements(n, step.y_shape) + widest
-                room = min(free, key=lambda room: (sizes[room] < size, abs(sizes[room] - size)), default=len(sizes))
+                size, dtype = elements(n, step.y_shape) + widest, step.output.dtype
+                room = min((room for room in free if sizes[room][1] == dtype),
+                           key=lambda room: (sizes[room][0] < size, abs(sizes[room][0] - size)), default=len(sizes))
                 if room in free:
                     free.remove(room)
-                    sizes[room] = max(sizes[room], size)
+                    sizes[room] = max(sizes[room][0], size), dtype
                 else:
-                    sizes.append(size)
+                    sizes.append((size, dtype))
             room_of[step.output] = room
             waiting.setdefault(room, set()).add(step.output)
             for value in step.inputs:
@@ -596,15 +632,16 @@ class BackpropScheduler:
     def _scratch(self):
         """By step and number of an input, where its gradient is computed that is then added to what other readers have written.
 
-        That is (shape, k): the k-th memory of that shape, as a step may need several.
+        That is (shape, dtype, k): the k-th memory of that kind, as a step may need several.
         """
         written, found = set(), {}
         for step in reversed(self.steps):
             own = []
             for k, value in enumerate(step.inputs if step.learns else ()):
-                if value in written and not step.hands_on:
-                    found[step, k] = value.shape, own.count(value.shape)
-                    own.append(value.shape)
+                if value in written and not step.hands_on(value):
+                    kind = value.shape, value.dtype
+                    found[step, k] = *kind, own.count(kind)
+                    own.append(kind)
                 if value.needs_grad:
                     written.add(value)
         return found
@@ -631,38 +668,38 @@ class BackpropScheduler:
     def _reserve_forward(self, n):
         """Forward buffers for n samples."""
         self._forget_buffers()
-        dtype, Buffer = self.model.dtype, self.backend.Buffer
-        images = self._input.array = Buffer(n, self.shape, dtype)
+        Buffer = self._Buffer
+        images = self._input.array = Buffer(n, self.shape, self._input.dtype)
         rooms, sizes = self._rooms(n)
-        memory = [self.backend.allocate((size,), dtype) for size in sizes]
+        memory = [self.backend.allocate((size,), dtype) for size, dtype in sizes]
         for step, room in zip(self.steps, rooms, strict=True):
-            step.output.array = Buffer(n, step.y_shape, dtype, images.array if room is None else memory[room])
+            step.output.array = Buffer(n, step.y_shape, step.output.dtype, images.array if room is None else memory[room])
             step.operation.reserve(n)
         self.capacity = n
 
     def _reserve_backward(self, n):
         """Gradient buffers, of all values whose gradient somebody needs."""
-        dtype, Buffer, learning = self.model.dtype, self.backend.Buffer, [step for step in self.steps if step.learns]
+        Buffer, learning = self._Buffer, [step for step in self.steps if step.learns]
         parts = {p: step.operation.parts for step in learning for p in step.layer.parameters.values() if p.trainable}
         self._partials = self.backend.Partials(self.model.vector, parts, n)
         places = self._scratch()
-        scratch = {place: Buffer(n, place[0], dtype) for place in set(places.values())}
+        scratch = {place: Buffer(n, *place[:2]) for place in set(places.values())}
         for value in [self._input, *(step.output for step in learning)]:
             value.grad = None
-        learning[-1].output.grad = Buffer(n, learning[-1].y_shape, dtype)
+        learning[-1].output.grad = Buffer(n, learning[-1].y_shape, learning[-1].output.dtype)
         for step in reversed(learning):
             step.partials, dxs = self._partials, []
             for k, value in enumerate(step.inputs):
-                shared = step.output.grad.array if step.hands_on else None
+                shared = step.output.grad.array if step.hands_on(value) else None
                 if not value.needs_grad:
                     dx = None
                 elif value.grad is None and (shared is None or len(value.readers) == 1):
-                    dx = value.grad = Buffer(n, value.shape, dtype, shared)
+                    dx = value.grad = Buffer(n, value.shape, value.dtype, shared)
                 elif shared is None:
                     dx = scratch[places[step, k]]
                 else:
-                    dx = Buffer(n, value.shape, dtype, shared)
-                    value.grad = value.grad or Buffer(n, value.shape, dtype)
+                    dx = Buffer(n, value.shape, value.dtype, shared)
+                    value.grad = value.grad or Buffer(n, value.shape, value.dtype)
                 dxs.append(dx)
             step.dxs = tuple(dxs)
         self._has_backward = True
@@ -672,7 +709,7 @@ class BackpropScheduler:
         if shape is None:
             return "no plan yet: it is made at the first batch, or from the model's input_shape"
         self.plan(shape)
-        itemsize, rows = self.model.dtype.itemsize, []
+        rows = []
         values = [self._input, *(step.output for step in self.steps)]
         chain = all(step.inputs == (value,) for step, value in zip(self.steps, values, strict=False))
         for step in self.steps:
@@ -680,9 +717,10 @@ class BackpropScheduler:
             inputs = dict.fromkeys(_shape(value.shape) for value in step.inputs)
             rows.append([step.name, type(step.operation).__name__, ", ".join(inputs), _shape(step.y_shape),
                          *[", ".join(dict.fromkeys(step.output.readers))] * (not chain),
-                         f"{math.prod(step.y_shape) * itemsize:,}",
+                         f"{math.prod(step.y_shape) * step.output.dtype.itemsize:,}",
                          f"{flop / 1e6:.2f}", f"{how}: {step.reason}" if step.reason else ""])
-        return format_table(["step", "kernel", "input", "output", *["read by"] * (not chain), "bytes", "MFLOP", ""], rows)
+        table = format_table(["step", "kernel", "input", "output", *["read by"] * (not chain), "bytes", "MFLOP", ""], rows)
+        return f"{table}\n\n{self.backend.describe_bfloat16()}" if self.precision == "bf16" else table
 
 
 def _chain(layers, inputs, outputs):

@@ -26,6 +26,7 @@ from nbcnn.files import about
 from nbcnn.find_lr import find_lr
 from nbcnn.fit import NonFiniteLoss, fit, total_steps
 from nbcnn.interrupts import StopSignals
+from nbcnn.kernels.cpu.unit import unit
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
 from nbcnn.progress import Progress, ProgressBar, epoch_line
@@ -66,6 +67,7 @@ class Run:
             raise ImportError("--tensorboard needs the extra tensorboard: python -m pip install tensorboardX tensorboard crc32c")
         out, source, max_pixels = given.pop("out", None), given.pop("resume", None), given.pop("max_pixels", None)
         set_max_memory(given.pop("max_memory", None))
+        self.unit = unit()      # raises where NBCNN_UNIT names another
         self.device, self.device_why = cli.choose_device(given.pop("device", "cpu"))
         if self.profile and self.device != "cpu":
             raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
@@ -124,6 +126,9 @@ class Run:
             with about("--augment"):
                 datasets.Loader(self.train_set, 1, augment=True, **recipes.augmentation(o))
         model.to(self.device)
+        if o["precision"] != "auto":
+            cli.precision_of(o, model, o["batch_size"])
+        self.precision_why = ""
         self.trial = self.events = None
         self.signals = StopSignals(self.leave)
         self.folder = RunFolder(out, o, self.source, saved)
@@ -141,11 +146,13 @@ class Run:
         """Train to the end or until a signal, and return the exit status."""
         o = self.checkpoint.options
         self.signals.listen()
+        self._choose_precision()
         self.folder.open()
         if self.board is not None:
             self.events = Events(self.board, self.folder)
         self.folder.write_config({
-            "options": o, "device": self.device, "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
+            "options": o, "device": self.device, "unit": self.unit,
+            "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
             "versions": {"nbcnn": nbcnn.__version__, "numba": numba.__version__, "numpy": np.__version__,
                          "python": platform.python_version()}})
         self._introduce(o)
@@ -158,7 +165,7 @@ class Run:
                        augment=recipes.augmentation(o), seed=o["seed"], progress=self.checkpoint.progress,
                        on_step=self._on_step, val=self.val_set, on_epoch=self._on_epoch, profile=self.profile, verbose=0,
                        clip_norm=o["clip_norm"], ema=self.checkpoint.ema, freeze=self.freeze, patience=o["patience"],
-                       views=o["views"], drop_last=o["drop_last"])
+                       views=o["views"], drop_last=o["drop_last"], precision=o["precision"])
             self.checkpoint.progress = progress = done.progress
             if self.signals.number:
                 self.folder.save_last(self.checkpoint)
@@ -184,11 +191,19 @@ class Run:
     def find_lr(self):
         """Say how the loss changes with the learning rate, and return the exit status. Nothing is kept."""
         o = self.checkpoint.options
+        self._choose_precision()
         found = find_lr(self.checkpoint.model, self.train_set, batch_size=o["batch_size"], loss=self.loss,
                         make_optimizer=lambda model: recipes.make_optimizer(model, o, self.total), seed=o["seed"],
-                        augment=recipes.augmentation(o), shuffle=o["shuffle"], clip_norm=o["clip_norm"], drop_last=o["drop_last"])
+                        augment=recipes.augmentation(o), shuffle=o["shuffle"], clip_norm=o["clip_norm"], drop_last=o["drop_last"],
+                        precision=o["precision"])
         say(*str(found).split("\n"))
         return 0
+
+    def _choose_precision(self):
+        """Let a measurement decide what --precision auto leaves open: what is resumed goes on with it."""
+        o = self.checkpoint.options
+        if o["precision"] == "auto":
+            o["precision"], self.precision_why = cli.precision_of(o, self.checkpoint.model, o["batch_size"], self.loss)
 
     def _introduce(self, o):
         """Say what is about to be trained."""
@@ -203,6 +218,9 @@ class Run:
             self._say(f"device   {self.device}: {self.device_why}")
         self._say(f"recipe   {o['recipe']}: epochs {o['epochs']}, batches per epoch {self.batches}, "
                   f"images per batch {o['batch_size']}")
+        if self.precision_why or o["precision"] != "f32":
+            on = f" on the unit {self.unit}" if o["precision"] == "bf16" else ""
+            self._say(f"numbers  {o['precision']}{on}{self.precision_why and f': {self.precision_why}'}")
         self._say(f"folder   {self.folder.path}")
         if o["init_from"]:
             self._say(f"weights  from {o['init_from']}{self.remark}")
@@ -232,7 +250,7 @@ class Run:
         epochs = 1 if self.device == "cpu" else 2
         with contextlib.suppress(NonFiniteLoss):        # of a few images; the run will say so of all
             fit(model, few, few, epochs=epochs, batch_size=size, loss=self.loss, optimizer=optimizer, augment=False, verbose=0,
-                schedule=lambda k: 0.0)
+                schedule=lambda k: 0.0, precision=self.checkpoint.options["precision"])
         if self.events:
             self.events.prepare(model, few.images)
         self._say(f"{time.perf_counter() - started:.1f} s")
@@ -343,6 +361,7 @@ def _parser():
         action=argparse.BooleanOptionalAction)
     add("--shuffle", "a new order every epoch", action=argparse.BooleanOptionalAction)
     add("--seed", "seed of the initial values, the order and the augmentation", type=whole(0, math.inf), metavar="N")
+    parser.add_precision(recipes.default_text("precision"))
     parser.add_device("where to train; a run may be resumed on another device")
     add("--out", "folder for config.json, metrics.csv, last.safetensors and best.safetensors; it must not hold a run yet "
                  "(default: a new runs/DATE-TIME-DATASET-MODEL, with --resume the checkpoint's folder)", metavar="DIR")

@@ -26,15 +26,18 @@ def _main(argv):
     name, place, model = known["dataset"], known["data_dir"], saved.model
     if name == "shapes" and "data_dir" in options:
         raise ValueError(f"--data-dir {place}: the shapes are built in; give --dataset cifar10 or --dataset folder as well")
-    scheduler = BackpropScheduler(model, cli.make_loss(saved.options))
     if model.input_shape is not None:
-        scheduler.fitting(model.input_shape, 1)       # before images of that size are read
+        BackpropScheduler(model, None).fitting(model.input_shape, 1)        # before images of that size are read
     share = saved.options.get("val_share") if not {"dataset", "data_dir"} & set(options) else None
     wanted = "train" if share and options["split"] == "val" else options["split"]
     (dataset,), why = datasets.choose(name, place, [wanted], shape=model.input_shape, classes=model.classes,
                                       max_pixels=options.get("max_pixels"), skip_broken=options["skip_broken"])
     if share and wanted == "train":         # the part that was trained on, or that the best epoch was chosen with
         dataset = split_off(dataset, share, saved.options["seed"])[options["split"] == "val"]
+    if model.input_shape is None:
+        model.input_shape = dataset.images.shape[1:]
+    precision, _ = cli.precision_of(options, model, min(options["batch_size"], len(dataset)))
+    scheduler = BackpropScheduler(model, cli.make_loss(saved.options), precision=precision)
     with tqdm(total=len(dataset), unit=" images", leave=False, disable=None) as bar:
         found = measure(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n), options["views"])
     if options["json"]:
@@ -65,6 +68,7 @@ def _parser():
     parser.add_skip_broken()
     parser.add("--batch-size", "images at a time (default: 256)", type=cli.whole(1), metavar="N")
     parser.add_views()
+    parser.add_precision(" (default: f32)")
     parser.add("--json", "one JSON object instead of tables", action="store_true")
     parser.add_device("where to compute")
     parser.add_config()

@@ -37,6 +37,8 @@ class Operation:
     shares = False      # whether y and dy lie in the memory of x and dx, in another shape, and there is nothing to compute
     hands_on = False    # whether each dx is dy, and so may lie in its memory
     stateful = False    # whether there is something to commit, or forward reads what `place` says
+    bfloat16 = False    # whether activations and their gradients may be bfloat16, each one of them or float32
+    mixed = False       # whether it sums up products of bfloat16 in float32, so that a network's output is worth being float32
     place = None        # the scheduler sets it
 
     def parts(self, n):

@@ -6,8 +6,7 @@ the kernels of a file stands a class, the operation: it owns what they need in m
 the calls that `launch.run` makes. `operation.py` says what the scheduler expects of it.
 
 Where a number lies. A `Buffer` is one flat array, sample by sample, pixel by pixel, channels last: channel c of pixel (r, s) of
-sample m is x[m*step + (r*W + s)*C + c]. Behind the last sample lies a pixel of zeros. Kernels that read with `tile.get` and write
-with `tile.put` take each array in float32, float64 or bfloat16, whose bits are uint16: see the end of `tile.py`.
+sample m is x[m*step + (r*W + s)*C + c]. Behind the last sample lies a pixel of zeros.
 
 What a tile is. The sums that stay in vector registers while a loop runs: P rows, of V vectors. In a convolution the rows are P
 samples at one pixel, and the vectors hold output channels:
@@ -26,10 +25,14 @@ How a tap finds its pixel. Output pixel (i, j) reads from (r, s) = (i*stride - p
 Where fewer than P samples are left, the rows go on with the next pixels of the row. Then a tap may lie beside the image for some
 rows and not for others; `tile.rows_or_zeros` lets those read the pixel of zeros.
 """
+import functools
+from types import SimpleNamespace
+
 from nbcnn.kernels.cpu.adam import adam_update
 from nbcnn.kernels.cpu.add import add_call, copy_call
 from nbcnn.kernels.cpu.buffer import (
     ALIGNMENT,
+    BFloat16Buffer,
     Buffer,
     Gradients,
     Partials,
@@ -46,6 +49,7 @@ from nbcnn.kernels.cpu.kernel_cache import compile_calls
 from nbcnn.kernels.cpu.launch import require, run
 from nbcnn.kernels.cpu.losses import run_loss, softmax_along
 from nbcnn.kernels.cpu.sgd import update
+from nbcnn.kernels.cpu.unit import require_unit
 from nbcnn.kernels.cpu.vectors import move_average, multiply, sum_of_squares
 from nbcnn.kernels.operation import operations
 
@@ -54,9 +58,25 @@ device = "cpu"
 __all__ = [
     "device", "compile_calls", "require", "run",
     # memory
-    "ALIGNMENT", "Buffer", "Gradients", "Partials", "allocate", "copy_of", "flat_weight", "place", "to_device", "to_host",
-    "unflat_weight", "write",
+    "ALIGNMENT", "BFloat16Buffer", "Buffer", "Gradients", "Partials", "allocate", "copy_of", "flat_weight", "place", "to_device",
+    "to_host", "unflat_weight", "write",
     # besides the operations
     "add_call", "copy_call", "run_loss", "softmax_along", "adam_update", "update", "move_average", "multiply", "sum_of_squares",
+    # bfloat16
+    "bfloat16", "describe_bfloat16", "require_unit",
 ]
 globals().update(operations(__name__, __path__))      # Conv2d, Activation, ...: the classes in the files here
+
+
+@functools.cache
+def bfloat16():
+    """The same operations for activations in bfloat16; those named BFloat16 take the place of the others."""
+    names = dict(globals())
+    return SimpleNamespace(**names | {name.removeprefix("BFloat16"): value for name, value in names.items()
+                                      if name.startswith("BFloat16") and name != "BFloat16Buffer"})
+
+
+def describe_bfloat16():
+    """One line on what is bfloat16, and which unit multiplies it."""
+    return (f"bf16 on the unit {require_unit()}: values between layers are bfloat16; images, outputs, weights, sums and statistics "
+            "float32")

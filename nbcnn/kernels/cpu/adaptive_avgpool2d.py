@@ -71,6 +71,8 @@ def adaptive_avgpool2d_backward(dx, dy, g):
 class AdaptiveAvgPool2d(Operation):
     """The means of windows that cover images (C, H, W); nothing is kept for backward."""
 
+    bfloat16 = True
+
     def __init__(self, x_shape, y_shape, dtype):
         self.sizes = *x_shape, *y_shape[1:]
 

@@ -31,7 +31,7 @@ def copy_call(y, x, n):
 
 class Add(Operation):
     """The sum of two or more inputs of one shape, added up in their order. The gradient of each is that of the sum."""
-    hands_on = True
+    hands_on = bfloat16 = True
 
     def __init__(self, shapes, dtype):
         """Nothing depends on the shapes or the dtype."""

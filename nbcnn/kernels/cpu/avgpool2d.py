@@ -84,6 +84,9 @@ def _divisor(rows, columns, g):
 
 class AvgPool2d(Operation):
     """Average pooling of images (C, H, W); nothing is kept for backward."""
+
+    bfloat16 = True
+
     def __init__(self, x_shape, kernel_size, stride, padding, count_include_pad, divisor_override, y_shape, dtype):
         self.x_shape, self.y_size, self.windows = x_shape, y_shape[1:], (*kernel_size, *stride, *padding)
         self.divisor = count_include_pad, divisor_override or 0

@@ -198,6 +198,8 @@ def batchnorm_backward_moments(mean_dz, slope, dweight, dbias, sums, var, eps, a
 class BatchNorm(Normalizing):
     """Batch normalization by lines, and an activation of what comes out."""
 
+    bfloat16 = True
+
     def __init__(self, shape, eps, momentum, activation, running, dtype):
         super().__init__(shape, eps, momentum, activation, running, dtype)
         self.kernels = make_batchnorm(self.function)

@@ -96,15 +96,17 @@ class Buffer:
         Where in `array` a pixel of zeros begins, which stands for those beside an image.
     """
 
+    LINE = LINE
+
     def __init__(self, batch, shape, dtype, array=None):
-        self.shape, self.step = tuple(shape), _step(shape)
+        self.shape, self.step = tuple(shape), self._step(shape)
         self.array = allocate((self.elements(batch, shape),), dtype) if array is None else array
         self.zeros = len(self.array) - (shape[0] if len(shape) == 3 else 0)
 
     @classmethod
     def elements(cls, batch, shape):
         """How many elements a buffer has."""
-        return batch * _step(shape) + (shape[0] if len(shape) == 3 else 0)
+        return batch * cls._step(shape) + (shape[0] if len(shape) == 3 else 0)
 
     def set(self, samples):
         """Overwrite the first samples with an array in PyTorch's shape."""
@@ -128,8 +130,18 @@ class Buffer:
         buffer.set(x)
         return buffer
 
+    @classmethod
+    def _step(cls, shape):
+        """Elements from a sample to the next. Images have a gap of a line where a pixel of two would share a set of a cache."""
+        size = math.prod(shape)
+        return size + cls.LINE if len(shape) == 3 and size and size % (8 * cls.LINE) == 0 else size
 
-def _step(shape):
-    """Elements from a sample to the next. Images have a gap of a line where the same pixel of two would share a set of a cache."""
-    size = math.prod(shape)
-    return size + LINE if len(shape) == 3 and size and size % (8 * LINE) == 0 else size
+
+class BFloat16Buffer(Buffer):
+    """A buffer that may hold bfloat16: lines have twice the elements, and there is memory for whole tiles of samples."""
+
+    LINE, TILE = 2 * LINE, 32
+
+    @classmethod
+    def elements(cls, batch, shape):
+        return super().elements(-(-batch // cls.TILE) * cls.TILE, shape)

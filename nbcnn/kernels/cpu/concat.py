@@ -30,6 +30,8 @@ def concat_backward(dx, dy, n, pixels, C, x_step, first, y_C, y_step):
 class Concat(Operation):
     """The channels of images (C, H, W) of one size, or the numbers of vectors (F,), one input's behind another's."""
 
+    bfloat16 = True
+
     def __init__(self, x_shapes, dtype):
         self.C, self.pixels = [shape[0] for shape in x_shapes], math.prod(x_shapes[0][1:])
 

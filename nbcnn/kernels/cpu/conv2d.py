@@ -257,12 +257,12 @@ def conv2d_backward_bias(sums, dy, g, parts):
     """sums[part, o] = the sum over the part's samples m and all i, j of dy[m, i, j, o]: what is left where weights are frozen."""
     for part in prange(parts):
         row = sums[part * g.O:(part + 1) * g.O]
-        row[:] = dy.dtype.type(0)
+        row[:] = sums.dtype.type(0)
         for m in range(part * g.n // parts, (part + 1) * g.n // parts):
             for at in range(m * g.y_step, m * g.y_step + g.OH * g.OW * g.y_pixel, g.y_pixel):
                 pixel = dy[at:at + g.O]
                 for o in range(g.O):
-                    row[o] += pixel[o]
+                    row[o] += tile.get(pixel, o)
 
 
 @njit

@@ -58,6 +58,8 @@ def dropout(y, x, mask, scale, n, cells, copies, step, mask_step):
 class Dropout(Dropping):
     """Dropout of elements, or of planes, of images (C, H, W) or vectors (F,)."""
 
+    bfloat16 = True
+
     def reserve(self, batch):
         self.mask = Buffer(4 * groups_of_four(batch), self.cells, np.uint8)
 

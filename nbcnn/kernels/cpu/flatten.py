@@ -30,6 +30,9 @@ def flatten_backward(dx, dy, n, C, pixels, x_step):
 
 class Flatten(Operation):
     """Images (C, H, W) as vectors (C*H*W,)."""
+
+    bfloat16 = True
+
     def __init__(self, x_shape, dtype):
         self.C, self.pixels = (x_shape[0], math.prod(x_shape[1:])) if len(x_shape) == 3 else (math.prod(x_shape), 1)
 

@@ -4,7 +4,7 @@ from nbcnn.kernels.operation import Operation
 
 class Identity(Operation):
     """What comes out is what goes in, in the same memory."""
-    shares = True
+    shares = bfloat16 = True
 
     def __init__(self, x_shape, dtype):
         """Nothing depends on the shape or the dtype."""

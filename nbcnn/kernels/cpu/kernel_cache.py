@@ -33,6 +33,8 @@ SUM = hashlib.sha256().digest_size
 # Of the kernels' sources when they are imported: what a factory makes may be compiled hours later, when they were edited.
 SOURCES = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(__file__).parent.glob("*.py")}
 
+CHOICES = {}        # by name of a file that kernels take code from: what it has chosen for this process, besides Numba's target
+
 
 def number_apart():
     """Let Numba number the functions that it compiles here from where no other process does.
@@ -199,8 +201,9 @@ class KernelCache(NullCache):
         """The file of the function compiled for these types: a name that changes with all that decides what the code is."""
         function = self._function
         closure = [cell.cell_contents for cell in function.__closure__ or ()]       # numbers, which repr tells apart
+        chosen = [CHOICES[name] for name, _ in self._other_sources if name in CHOICES]
         key = (numba.__version__, sys.implementation.cache_tag, config.BOUNDSCHECK, codegen.magic_tuple(), self._source,
-               self._other_sources, function.__module__, function.__qualname__,
+               self._other_sources, *chosen, function.__module__, function.__qualname__,
                function.__code__.co_firstlineno, closure, sig)
         return folder() / f"{function.__name__}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}{ENDING}"
 

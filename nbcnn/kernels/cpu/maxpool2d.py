@@ -97,6 +97,9 @@ class MaxPool2d(Operation):
     ----------
     argmax : Buffer of int32
     """
+
+    bfloat16 = True
+
     def __init__(self, x_shape, kernel_size, stride, padding, dilation, y_shape, dtype):
         _, H, W = self.x_shape = x_shape
         if H * W > np.iinfo(np.int32).max:

@@ -31,7 +31,7 @@ from numba.extending import intrinsic, overload, register_model
 
 from nbcnn.kernels.cpu.buffer import SLACK
 
-INDEX, INT32 = ir.IntType(64), ir.IntType(32)
+INDEX, INT32, INT16 = ir.IntType(64), ir.IntType(32), ir.IntType(16)
 # Numba's target, not the host: NUMBA_CPU_NAME and NUMBA_CPU_FEATURES decide what may be used.
 FEATURES = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))
 VECTOR_BYTES = 64 if "+avx512f" in FEATURES else 32 if "+avx" in FEATURES else 16
@@ -89,6 +89,11 @@ def _constant(n):
     return ir.Constant(INDEX, n)
 
 
+def _bytes(element):
+    """The size of an element of an array."""
+    return {ir.DoubleType(): 8, ir.FloatType(): 4, INT16: 2}[element]
+
+
 def _pointer(context, builder, array_type, array, offset, count, slack):
     """Where element `offset` of an array lies; under NUMBA_BOUNDSCHECK, that `count` elements from there may be touched."""
     struct = context.make_array(array_type)(context, builder, array)
@@ -108,7 +113,10 @@ def _load(builder, tile, pointer):
 
 
 def _store(builder, tile, vector, pointer):
-    builder.store(vector, builder.bitcast(pointer, tile.vector.as_pointer())).align = tile.dtype.bitwidth // 8
+    element = pointer.type.pointee
+    if element == INT16:
+        vector = _to_bfloat16(builder, vector)
+    builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer())).align = _bytes(element)
 
 
 def _load_row(context, builder, tile, array_type, array, offset):
@@ -171,6 +179,35 @@ def load(typingctx, p, v, y, rows, y_offset):
             vectors += _load_row(context, builder, tile, signature.args[2], y, offset)
         return _array_of(builder, tile.vector, vectors)
     return tile(p, v, y, rows, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_pairs(typingctx, p, x, rows, x_offset, step, count):
+    """A tile of one vector a row: lane l of row i holds the bits of x[r + l] and x[r + step + l], of uint16, r = rows[i] + x_offset.
+
+    It is a tile of float32, to be moved and stored, not to be computed with. The rows hold `count` such x, two each: where there
+    are fewer, those behind are 0. For lanes of 8, count = 3 and x[k] = k: row 0 has 0 | step << 16, 1 | (step + 1) << 16, ...; row 1
+    has rows[1], rows[1] + 1, ... alone.
+    """
+    tile = TileType(types.float32, p.literal_value, 1)
+    halves, words = (ir.VectorType(kind, tile.lanes) for kind in (INT16, INT32))
+
+    def codegen(context, builder, signature, args):
+        _, x, rows, x_offset, step, count = args
+        vectors = []
+        for i in range(tile.p):
+            at, pair = builder.add(builder.extract_value(rows, i), x_offset), []
+            for half in range(2):
+                pointer = _pointer(context, builder, signature.args[1], x, at, _constant(tile.lanes), SLACK)
+                loaded = builder.load(builder.bitcast(pointer, halves.as_pointer()))
+                loaded.align = 2
+                there = builder.icmp_signed("<", _constant(2 * i + half), count)
+                pair.append(builder.select(there, builder.zext(loaded, words), ir.Constant(words, None)))
+                at = builder.add(at, step)
+            upper = builder.shl(pair[1], ir.Constant(words, [16] * tile.lanes))
+            vectors.append(builder.bitcast(builder.or_(pair[0], upper), tile.vector))
+        return _array_of(builder, tile.vector, vectors)
+    return tile(p, x, rows, *[types.intp] * 3), codegen
 
 
 @intrinsic
@@ -333,9 +370,10 @@ def pool(typingctx, acc, y, argmax, rows, offset, n_lanes, cell, low, none):
 def store(typingctx, acc, y, rows, y_offset, first, last, n_lanes):
     """y[rows[i] + y_offset : ...] = acc[i, :n_lanes] for first <= i < last and every row that `rows` has.
 
-    Ranges beyond these, and beyond the lanes of the tile, store all.
+    Ranges beyond these, and beyond the lanes of the tile, store all. Where y is uint16, float32 is rounded to bfloat16; see `put`.
     """
     tile = acc
+    element = INT16 if y.dtype == types.uint16 else tile.element
 
     def codegen(context, builder, signature, args):
         acc, y, rows, y_offset, first, last, n_lanes = args
@@ -353,7 +391,7 @@ def store(typingctx, acc, y, rows, y_offset, first, last, n_lanes):
                                                   builder.icmp_signed("<", _constant(i), last))):
                     yield i, builder.add(builder.extract_value(rows, i), y_offset)
 
-        spare = cgutils.alloca_once(builder, tile.element, size=width)
+        spare = cgutils.alloca_once(builder, element, size=width)
         with builder.if_else(builder.icmp_signed(">=", n_lanes, _constant(width))) as (whole, ragged):
             with whole:
                 for i, offset in each_row():
@@ -362,7 +400,7 @@ def store(typingctx, acc, y, rows, y_offset, first, last, n_lanes):
                 for i, offset in each_row():
                     store_row(i, spare)
                     pointer = _pointer(context, builder, signature.args[1], y, offset, n_lanes, 0)
-                    cgutils.raw_memcpy(builder, pointer, spare, n_lanes, tile.dtype.bitwidth // 8)
+                    cgutils.raw_memcpy(builder, pointer, spare, n_lanes, _bytes(element))
         return context.get_dummy_value()
     return types.void(tile, y, rows, *[types.intp] * 4), codegen
 
@@ -486,16 +524,21 @@ def _number(x):
 
 
 def _to_bfloat16(builder, value):
-    """The bits of a float32 rounded to the nearest bfloat16, to the even one of two."""
+    """The bits of a float32 rounded to the nearest bfloat16, to the even one of two; of a vector of them, all."""
+    count = getattr(value.type, "count", None)
+
+    def of(kind):
+        return ir.VectorType(kind, count) if count else kind
+
     def constant(n):
-        return ir.Constant(INT32, n)
-    bits = builder.bitcast(value, INT32)
+        return ir.Constant(of(INT32), [n] * count if count else n)
+    bits = builder.bitcast(value, of(INT32))
     upper = builder.lshr(bits, constant(16))
     up = builder.add(constant(0x7fff), builder.and_(upper, constant(1)))      # carries where the lower half is more than a half
     rounded = builder.lshr(builder.add(bits, up), constant(16))
     # A NaN whose lower half alone is not 0 must not become infinity: it gets the bit that makes it quiet.
     is_nan = builder.fcmp_unordered("uno", value, value)
-    return builder.trunc(builder.select(is_nan, builder.or_(upper, constant(0x40)), rounded), ir.IntType(16))
+    return builder.trunc(builder.select(is_nan, builder.or_(upper, constant(0x40)), rounded), of(INT16))
 
 
 @intrinsic

@@ -1,0 +1,554 @@
+"""Convolution, with or without max pooling, and the linear layer in bfloat16, on the units of `unit.py`.
+
+The loops are those of `conv2d.py`; what they carry is a matrix tile, whose rows are always ROWS samples at one pixel:
+
+    acc = matrix_tile.dot(acc, x, at_x, x_step, w, at_w, w_step, pairs)     # 2*pairs channels of ROWS samples, times weights
+
+So a tap beside the image is left out for all rows alike. Samples behind the last one are computed too, and not stored;
+`BFloat16Buffer` has memory for them. Activations and their gradients are bfloat16, as uint16, and may be float32 as images and a
+network's outputs are. Weights, their gradients and all sums are float32.
+
+What a tile reads. The channels of a pixel in blocks of 2*pairs, see `pairs_of`. Where channels do not fall into such blocks, where
+there are few, and where they are float32, `unfold` makes a copy that is read in their place.
+
+The weight gradient sums over samples. For this `pair_samples` lays x so that two samples are neighbours, and `transpose_samples` dy
+so that all samples are, CHUNK samples at a time.
+"""
+import functools
+import math
+
+import numba
+import numpy as np
+
+from nbcnn.kernels.bfloat16 import BFLOAT16
+from nbcnn.kernels.cpu import matrix_tile, tile
+from nbcnn.kernels.cpu.buffer import BFloat16Buffer, allocate
+from nbcnn.kernels.cpu.conv2d import Geometry, add_rows, conv2d_backward_bias
+from nbcnn.kernels.cpu.kernel_cache import njit
+from nbcnn.kernels.cpu.matrix_tile import LANES, MOST_PAIRS, ROWS
+from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.operation import NO_WINNER, Call, Operation
+
+FEW = 16            # channels: fewer are unfolded, so that a kernel row becomes one pixel's channels
+CHUNK = 64          # samples whose weight gradient is computed at a time, so that they stay in the second cache
+MOST_PARTS = 8      # partial sums of a weight gradient
+P = 4               # rows of sums that are rounded at a time
+LANES_OF_TILE = tile.lanes(np.float32)
+
+
+def round_up(size, to):
+    """The next multiple."""
+    return -(-size // to) * to
+
+
+def vectors(width):
+    """How many vectors of a tile's row so many outputs fill: 1 or 2."""
+    return 1 if width <= LANES else 2
+
+
+def pairs_of(channels):
+    """How many pairs of channels a product takes, so that products take all of them; None where no number of 8 to 16 does.
+
+    Up to 32 channels are one block. 64 are two blocks of 16 pairs, 24 are one of 12, 100 are five of 10.
+    """
+    if channels % 2 == 0:
+        if channels <= 2 * MOST_PAIRS:
+            return channels // 2
+        return next((pairs for pairs in range(MOST_PAIRS, MOST_PAIRS // 2 - 1, -1) if channels % (2 * pairs) == 0), None)
+    return None
+
+
+@functools.cache
+def make_conv2d_forward(V):
+    """The forward kernel for a tile of ROWS samples, each with V vectors of output channels."""
+    WIDTH, VECTORS, one = V * LANES, V * LANES // LANES_OF_TILE, np.float32(1)
+
+    @njit(parallel=PARALLEL, error_model="numpy")
+    def conv2d_forward(y, x, w, b, pairs, g):
+        """y[m, i, j, o] = b[o] + sum over p, q, c of x[m, r + p*dilation_h, s + q*dilation_w, c] * w[o, p, q, c].
+
+        r = i*stride_h - padding_h, s = j*stride_w - padding_w. w is stored as (block of WIDTH outputs, KH, KW, C/2, WIDTH, 2); see
+        pack_weight. A task is ROWS samples, a block of outputs and a pixel (i, j).
+        """
+        blocks, sums = (g.O + WIDTH - 1) // WIDTH, np.empty(ROWS * WIDTH, np.float32)
+        matrix_tile.begin(pairs)
+        for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.OH * g.OW):
+            first, block, i, j = task_place(task, blocks, g.OH, g.OW)
+            top, left = i * g.stride_h - g.padding_h, j * g.stride_w - g.padding_w
+            add_taps(sums, x, w, pairs, first, block, top, left, g, V)
+            at_y = first * g.y_step + (i * g.OW + j) * g.y_pixel + block * WIDTH
+            for row in range(0, min(ROWS, g.n - first), P):
+                acc = tile.axpy(tile.repeat(P, VECTORS, b, block * WIDTH), one, sums, tile.rows_strided(P, row * WIDTH, WIDTH), 0, 0)
+                y_rows = tile.rows_strided(P, at_y + row * g.y_step, g.y_step)
+                tile.store(acc, y, y_rows, 0, 0, g.n - first - row, g.O - block * WIDTH)
+        matrix_tile.end()
+
+    return conv2d_forward
+
+
+@numba.njit(inline="always")        # these helpers are part of the kernels that call them
+def task_place(task, blocks, rows, columns):
+    """The first sample of a task, its block of channels, and its pixel."""
+    return task // (columns * rows * blocks) * ROWS, task // (columns * rows) % blocks, task // columns % rows, task % columns
+
+
+@numba.njit(inline="always")
+def add_taps(sums, x, w, pairs, first, block, top, left, g, V):
+    """sums[row, lane] = sum over p, q, c of x[first + row, top + p*dilation_h, left + q*dilation_w, c] * w[block, p, q, c, lane]"""
+    WIDTH = V * LANES
+    p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
+    q_first, q_end = tile.range_inside(left, g.dilation_w, g.KW, g.W)
+    acc = matrix_tile.zero(V)
+    for p in range(p_first, p_end):
+        for q in range(q_first, q_end):
+            at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + left + q * g.dilation_w) * g.x_pixel
+            at_w = ((block * g.KH + p) * g.KW + q) * g.x_pixel * WIDTH
+            for c in range(0, g.x_pixel, 2 * pairs):
+                acc = matrix_tile.dot(acc, x, at_x + c, g.x_step, w, at_w + c * WIDTH, 2 * WIDTH, pairs)
+    matrix_tile.sums(acc, sums)
+
+
+@functools.cache
+def make_conv2d_maxpool2d_forward(V):
+    """The forward kernel with max pooling, for a tile of ROWS samples, each with V vectors of output channels."""
+    WIDTH, VECTORS, one = V * LANES, V * LANES // LANES_OF_TILE, np.float32(1)
+
+    @njit(parallel=PARALLEL, error_model="numpy")
+    def conv2d_maxpool2d_forward(y, argmax, x, w, b, low, none, pairs, g):
+        """y[m, i, j, o] = the largest over the window's u, v of z[m, i*stride_h + u, j*stride_w + v, o]; argmax says which one.
+
+        z is what conv2d_forward computes with a stride of 1, before it is rounded. Where no z is larger than `low`, y = low and
+        argmax = none.
+        """
+        blocks, sums = (g.O + WIDTH - 1) // WIDTH, np.empty(ROWS * WIDTH, np.float32)
+        best, winner = np.empty(ROWS * WIDTH, np.float32), np.empty(ROWS * WIDTH, np.uint8)
+        matrix_tile.begin(pairs)
+        for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.OH * g.OW):
+            first, block, i, j = task_place(task, blocks, g.OH, g.OW)
+            for cell in range(g.stride_h * g.stride_w):
+                top, left = i * g.stride_h + cell // g.stride_w - g.padding_h, j * g.stride_w + cell % g.stride_w - g.padding_w
+                add_taps(sums, x, w, pairs, first, block, top, left, g, V)
+                for row in range(0, ROWS, P):
+                    rows = tile.rows_strided(P, row * WIDTH, WIDTH)
+                    acc = tile.axpy(tile.repeat(P, VECTORS, b, block * WIDTH), one, sums, rows, 0, 0)
+                    tile.pool(acc, best, winner, rows, 0, WIDTH, np.uint8(cell), low, none)
+            at_y, lanes = first * g.y_step + (i * g.OW + j) * g.y_pixel + block * WIDTH, min(WIDTH, g.O - block * WIDTH)
+            for row in range(0, min(ROWS, g.n - first), P):
+                acc = tile.load(P, VECTORS, best, tile.rows_strided(P, row * WIDTH, WIDTH), 0)
+                y_rows = tile.rows_strided(P, at_y + row * g.y_step, g.y_step)
+                tile.store(acc, y, y_rows, 0, 0, g.n - first - row, lanes)
+            for row in range(min(ROWS, g.n - first)):
+                argmax[at_y + row * g.y_step:at_y + row * g.y_step + lanes] = winner[row * WIDTH:row * WIDTH + lanes]
+        matrix_tile.end()
+
+    return conv2d_maxpool2d_forward
+
+
+@njit(parallel=PARALLEL, error_model="numpy")
+def unpool(dz, z_step, dy, argmax, OH, OW, g):
+    """dz[m, i*stride_h + u, j*stride_w + v, o] = dy[m, i, j, o] at the cell (u, v) of its window that won, else 0.
+
+    dz has the OH x OW pixels of the convolution, those too that lie in no window.
+    """
+    for task in prange(g.n * OH):
+        m, t = task // OH, task % OH
+        at_z, i = m * z_step + t * OW * g.O, t // g.stride_h
+        dz[at_z:at_z + OW * g.O] = np.uint16(0)
+        for j in range(g.OW if i < g.OH else 0):
+            at_y = m * g.y_step + (i * g.OW + j) * g.O
+            for v in range(g.stride_w):
+                cell, at = np.uint8(t % g.stride_h * g.stride_w + v), at_z + (j * g.stride_w + v) * g.O
+                for o in range(g.O):
+                    tile.put(dz, at + o, tile.get(dy, at_y + o) if argmax[at_y + o] == cell else np.float32(0))
+
+
+@functools.cache
+def make_conv2d_backward_input(V):
+    """The kernel of the input gradient, for a tile of ROWS samples, each with V vectors of input channels."""
+    WIDTH, VECTORS = V * LANES, V * LANES // LANES_OF_TILE
+
+    @njit(parallel=PARALLEL, error_model="numpy")
+    def conv2d_backward_input(dx, dy, w, pairs, g):
+        """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c].
+
+        i = (r + padding_h - p*dilation_h) / stride_h, j likewise; only taps that give whole numbers count, see `conv2d.py`. w is
+        stored as (block of WIDTH channels, KH, KW, O/2, WIDTH, 2). A task is ROWS samples, a block of channels and a pixel (r, s).
+        """
+        blocks, sums = (g.C + WIDTH - 1) // WIDTH, np.empty(ROWS * WIDTH, np.float32)
+        period_h, step_h = g.stride_h // math.gcd(g.stride_h, g.dilation_h), g.dilation_h // math.gcd(g.stride_h, g.dilation_h)
+        period_w, step_w = g.stride_w // math.gcd(g.stride_w, g.dilation_w), g.dilation_w // math.gcd(g.stride_w, g.dilation_w)
+        matrix_tile.begin(pairs)
+        for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.H * g.W):
+            first, block, r, s = task_place(task, blocks, g.H, g.W)
+            p_last = tile.last_tap(r + g.padding_h, g.KH, g.stride_h, g.dilation_h)
+            q_last = tile.last_tap(s + g.padding_w, g.KW, g.stride_w, g.dilation_w)
+            i = (r + g.padding_h - p_last * g.dilation_h) // g.stride_h
+            j = (s + g.padding_w - q_last * g.dilation_w) // g.stride_w
+            u_first, u_end = tile.range_inside(i, step_h, p_last // period_h + 1, g.OH)
+            v_first, v_end = tile.range_inside(j, step_w, q_last // period_w + 1, g.OW)
+            acc = matrix_tile.zero(V)
+            for u in range(u_first, u_end):
+                for v in range(v_first, v_end):
+                    at_dy = first * g.y_step + ((i + u * step_h) * g.OW + j + v * step_w) * g.y_pixel
+                    at_w = ((block * g.KH + p_last - u * period_h) * g.KW + q_last - v * period_w) * g.y_pixel * WIDTH
+                    for o in range(0, g.y_pixel, 2 * pairs):
+                        acc = matrix_tile.dot(acc, dy, at_dy + o, g.y_step, w, at_w + o * WIDTH, 2 * WIDTH, pairs)
+            matrix_tile.sums(acc, sums)
+            at_dx = first * g.x_step + (r * g.W + s) * g.C + block * WIDTH
+            for row in range(0, min(ROWS, g.n - first), P):
+                dx_rows = tile.rows_strided(P, at_dx + row * g.x_step, g.x_step)
+                tile.store(tile.load(P, VECTORS, sums, tile.rows_strided(P, row * WIDTH, WIDTH), 0), dx, dx_rows, 0, 0,
+                           g.n - first - row, g.C - block * WIDTH)
+        matrix_tile.end()
+
+    return conv2d_backward_input
+
+
+@functools.cache
+def make_conv2d_backward_weight(V):
+    """The kernel of the weight gradient, for a tile of ROWS outputs, each with V vectors of input channels."""
+    WIDTH = V * LANES
+
+    @njit(parallel=PARALLEL, error_model="numpy")
+    def conv2d_backward_weight(dw, dy, x, samples, rows, parts, add, g):
+        """dw[part, o, p, q, c] = (or, with add, +=) the sum over m, j and the part's i of dy[m, i, j, o] * x[m, r, s, c].
+
+        r = i*stride_h + p*dilation_h - padding_h, s likewise. x comes from pair_samples, dy from transpose_samples, of so many
+        `samples`, a multiple of 32, and `rows` outputs. A task is a part of the image rows i, a tap, a block of outputs and one of
+        channels.
+        """
+        outputs, blocks, sums = (g.O + ROWS - 1) // ROWS, (g.C + WIDTH - 1) // WIDTH, np.empty(ROWS * WIDTH, np.float32)
+        x_pixel, y_pixel = samples * blocks * WIDTH, samples * rows
+        matrix_tile.begin(MOST_PAIRS)
+        for task in prange(parts * g.KH * g.KW * outputs * blocks):
+            part, tap = task // (blocks * outputs * g.KW * g.KH), task // (blocks * outputs) % (g.KW * g.KH)
+            o, c, p, q = task // blocks % outputs * ROWS, task % blocks * WIDTH, tap // g.KW, tap % g.KW
+            i_first, i_end = tile.range_inside(p * g.dilation_h - g.padding_h, g.stride_h, g.OH, g.H)
+            j_first, j_end = tile.range_inside(q * g.dilation_w - g.padding_w, g.stride_w, g.OW, g.W)
+            acc = matrix_tile.zero(V)
+            for i in range(max(i_first, part * g.OH // parts), min(i_end, (part + 1) * g.OH // parts)):
+                for j in range(j_first, j_end):
+                    r, s = i * g.stride_h + p * g.dilation_h - g.padding_h, j * g.stride_w + q * g.dilation_w - g.padding_w
+                    at_dy, at_x = (i * g.OW + j) * y_pixel + o * samples, (r * g.W + s) * x_pixel + 2 * c
+                    for m in range(0, samples, 2 * MOST_PAIRS):
+                        acc = matrix_tile.dot(acc, dy, at_dy + m, samples, x, at_x + m * blocks * WIDTH, 2 * blocks * WIDTH,
+                                              MOST_PAIRS)
+            matrix_tile.sums(acc, sums)
+            for row in range(min(ROWS, g.O - o)):
+                at_dw = (((part * g.O + o + row) * g.KH + p) * g.KW + q) * g.C + c
+                for lane in range(min(WIDTH, g.C - c)):
+                    dw[at_dw + lane] = sums[row * WIDTH + lane] + (dw[at_dw + lane] if add else np.float32(0))
+        matrix_tile.end()
+
+    return conv2d_backward_weight
+
+
+@functools.cache
+def make_lay_samples(LANES):
+    """The kernels that lay out samples for the weight gradient, LANES pairs of channels at a time. They move bits, as float32."""
+
+    @njit(parallel=PARALLEL, error_model="numpy")
+    def pair_samples(paired, x, first, samples, width, pixels, C, n, step, pixel_step):
+        """paired[pixel, k, c] = the pair x[first + 2k, pixel, c], x[first + 2k + 1, pixel, c], of `samples` samples, 0 behind n.
+
+        There are `width` pairs for each k; those behind C may be anything.
+        """
+        for task in prange(pixels * (samples // (2 * P))):
+            pixel, k = task // (samples // (2 * P)), task % (samples // (2 * P)) * P
+            m = first + 2 * k
+            x_rows = tile.rows_strided(P, m * step + pixel * pixel_step, 2 * step)
+            rows = tile.rows_strided(P, (pixel * (samples // 2) + k) * width, width)
+            for c in range(0, C, LANES):
+                tile.store(tile.load_pairs(P, x, x_rows, c, step, n - m), paired, rows, c, 0, P, LANES)
+
+    @njit(parallel=PARALLEL, error_model="numpy")
+    def transpose_samples(transposed, dy, first, samples, outputs, pixels, O, n, step, pixel_step):
+        """transposed[pixel, o, k] = the pair dy[first + 2k, pixel, o], dy[first + 2k + 1, pixel, o], of `samples` samples, 0 behind n.
+
+        There are `outputs` rows for each pixel; those behind O may be anything.
+        """
+        blocks = (O + LANES - 1) // LANES
+        for task in prange(pixels * blocks):
+            pixel, o = task // blocks, task % blocks * LANES
+            for k in range(0, samples // 2, LANES):
+                m = first + 2 * k
+                dy_rows = tile.rows_strided(LANES, m * step + pixel * pixel_step, 2 * step)
+                rows = tile.rows_strided(LANES, (pixel * outputs + o) * (samples // 2) + k, samples // 2)
+                tile.store(tile.transpose(tile.load_pairs(LANES, dy, dy_rows, o, step, n - m)), transposed, rows, 0, 0, LANES, LANES)
+
+    return pair_samples, transpose_samples
+
+
+@njit(parallel=PARALLEL)
+def add_parts(dw, parts, count, add):
+    """dw[k] = (or, with add, +=) parts[0, k] + parts[1, k] + ..., in this order, of `count` parts."""
+    size = len(dw)
+    for k in prange(size):
+        total = parts[k]
+        for part in range(1, count):
+            total += parts[part * size + k]
+        dw[k] = total + dw[k] if add else total
+
+
+@njit(parallel=PARALLEL, error_model="numpy")
+def pack_weight(packed, w, O, taps, C, channels, width):
+    """packed[block, tap, c/2, lane, c%2] = w[block*width + lane, tap, c]: of `channels` channels, 0 behind the last one of C."""
+    for task in prange((O + width - 1) // width * taps * channels):
+        block, tap, c = task // (taps * channels), task // channels % taps, task % channels
+        at = ((block * taps + tap) * channels + c // 2 * 2) * width + c % 2
+        for lane in range(width):
+            o = block * width + lane
+            tile.put(packed, at + 2 * lane, w[(o * taps + tap) * C + c] if o < O and c < C else np.float32(0))
+
+
+@njit(parallel=PARALLEL, error_model="numpy")
+def pack_weight_for_input(packed, w, O, taps, C, outputs, width):
+    """packed[block, tap, o/2, lane, o%2] = w[o, tap, block*width + lane]: of `outputs` outputs, 0 behind the last one of O."""
+    for task in prange((C + width - 1) // width * taps * outputs):
+        block, tap, o = task // (taps * outputs), task // outputs % taps, task % outputs
+        at = ((block * taps + tap) * outputs + o // 2 * 2) * width + o % 2
+        for lane in range(width):
+            c = block * width + lane
+            tile.put(packed, at + 2 * lane, w[(o * taps + tap) * C + c] if o < O and c < C else np.float32(0))
+
+
+@njit(parallel=PARALLEL, error_model="numpy")
+def unfold(out, out_step, channels, columns, x, KW, stride_w, padding_w, dilation_w, n, C, H, W, x_step):
+    """out[m, r, j, q*C + c] = x[m, r, j*stride_w + q*dilation_w - padding_w, c], rounded; 0 beside the image.
+
+    Each pixel of out has `channels` channels, each row `columns` pixels. What lies behind the KW*C channels may be any number of the
+    row: its weights are 0. With dilation_w = 1 a kernel row reads neighbours: one piece of KW*C numbers, else each tap is one of C.
+    """
+    pieces, size = (1, channels) if dilation_w == 1 else (KW, C)
+    line = np.zeros(max((columns - 1) * stride_w + (KW - 1) * dilation_w + 1, padding_w + W) * C + channels, np.uint16)
+    for task in prange(n * H):
+        m, r = task // H, task % H
+        for k in range(W * C):
+            tile.put(line, padding_w * C + k, tile.get(x, m * x_step + r * W * C + k))
+        for j in range(columns):
+            at = m * out_step + (r * columns + j) * channels
+            for piece in range(pieces):
+                read = line[(j * stride_w + piece * dilation_w) * C:]
+                for c in range(size):
+                    out[at + piece * C + c] = read[c]
+
+
+class BFloat16Conv2d(Operation):
+    """A convolution of images of one shape in bfloat16. Weights are (O, KH, KW, C), flat, in float32."""
+
+    bfloat16 = mixed = True
+
+    def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, dtype):
+        (self.C, *self.x_size), (self.O, *self.y_size) = x_shape, y_shape
+        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+        self.size = self.y_size
+        KH, KW = kernel_size
+        # The sizes as forward reads them: where channels are few, a kernel row is one tap whose channels are those of all its taps.
+        few = self.C < FEW and KW > 1
+        self.read = (KW * self.C, self.x_size[0], self.y_size[1], 1, 1, 0, 1) if few else (
+            self.C, *self.x_size, KW, stride[1], padding[1], dilation[1])
+        self.taps, channels = KH * self.read[3], self.read[0]
+        self.copies_x, self.channels = few or pairs_of(channels) is None, channels
+        if pairs_of(channels) is None:
+            self.channels = round_up(channels, 2 * MOST_PAIRS) if channels > 2 * MOST_PAIRS else round_up(channels, 2)
+        self.copies_dy, self.outputs = pairs_of(self.O) is None, self.O
+        if self.copies_dy:
+            self.outputs = round_up(self.O, 2 * MOST_PAIRS) if self.O > 2 * MOST_PAIRS else round_up(self.O, 2)
+        self.V, self.dx_V, self.dw_V = vectors(self.O), vectors(self.C), vectors(channels)
+        self.packed_w = allocate((round_up(self.O, self.V * LANES) * self.taps * self.channels,), BFLOAT16)
+        self.zeros, self.bias_sums = allocate((self.O,), np.float32), allocate((MOST_PARTS * self.O,), np.float32)
+        self.x_copy = self.dy_copy = None
+
+    def geometry(self, n, x, y):
+        """The sizes of a pass of n samples through these buffers."""
+        return Geometry(n, self.C, *self.x_size, self.O, *self.y_size, *self.kernel_size, *self.stride, *self.padding,
+                        *self.dilation, x.step, y.step, x.shape[0], y.shape[0], x.zeros, y.zeros)
+
+    def reading(self, g, x):
+        """The sizes of a pass as forward and the weight gradient read x, or its copy."""
+        C, H, W, KW, stride_w, padding_w, dilation_w = self.read
+        return g._replace(C=C, H=H, W=W, KW=KW, stride_w=stride_w, padding_w=padding_w, dilation_w=dilation_w, x_step=x.step,
+                          x_pixel=x.shape[0])
+
+    def parts(self, n):
+        """Into how many partial sums the weight gradient is split, by image rows: it follows from the shapes alone."""
+        tasks = self.taps * -(-self.O // ROWS) * -(-self.read[0] // (self.dw_V * LANES))
+        return max(1, min(MOST_PARTS, self.y_size[0], -(-32 // tasks)))
+
+    def reserve(self, batch):
+        """Allocate the copies, and what the weight gradient of up to `batch` samples needs."""
+        self.batch, self.x_copy, self.dy_copy = batch, None, None
+        sizes, samples = self.work(batch), self.samples(batch)
+        self.paired, self.transposed = (allocate((size * samples,), BFLOAT16) for size in sizes)
+        self.dw_parts = allocate((self.parts(batch) * self.O * self.taps * self.read[0],), np.float32)
+
+    def samples(self, n):
+        """Of a chunk."""
+        return min(CHUNK, round_up(max(1, n), 2 * MOST_PAIRS))
+
+    def work(self, n):
+        """Numbers for each sample of the copies that the weight gradient reads, of x and of dy."""
+        C, H, W, *_ = self.read
+        return H * W * round_up(C, self.dw_V * LANES), math.prod(self.y_size) * round_up(self.O, max(ROWS, LANES))
+
+    def bytes(self, batch):
+        copies = [self.x_copy_shape()] * self.copies_x + [(self.outputs, *self.y_size)] * self.copies_dy
+        return (sum(BFloat16Buffer.elements(batch, shape) for shape in copies) * 2 + sum(self.work(batch)) * self.samples(batch) * 2
+                + 4 * self.parts(batch) * self.O * self.taps * self.read[0])
+
+    def x_copy_shape(self):
+        return self.channels, *self.read[1:3]
+
+    def operand(self, n, x):
+        """(calls, buffer): what forward reads in the place of x, and the calls that make it."""
+        if not (self.copies_x or x.array.dtype != BFLOAT16):
+            return [], x
+        if self.x_copy is None:
+            self.x_copy = BFloat16Buffer(self.batch, self.x_copy_shape(), BFLOAT16)
+        _, _, W, read_KW, *_ = self.read
+        taps = ((self.kernel_size[1], self.stride[1], self.padding[1], self.dilation[1]) if read_KW != self.kernel_size[1]
+                else (1, 1, 0, 1))
+        return [Call(unfold, (self.x_copy.array, self.x_copy.step, self.channels, W, x.array, *taps, n, self.C, *self.x_size,
+                              x.step))], self.x_copy
+
+    def dy_operand(self, n, dy):
+        """As `operand`, of dy."""
+        if not (self.copies_dy or dy.array.dtype != BFLOAT16):
+            return [], dy
+        if self.dy_copy is None:
+            self.dy_copy = BFloat16Buffer(self.batch, (self.outputs, *self.y_size), BFLOAT16)
+        return [Call(unfold, (self.dy_copy.array, self.dy_copy.step, self.outputs, self.y_size[1], dy.array, 1, 1, 0, 1, n, self.O,
+                              *self.y_size, dy.step))], self.dy_copy
+
+    def pack(self, w):
+        """The call that packs the weights for forward."""
+        return Call(pack_weight, (self.packed_w, w, self.O, self.taps, self.read[0], self.channels, self.V * LANES))
+
+    def forward(self, n, y, x, params):
+        w, b = params
+        calls, read = self.operand(n, x)
+        return [*calls, self.pack(w), self.forward_call(n, y, read, self.zeros if b is None else b,
+                                                        self.reading(self.geometry(n, x, y), read))]
+
+    def forward_call(self, n, y, x, b, g):
+        """The call of the kernel."""
+        return Call(make_conv2d_forward(self.V), (y.array, x.array, self.packed_w, b, pairs_of(self.channels), g), self.flop(n))
+
+    def backward(self, n, dx, dparams, dy, x, y, params, add):
+        calls, dy = self.of_convolution(n, dy)
+        dw, db = dparams
+        calls += self.backward_bias(n, db, dy, x, add[1])
+        if dw is None and dx is None:
+            return calls
+        copying, read = self.dy_operand(n, dy)
+        calls += copying
+        g = self.convolution_geometry(n, x, dy)._replace(y_step=read.step, y_pixel=read.shape[0])
+        if dw is not None:
+            calls += self.backward_weight(n, dw, read, x, add[0], g)
+        return calls if dx is None else calls + self.backward_input(n, dx, read, params[0], g)
+
+    def of_convolution(self, n, dy):
+        """(calls, buffer): the gradient of what the convolution gives."""
+        return [], dy
+
+    def convolution_geometry(self, n, x, y):
+        """The sizes of the convolution itself."""
+        return self.geometry(n, x, y)
+
+    def backward_bias(self, n, db, dy, x, add):
+        """The calls that compute db, unless it is None: partial sums over parts of the batch, then their sum."""
+        parts = max(1, min(MOST_PARTS, n))
+        return [] if db is None else [
+            Call(conv2d_backward_bias, (self.bias_sums, dy.array, self.convolution_geometry(n, x, dy), parts)),
+            Call(add_rows, (db, self.bias_sums, self.O, parts, add))]
+
+    def backward_weight(self, n, dw, dy, x, add, g):
+        """The calls that compute dw, chunk by chunk of the samples."""
+        _, x = self.operand(n, x)
+        g, parts, samples = self.reading(g, x), self.parts(n), self.samples(n)
+        width, rows = round_up(self.read[0], self.dw_V * LANES), round_up(self.O, max(ROWS, LANES))
+        pair_samples, transpose_samples = make_lay_samples(LANES_OF_TILE)
+        calls = []
+        for first in range(0, max(1, n), samples):
+            calls += [
+                Call(pair_samples, (self.paired.view(np.float32), x.array, first, samples, width, g.H * g.W, g.C, n, g.x_step,
+                                    g.x_pixel)),
+                Call(transpose_samples, (self.transposed.view(np.float32), dy.array, first, samples, rows, g.OH * g.OW, g.O, n,
+                                         g.y_step, g.y_pixel)),
+                Call(make_conv2d_backward_weight(self.dw_V), (
+                    self.dw_parts, self.transposed, self.paired, samples, rows, parts, first > 0, g),
+                    self.flop(min(samples, n - first)))]
+        return [*calls, Call(add_parts, (dw, self.dw_parts, parts, add))]
+
+    def backward_input(self, n, dx, dy, w, g):
+        """The calls that compute dx."""
+        pack = Call(pack_weight_for_input, (self.packed_w_for_input, w, self.O, math.prod(self.kernel_size), self.C, self.outputs,
+                                            self.dx_V * LANES))
+        return [pack, Call(make_conv2d_backward_input(self.dx_V), (
+            dx.array, dy.array, self.packed_w_for_input, pairs_of(self.outputs), g), self.flop(n))]
+
+    @functools.cached_property
+    def packed_w_for_input(self):
+        """Memory for the weights as the input gradient reads them, which a first layer does not need."""
+        return allocate((round_up(self.C, self.dx_V * LANES) * math.prod(self.kernel_size) * self.outputs,), BFLOAT16)
+
+    def flop(self, n):
+        """Multiplications and additions of the formula, those with padding included."""
+        return 2 * n * self.O * math.prod(self.kernel_size) * self.C * math.prod(self.y_size)
+
+
+class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
+    """A convolution of stride and dilation 1, pooled in windows side by side, its ReLU included where there is one.
+
+    Backward is that of a convolution: on a unit, the products with the zeros of `unpool` cost less than to leave them out.
+    Parameters are as of `conv2d_maxpool2d.Conv2dMaxPool2d`.
+
+    Attributes
+    ----------
+    argmax : Buffer of uint8
+    """
+
+    def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype):
+        super().__init__(x_shape, conv_shape, kernel_size, (1, 1), padding, (1, 1), dtype)
+        self.pool_size, self.relu = pool_size, relu
+        self.size = conv_shape[1] // pool_size[0], conv_shape[2] // pool_size[1]
+
+    def geometry(self, n, x, y):
+        """As of a convolution by windows: OH and OW are the pooled sizes, the strides the window's."""
+        (OH, OW), (stride_h, stride_w) = self.size, self.pool_size
+        return super().geometry(n, x, y)._replace(OH=OH, OW=OW, stride_h=stride_h, stride_w=stride_w)
+
+    def reading(self, g, x):
+        """The strides are the window's here, or those of the convolution, which are 1."""
+        return super().reading(g, x)._replace(stride_w=g.stride_w)
+
+    def convolution_geometry(self, n, x, y):
+        return super().geometry(n, x, y)
+
+    def reserve(self, batch):
+        super().reserve(batch)
+        self.argmax = BFloat16Buffer(batch, (self.O, *self.size), np.uint8)
+        self.dz = None
+
+    def bytes(self, batch):
+        return (super().bytes(batch) + BFloat16Buffer.elements(batch, (self.O, *self.size))
+                + 2 * BFloat16Buffer.elements(batch, (self.O, *self.y_size)))
+
+    def forward_call(self, n, y, x, b, g):
+        low, none = (0, NO_WINNER) if self.relu else (-np.inf, 0)
+        return Call(make_conv2d_maxpool2d_forward(self.V), (
+            y.array, self.argmax.array, x.array, self.packed_w, b, np.float32(low), np.uint8(none), pairs_of(self.channels), g),
+            self.flop(n))
+
+    def of_convolution(self, n, dy):
+        if self.dz is None:
+            self.dz = BFloat16Buffer(self.batch, (self.O, *self.y_size), BFLOAT16)
+        g = self.geometry(n, dy, dy)
+        return [Call(unpool, (self.dz.array, self.dz.step, dy.array, self.argmax.array, *self.y_size, g))], self.dz
+
+
+class BFloat16Linear(BFloat16Conv2d):
+    """y = x W^T + b for vectors: a convolution of images of one pixel."""
+
+    def __init__(self, x_shape, y_shape, dtype):
+        super().__init__((*x_shape, 1, 1), (*y_shape, 1, 1), (1, 1), (1, 1), (0, 0), (1, 1), dtype)
