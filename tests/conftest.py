@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Kernels for bfloat16 run everywhere as they are defined. NBCNN_UNIT= lets them run on this processor's unit.
+os.environ.setdefault("NBCNN_UNIT", "emulated")
+
 # Asserts of modules that tests share say what was compared, and are there under `python -O` too.
 pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.glob("[!_]*.py")), "campaign")
 

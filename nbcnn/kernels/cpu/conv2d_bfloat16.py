@@ -78,7 +78,8 @@ def make_conv2d_forward(V):
             add_taps(sums, x, w, pairs, first, block, top, left, g, V)
             at_y = first * g.y_step + (i * g.OW + j) * g.y_pixel + block * WIDTH
             for row in range(0, min(ROWS, g.n - first), P):
-                acc = tile.axpy(tile.repeat(P, VECTORS, b, block * WIDTH), one, sums, tile.rows_strided(P, row * WIDTH, WIDTH), 0, 0)
+                rows = tile.rows_strided(P, row * WIDTH, WIDTH)
+                acc = tile.axpy(tile.repeat(P, VECTORS, b, block * WIDTH), one, sums, rows, 0, 0)
                 y_rows = tile.rows_strided(P, at_y + row * g.y_step, g.y_step)
                 tile.store(acc, y, y_rows, 0, 0, g.n - first - row, g.O - block * WIDTH)
         matrix_tile.end()
@@ -263,9 +264,9 @@ def make_lay_samples(LANES):
 
     @njit(parallel=PARALLEL, error_model="numpy")
     def transpose_samples(transposed, dy, first, samples, outputs, pixels, O, n, step, pixel_step):
-        """transposed[pixel, o, k] = the pair dy[first + 2k, pixel, o], dy[first + 2k + 1, pixel, o], of `samples` samples, 0 behind n.
+        """transposed[pixel, o, k] = the pair dy[first + 2k, pixel, o], dy[first + 2k + 1, pixel, o], of `samples` samples.
 
-        There are `outputs` rows for each pixel; those behind O may be anything.
+        Samples behind n are 0. There are `outputs` rows for each pixel; those behind O may be anything.
         """
         blocks = (O + LANES - 1) // LANES
         for task in prange(pixels * blocks):
@@ -274,7 +275,8 @@ def make_lay_samples(LANES):
                 m = first + 2 * k
                 dy_rows = tile.rows_strided(LANES, m * step + pixel * pixel_step, 2 * step)
                 rows = tile.rows_strided(LANES, (pixel * outputs + o) * (samples // 2) + k, samples // 2)
-                tile.store(tile.transpose(tile.load_pairs(LANES, dy, dy_rows, o, step, n - m)), transposed, rows, 0, 0, LANES, LANES)
+                acc = tile.transpose(tile.load_pairs(LANES, dy, dy_rows, o, step, n - m))
+                tile.store(acc, transposed, rows, 0, 0, LANES, LANES)
 
     return pair_samples, transpose_samples
 
@@ -316,8 +318,9 @@ def pack_weight_for_input(packed, w, O, taps, C, outputs, width):
 def unfold(out, out_step, channels, columns, x, KW, stride_w, padding_w, dilation_w, n, C, H, W, x_step):
     """out[m, r, j, q*C + c] = x[m, r, j*stride_w + q*dilation_w - padding_w, c], rounded; 0 beside the image.
 
-    Each pixel of out has `channels` channels, each row `columns` pixels. What lies behind the KW*C channels may be any number of the
-    row: its weights are 0. With dilation_w = 1 a kernel row reads neighbours: one piece of KW*C numbers, else each tap is one of C.
+    Each pixel of out has `channels` channels, each row `columns` pixels. What lies behind the KW*C channels may be any number of
+    the row: its weights are 0. With dilation_w = 1 a kernel row reads neighbours, one piece of KW*C numbers; else each tap is a
+    piece.
     """
     pieces, size = (1, channels) if dilation_w == 1 else (KW, C)
     line = np.zeros(max((columns - 1) * stride_w + (KW - 1) * dilation_w + 1, padding_w + W) * C + channels, np.uint16)

@@ -183,11 +183,11 @@ def load(typingctx, p, v, y, rows, y_offset):
 
 @intrinsic(prefer_literal=True)
 def load_pairs(typingctx, p, x, rows, x_offset, step, count):
-    """A tile of one vector a row: lane l of row i holds the bits of x[r + l] and x[r + step + l], of uint16, r = rows[i] + x_offset.
+    """A tile of one vector a row: lane l of row i holds the bits of x[r + l] and x[r + step + l], uint16, r = rows[i] + x_offset.
 
     It is a tile of float32, to be moved and stored, not to be computed with. The rows hold `count` such x, two each: where there
-    are fewer, those behind are 0. For lanes of 8, count = 3 and x[k] = k: row 0 has 0 | step << 16, 1 | (step + 1) << 16, ...; row 1
-    has rows[1], rows[1] + 1, ... alone.
+    are fewer, those behind are 0. For count = 3 and x[k] = k, row 0 has 0 | step << 16, 1 | (step + 1) << 16, ...; row 1 has
+    rows[1], rows[1] + 1, ... alone.
     """
     tile = TileType(types.float32, p.literal_value, 1)
     halves, words = (ir.VectorType(kind, tile.lanes) for kind in (INT16, INT32))

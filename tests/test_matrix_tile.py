@@ -1,0 +1,199 @@
+"""The matrix tile: its definition, this processor's unit where NBCNN_UNIT names it, and what is compiled for the others."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from nbcnn.kernels.bfloat16 import from_bfloat16, to_bfloat16
+from nbcnn.kernels.cpu import kernel_cache, matrix_tile, unit
+from nbcnn.kernels.cpu.matrix_tile import LANES, ROWS, UNIT
+
+TINY = np.float32(2.0**-126)        # the smallest number that is not denormal
+
+
+def flush(x):
+    """Denormal numbers as 0."""
+    return np.where(np.abs(x) < TINY, np.float32(0), x)
+
+
+def by_pairs(acc, x, w):
+    """What AMX does: x (rows, K), w (K, columns); all first products, all second ones, their sum, all flushed."""
+    x, w, sums = flush(x), flush(w), [np.zeros_like(acc), np.zeros_like(acc)]
+    for k in range(x.shape[1]):
+        sums[k % 2] = flush(sums[k % 2] + x[:, k:k + 1] * w[k])
+    return flush(acc + flush(sums[0] + sums[1]))
+
+
+def one_by_one(acc, x, w):
+    """What AVX512-BF16 does: the second product of a pair, then the first one."""
+    x, w = flush(x), flush(w)
+    for k in range(0, x.shape[1], 2):
+        acc = flush(flush(acc + x[:, k + 1:k + 2] * w[k + 1]) + x[:, k:k + 1] * w[k])
+    return acc
+
+
+ORDER = one_by_one if UNIT == "avx512bf16" else by_pairs
+
+
+@numba.njit
+def multiply(out, x, at_x, x_step, w, at_w, w_step, pairs, times, V):
+    matrix_tile.begin(pairs)
+    acc = matrix_tile.zero(V)
+    for k in range(times):
+        acc = matrix_tile.dot(acc, x, at_x + 2 * pairs * k, x_step, w, at_w + k * pairs * w_step, w_step, pairs)
+    matrix_tile.sums(acc, out)
+    matrix_tile.end()
+
+
+@numba.njit
+def multiply_1(*arguments):
+    multiply(*arguments, 1)
+
+
+@numba.njit
+def multiply_2(*arguments):
+    multiply(*arguments, 2)
+
+
+def product(x, w, pairs, before=3, gap=4):
+    """The sums of x (ROWS, K) times w (K, V*16), K a multiple of 2*pairs, of bits in memory that is NaN besides."""
+    (_, K), columns = x.shape, w.shape[1]
+    x_step, w_step = K + gap, 2 * columns + gap
+    memory_x, memory_w = (np.full(before + size, 0x7fc0, np.uint16) for size in (ROWS * x_step, K // 2 * w_step))
+    memory_x[before:].reshape(ROWS, x_step)[:, :K] = x
+    memory_w[before:].reshape(K // 2, w_step)[:, :2 * columns] = w.reshape(K // 2, 2, columns).swapaxes(1, 2).reshape(K // 2, -1)
+    out = np.full(ROWS * columns, np.nan, np.float32)
+    function = multiply_1 if columns == LANES else multiply_2
+    function(out, memory_x, before, x_step, memory_w, before, w_step, pairs, K // (2 * pairs))
+    return out.reshape(ROWS, columns)
+
+
+@pytest.mark.parametrize("V", [1, 2])
+@pytest.mark.parametrize("pairs, times", [(1, 1), (3, 2), (8, 1), (12, 3), (16, 1), (16, 5)])
+def test_integers_are_exact(pairs, times, V):
+    rng = np.random.default_rng(pairs)
+    K = 2 * pairs * times
+    x, w = (rng.integers(-16, 17, shape).astype(np.float32) for shape in ((ROWS, K), (K, V * LANES)))
+    assert (product(to_bfloat16(x), to_bfloat16(w), pairs) == x @ w).all()
+
+
+@pytest.mark.parametrize("V", [1, 2])
+@pytest.mark.parametrize("pairs, times", [(1, 1), (5, 3), (16, 2)])
+def test_the_order_of_sums(pairs, times, V):
+    """Equal bits to the unit's definition, of numbers of any size."""
+    rng = np.random.default_rng(pairs)
+    shapes = (ROWS, 2 * pairs * times), (2 * pairs * times, V * LANES)
+    x, w = (to_bfloat16(rng.standard_normal(shape, np.float32) * np.exp(rng.normal(0, 3, shape))) for shape in shapes)
+    expected = np.zeros((ROWS, V * LANES), np.float32)
+    for k in range(0, shapes[1][0], 2 * pairs):
+        expected = ORDER(expected, from_bfloat16(x[:, k:k + 2 * pairs]), from_bfloat16(w[k:k + 2 * pairs]))
+    assert product(x, w, pairs).tobytes() == expected.tobytes()
+    other = by_pairs if ORDER is one_by_one else one_by_one
+    assert times == pairs or (other(np.zeros_like(expected), *map(from_bfloat16, (x, w))) != expected).any()      # it matters
+
+
+def test_denormals_count_as_zero():
+    """As what is multiplied, and as what comes out."""
+    x, w = np.zeros((ROWS, 2), np.float32), np.zeros((2, LANES), np.float32)
+    x[0], w[:, 0] = TINY / 2, 2**20         # a denormal, times a large number
+    x[1], w[:, 1] = 2.0**-70, 2.0**-60      # a product that is denormal
+    x[2], w[:, 2] = TINY, 1
+    found = product(to_bfloat16(x), to_bfloat16(w), 1)
+    assert found[0, 0] == 0 and found[1, 1] == 0 and found[2, 2] == 2 * TINY
+
+
+def test_nan_and_infinity():
+    x, w = np.ones((ROWS, 4), np.float32), np.ones((4, LANES), np.float32)
+    x[1, 3], x[2, 0], x[3, :2] = np.nan, np.inf, (np.inf, -np.inf)
+    found = product(to_bfloat16(x), to_bfloat16(w), 2)
+    assert (found[0] == 4).all() and np.isnan(found[[1, 3]]).all() and (found[2] == np.inf).all()
+
+
+# ---- which unit
+
+def units(monkeypatch, features, granted, wanted=""):
+    """(the units at hand, the one in use) of a processor with these features."""
+    monkeypatch.setattr(unit, "FEATURES", set(features.split()))
+    monkeypatch.setattr(unit, "tiles_granted", lambda: granted)
+    monkeypatch.setenv("NBCNN_UNIT", wanted)
+    for function in (unit.at_hand, unit.unit):
+        function.cache_clear()
+    try:
+        return unit.at_hand(), unit.unit()
+    finally:
+        unit.unit.cache_clear()
+        unit.at_hand.cache_clear()
+
+
+XEON, ZEN4 = "+avx512f +avx512bf16 +amx-tile +amx-bf16", "+avx512f +avx512bf16"
+
+
+def test_the_fastest_unit_at_hand_is_used(monkeypatch):
+    assert units(monkeypatch, XEON, True) == (["amx", "avx512bf16"], "amx")
+    assert units(monkeypatch, XEON, True, "avx512bf16")[1] == "avx512bf16"
+    assert units(monkeypatch, XEON, False) == (["avx512bf16"], "avx512bf16")        # the operating system lends no tiles
+    assert units(monkeypatch, ZEN4, False)[1] == "avx512bf16"
+    assert units(monkeypatch, "+avx2 +fma", True) == ([], None)
+    assert units(monkeypatch, "+avx2 +fma", True, "emulated")[1] == "emulated"
+    assert units(monkeypatch, "+avx512f +amx-tile", True) == ([], None)             # tiles for integers alone
+
+
+@pytest.mark.parametrize("features, wanted, there", [
+    (ZEN4, "amx", "avx512bf16, emulated"), ("+avx2", "avx512bf16", "emulated"), (XEON, "AMX", "amx, avx512bf16, emulated")])
+def test_a_unit_that_is_not_there_is_refused(monkeypatch, features, wanted, there):
+    with pytest.raises(ValueError, match=rf"^NBCNN_UNIT: expected {there}, which this processor has, got '{wanted}'$"):
+        units(monkeypatch, features, True, wanted)
+
+
+def test_kernels_of_different_units_are_kept_apart(monkeypatch):
+    """The file of a kernel with a matrix tile depends on the unit, that of any other does not."""
+    from nbcnn.kernels.cpu.conv2d import make_conv2d_forward as plain
+    from nbcnn.kernels.cpu.conv2d_bfloat16 import make_conv2d_forward
+    for make, differs in ((lambda: make_conv2d_forward(2), True), (lambda: plain(4, 2, 8), False)):
+        kernel, paths = make(), []
+        for name in ("amx", "avx512bf16"):
+            monkeypatch.setitem(kernel_cache.CHOICES, "matrix_tile.py", name)
+            paths.append(kernel._cache._path((), kernel.targetctx.codegen()))
+        assert (paths[0] != paths[1]) == differs
+
+
+# ---- what LLVM makes of the verbs for each unit, whatever this processor has
+
+@pytest.fixture(scope="module", params=["amx", "avx512bf16"])
+def compiled(request):
+    """The unit's name, and what tests/units.py says of its kernels."""
+    environment = {name: value for name, value in os.environ.items() if name != "NBCNN_UNIT"}
+    found = subprocess.run([sys.executable, Path(__file__).with_name("units.py"), request.param], capture_output=True, text=True,
+                           timeout=600, env=environment)
+    assert found.returncode == 0, found.stderr
+    return request.param, json.loads(found.stdout)
+
+
+def test_kernels_are_made_of_the_units_instructions(compiled):
+    """Tiles of AMX are configured once and given back once; sums of AVX512-BF16 stay in registers around the products."""
+    name, kernels = compiled
+    assert {kernel.split()[0] for kernel in kernels} == {
+        "conv2d_forward", "conv2d_maxpool2d_forward", "conv2d_backward_input", "conv2d_backward_weight"}
+    assert len(kernels) == 8        # of one and of two vectors
+    for kernel, counts in kernels.items():
+        assert counts["spills"] == [], kernel
+        if name == "amx":
+            assert counts["ldtilecfg"] == counts["tilerelease"] == 1 and "vdpbf16ps" not in counts
+            V = counts["tilezero"] // 2
+            assert V in (1, 2) and counts["tilestored"] == 2 * V and counts["tdpbf16ps"] % (2 * V) == 0
+            assert counts["tileloadd"] * 2 * V == counts["tdpbf16ps"] * (2 + V)
+        else:
+            assert counts["vdpbf16ps"] % 8 == 0 and "tdpbf16ps" not in counts
+
+
+def test_a_spill_is_found():
+    """As LLVM writes it where a loop has more vectors than there are registers."""
+    from units import looked_at
+    loop = ".LBB0_1:\n\tvmovups\t%zmm3, 64(%rsp)\n\tvdpbf16ps\t%zmm0, %zmm1, %zmm2\n\tjne\t.LBB0_1\n"
+    assert looked_at(loop)["spills"] == ["vmovups\t%zmm3, 64(%rsp)"]
+    assert looked_at(loop.replace("vdpbf16ps", "vaddps"))["spills"] == []
