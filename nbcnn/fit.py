@@ -209,7 +209,8 @@ def fit(model, train, test=None, *, epochs=1, batch_size=64, loss=None, optimize
         steps = HostSteps(scheduler, optimizer, loader, make_targets(loss, len(train.classes), model.dtype), rates, clip_norm, ema)
     else:
         steps = DeviceSteps(scheduler, optimizer, loader, rates)
-    state = State(model, optimizer, scheduler, progress, epochs, len(loader), profile=Profile(model.dtype) if profile else None)
+    state = State(model, optimizer, scheduler, progress, epochs, len(loader),
+                  profile=Profile(model.dtype, scheduler.precision) if profile else None)
     bar = ProgressBar(len(train), silent=not verbose)
     while progress.epoch < epochs and not state.stop:
         last = progress.epoch == epochs - 1

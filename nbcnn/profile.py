@@ -7,8 +7,10 @@ import numpy as np
 
 from nbcnn.kernels import cpu
 from nbcnn.kernels.arguments import FLOATS, integer
+from nbcnn.kernels.bfloat16 import BFLOAT16
 from nbcnn.kernels.cpu.launch import launch, run
-from nbcnn.kernels.cpu.peak import make_multiply_add
+from nbcnn.kernels.cpu.matrix_tile import LANES, MOST_PAIRS, ROWS
+from nbcnn.kernels.cpu.peak import make_multiply_add, make_multiply_pairs
 from nbcnn.kernels.cpu.tile import lanes, shape_for
 from nbcnn.table import fill, format_table
 
@@ -38,10 +40,7 @@ def fma_peak(threads=None, dtype=np.float32):
     ValueError
         When there are not so many threads.
     """
-    before = numba.get_num_threads()
-    threads, dtype = before if threads is None else integer(threads, "threads", 1), np.dtype(dtype)
-    if threads > numba.config.NUMBA_NUM_THREADS:
-        raise ValueError(f"threads: expected at most {numba.config.NUMBA_NUM_THREADS}, got {threads}")
+    threads, dtype = _threads(threads), np.dtype(dtype)
     if dtype not in FLOATS:
         raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
     P, V = shape_for(2 * lanes(dtype), dtype)
@@ -49,18 +48,37 @@ def fma_peak(threads=None, dtype=np.float32):
     x, w, y = cpu.allocate((P, K), dtype), cpu.allocate((K, width), dtype), cpu.allocate((threads, P, width), dtype)
     # Sums that neither grow nor become denormal: 1 - 1 + 1 - 1 ...
     x[...], w[...] = 1, (-1.0) ** np.arange(K)[:, None]
-    kernel, repeats = make_multiply_add(P, V, lanes(dtype)), 100_000_000 // (2 * P * width * K)     # about 1 ms at 100 GFLOP/s
-    best = math.inf
+    return _rate(make_multiply_add(P, V, lanes(dtype)), (y, x, w), 2 * P * width * K, threads, 100_000_000)
+
+
+def bfloat16_peak(threads=None):
+    """As `fma_peak`, of the processor's unit for bfloat16: the matrix tile alone."""
+    threads, K, V = _threads(threads), 2 * MOST_PAIRS, 2     # x and w take 4 KiB
+    x, w = cpu.allocate((ROWS * K,), BFLOAT16), cpu.allocate((K * V * LANES,), BFLOAT16)
+    return _rate(make_multiply_pairs(V), (np.zeros(threads, np.float32), x, w), 2 * ROWS * K * V * LANES, threads, 1_000_000_000)
+
+
+def _threads(threads):
+    """How many threads to measure with."""
+    threads = numba.get_num_threads() if threads is None else integer(threads, "threads", 1)
+    if threads > numba.config.NUMBA_NUM_THREADS:
+        raise ValueError(f"threads: expected at most {numba.config.NUMBA_NUM_THREADS}, got {threads}")
+    return threads
+
+
+def _rate(kernel, arrays, flop, threads, at_once):
+    """GFLOP/s of kernel(*arrays, repeats), of so many flop in each thread and repetition; `at_once`: flop a call, about."""
+    before, repeats, best = numba.get_num_threads(), at_once // flop, math.inf
     numba.set_num_threads(threads)
     try:
-        launch(kernel, y, x, w, 1)      # compiles, and starts the threads
+        launch(kernel, *arrays, 1)      # compiles, and starts the threads
         end = time.perf_counter() + 0.3     # the operating system needs time to give each thread a core
         while (started := time.perf_counter()) < end:
-            launch(kernel, y, x, w, repeats)
+            launch(kernel, *arrays, repeats)
             best = min(best, time.perf_counter() - started)
     finally:
         numba.set_num_threads(before)
-    return 2 * y.size * K * repeats / best / 1e9
+    return threads * flop * repeats / best / 1e9
 
 
 class Profile:
@@ -70,6 +88,8 @@ class Profile:
     ----------
     dtype : dtype
         That of the model: the peak depends on it.
+    precision : str
+        That of the scheduler.
 
     Attributes
     ----------
@@ -78,7 +98,7 @@ class Profile:
     threads : int
         How many threads the block had.
     peak : float
-        The `fma_peak` of these threads, measured before the block began.
+        The `fma_peak` of these threads, measured before the block began; with "bf16" the `bfloat16_peak`.
 
     Notes
     -----
@@ -86,8 +106,8 @@ class Profile:
     most of them, so a share of the peak may exceed 1. Kernels that move or compare numbers have no GFLOP/s.
     """
 
-    def __init__(self, dtype=np.float32):
-        self.steps, self.dtype, self.threads, self.peak = 0, np.dtype(dtype), None, None
+    def __init__(self, dtype=np.float32, precision="f32"):
+        self.steps, self.dtype, self.precision, self.threads, self.peak = 0, np.dtype(dtype), precision, None, None
         self._before, self._started = 0.0, None     # seconds of the blocks that have ended, and when this one began
         self._recorded = {}                         # [calls, seconds, flop] by (step, pass, kernel)
 
@@ -110,7 +130,7 @@ class Profile:
         """The block begins or goes on."""
         if self.threads is None:
             self.threads = numba.get_num_threads()
-            self.peak = fma_peak(self.threads, self.dtype)
+            self.peak = bfloat16_peak(self.threads) if self.precision == "bf16" else fma_peak(self.threads, self.dtype)
         self._started = time.perf_counter()
 
     def stop(self):
@@ -156,6 +176,7 @@ class Profile:
         formats = {"step": "", "kernel": "", "calls": ",", "ms": ".3f", "share": ".1%", "gflops": ".1f", "peak_share": ".0%"}
         cells = [["" if row[name] is None else format(row[name], form) for name, form in formats.items()] for row in self._table()]
         above = (f"{self.steps:,} training step{'s' * (self.steps > 1)}, {self.threads} thread{'s' * (self.threads > 1)}, "
-                 f"measured peak {self.peak:.0f} GFLOP/s. What a kernel saves by skipping padding counts as done.")
+                 f"measured peak {self.peak:.0f} GFLOP/s{' in bf16' * (self.precision == 'bf16')}. What a kernel saves by skipping "
+                 "padding counts as done.")
         header = ["step", "kernel", "calls", "ms/step", "share", "GFLOP/s", "peak"]
         return "\n".join([*fill(above), "", format_table(header, cells)])

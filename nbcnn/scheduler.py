@@ -371,7 +371,7 @@ class BackpropScheduler:
             raise RuntimeError("profile: expected no such block around this one")
         if self.model.device != "cpu":
             raise RuntimeError(f"profile: expected a model on the CPU, got one on {self.model.device}; see bench/gpu.py")
-        profile = Profile(self.model.dtype) if into is None else into
+        profile = Profile(self.model.dtype, self.precision) if into is None else into
         profile.start()
         self._profile = profile
         try:

@@ -346,11 +346,17 @@ def test_a_warning_is_a_line(capsys):
     assert capsys.readouterr().err == "nbcnn test: the disk\\x1b is full\n" and warnings.showwarning is before
 
 
-def test_version(capsys):
+@pytest.mark.parametrize("found", ["amx", None, "an error"])
+def test_version(capsys, monkeypatch, found):
+    def unit():
+        if found == "an error":
+            raise ValueError(found)
+        return found
+    monkeypatch.setattr(__main__, "unit", unit)
     with pytest.raises(SystemExit):
         __main__.main(["--version"])
     import nbcnn
-    assert capsys.readouterr().out == f"nbcnn {nbcnn.__version__}\n"
+    assert capsys.readouterr().out == f"nbcnn {nbcnn.__version__}\nunit for bf16: {found or 'none'}\n"
 
 
 def test_the_console_script_is_this_command():

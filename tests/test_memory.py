@@ -81,10 +81,10 @@ def test_a_model_predicts_fewer_images_at_a_time_where_memory_is_short():
     images = np.random.default_rng(0).random((50, 3, 32, 32), dtype=np.float32)
     expected = network()(images)
     model = network()
-    model._forward.plan((3, 32, 32))
-    one, eight = (sum(model._forward._bytes(n)) for n in (1, 8))
+    model._forward["f32"].plan((3, 32, 32))
+    one, eight = (sum(model._forward["f32"]._bytes(n)) for n in (1, 8))
     nbcnn.set_max_memory(eight)
-    assert (model(images) == expected).all() and 4 <= model._forward.capacity <= 8
+    assert (model(images) == expected).all() and 4 <= model._forward["f32"].capacity <= 8
     nbcnn.set_max_memory(one - 1)
     with pytest.raises(MemoryError, match=r"a batch of 1, got [\d,]+, [\d,]+ of them for this layer; --max-memory"):
         network()(images)
