@@ -76,11 +76,12 @@ def torch_model(model):
     return net
 
 
-def training(model, batch):
+def training(model, batch, precision="f32"):
     """nbcnn's training step on random images, a call without arguments that returns the loss; the images, the labels."""
     rng = np.random.default_rng(0)
     images, labels = rng.random((batch, *model.input_shape), dtype=np.float32), rng.integers(0, 10, batch)
-    step, optimizer = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss()), nbcnn.SGD(model.parameters(), lr=0.01)
+    step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss(), precision=precision)
+    optimizer = nbcnn.SGD(model.parameters(), lr=0.01)
     view = step.images(batch)
     view[...] = images
     return lambda: step.train_step(view, labels, optimizer), images, labels
