@@ -22,7 +22,8 @@ from nbcnn.kernels.shown import shown
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
 from nbcnn.model import MissingLayer
-from nbcnn.precision import choose_precision, require_precision
+from nbcnn.precision import require_precision
+from nbcnn.precision_trial import choose_precision
 from nbcnn.table import fill, format_table, printable, width
 from nbcnn.views import VIEWS
 

@@ -6,11 +6,11 @@ PACKAGE = Path(__file__).parents[1] / "nbcnn"
 LAYERS = [      # the lowest first; a module imports those of its own line and of lines before it
     "files instead interrupts table threads user_cache",
     "kernels",
-    "init layers losses memory optim parameter pictures profile progress views",
+    "init layers losses memory optim parameter pictures precision profile progress views",
     "scheduler steps",
     "model models",
     "datasets",
-    "check checkpoint evaluate evaluation find_lr fit tensorboard",
+    "check checkpoint evaluate evaluation find_lr fit precision_trial tensorboard",
     "",     # nbcnn itself: what a library user imports
     "cli recipes run_folder",
     "cache data evaluate.__main__ predict train __main__",

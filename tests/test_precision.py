@@ -10,7 +10,7 @@ import pytest
 from own_layers import Softplus, Upsample2d
 
 import nbcnn
-from nbcnn import checkpoint, datasets, precision, predict, train
+from nbcnn import checkpoint, datasets, precision_trial, predict, train
 from nbcnn.evaluate import __main__ as evaluate
 from nbcnn.kernels.bfloat16 import from_bfloat16, to_bfloat16
 from nbcnn.kernels.cpu import unit as units
@@ -270,18 +270,20 @@ def test_the_faster_one_is_chosen(monkeypatch):
         now[0] += clock[self.precision]
         return result
     monkeypatch.setattr(nbcnn.BackpropScheduler, "train_step", timed)
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
-    assert precision.choose_precision(model, 4, loss) == ("f32", "a step took 2e+03 ms with bf16 and 1e+03 ms with f32")
+    monkeypatch.setattr(precision_trial.time, "perf_counter", lambda: now[0])
+    why = "a step took 2e+03 ms with bf16 and 1e+03 ms with f32"
+    assert precision_trial.choose_precision(model, 4, loss) == ("f32", why)
     clock["bf16"] = 0.5
-    assert precision.choose_precision(model, 4, loss)[0] == "bf16"
-    assert precision.choose_precision(model, 4, nbcnn.MSELoss())[0] == "bf16"
+    assert precision_trial.choose_precision(model, 4, loss)[0] == "bf16"
+    assert precision_trial.choose_precision(model, 4, nbcnn.MSELoss())[0] == "bf16"
     assert all(equal(value, before[name]) for name, value in model.state_dict().items()) and model.vector.steps[0] == 0
 
 
 def test_what_leaves_no_choice(monkeypatch):
-    assert precision.choose_precision(small(dtype=np.float64), 4) == ("f32", "the model's numbers are float64")
+    assert precision_trial.choose_precision(small(dtype=np.float64), 4) == ("f32", "the model's numbers are float64")
     monkeypatch.setattr(units, "unit", lambda: None)
-    assert precision.choose_precision(small(), 4) == ("f32", "this processor has no unit for bf16, neither AMX nor AVX512-BF16")
+    why = "this processor has no unit for bf16, neither AMX nor AVX512-BF16"
+    assert precision_trial.choose_precision(small(), 4) == ("f32", why)
 
 
 # ---- the command line

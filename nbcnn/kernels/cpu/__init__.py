@@ -1,9 +1,10 @@
 """The CPU backend: one file per operation, forward and backward one under the other.
 
 How to read it: `activations.py` first, whose kernels are one loop, and the top of `parallel.py`, which says what `prange` is;
-then `flatten.py` and `maxpool2d.py`; then the top of `tile.py`, `linear.py` and `conv2d.py`; `conv2d_maxpool2d.py` last. Under
-the kernels of a file stands a class, the operation: it owns what they need in memory, and its `forward` and `backward` return
-the calls that `launch.run` makes. `operation.py` says what the scheduler expects of it.
+then `flatten.py` and `maxpool2d.py`; then the top of `tile.py`, `linear.py` and `conv2d.py`; `conv2d_maxpool2d.py` and, for
+bfloat16, `matrix_tile.py` and `conv2d_bfloat16.py` last. Under the kernels of a file stands a class, the operation: it owns what
+they need in memory, and its `forward` and `backward` return the calls that `launch.run` makes. `operation.py` says what the
+scheduler expects of it.
 
 Where a number lies. A `Buffer` is one flat array, sample by sample, pixel by pixel, channels last: channel c of pixel (r, s) of
 sample m is x[m*step + (r*W + s)*C + c]. Behind the last sample lies a pixel of zeros.
