@@ -23,8 +23,8 @@ def joined(**options):
         ("shortcut", Identity(), ["relu1"]), ("other", Identity(), ["conv2"]),
         ("sum", Add(), ["twice", "shortcut", "other"]), ("scale", Scale(0.5)),
         ("concat", Concat(), ["scale", "input", "other"]), ("drop", Dropout(0.25)),
-        ("same", Concat(), ["drop", "drop"]),
-        ("flatten", Flatten()), ("linear", Linear(16 * 6 * 5, 4)),
+        ("same", Concat(), ["drop", "drop", "drop"]),
+        ("flatten", Flatten()), ("linear", Linear(24 * 6 * 5, 4)),
     ], **{"input_shape": SHAPE, "seed": 5} | options)
 
 
