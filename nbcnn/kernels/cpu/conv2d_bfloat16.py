@@ -386,8 +386,8 @@ class BFloat16Conv2d(Operation):
         self.dw_parts = allocate((self.parts(batch) * self.O * self.taps * self.read[0],), np.float32)
 
     def samples(self, n):
-        """Of a chunk."""
-        return min(CHUNK, round_up(max(1, n), 2 * MOST_PAIRS))
+        """Of a chunk that begins n samples before the end: no more than buffers have memory for."""
+        return min(CHUNK, round_up(n, 2 * MOST_PAIRS))
 
     def work(self, n):
         """Numbers for each sample of the copies that the weight gradient reads, of x and of dy."""
@@ -468,11 +468,12 @@ class BFloat16Conv2d(Operation):
     def backward_weight(self, n, dw, dy, x, add, g):
         """The calls that compute dw, chunk by chunk of the samples."""
         _, x = self.operand(n, x)
-        g, parts, samples = self.reading(g, x), self.parts(n), self.samples(n)
+        g, parts = self.reading(g, x), self.parts(n)
         width, rows = round_up(self.read[0], self.dw_V * LANES), round_up(self.O, max(ROWS, LANES))
         pair_samples, transpose_samples = make_lay_samples(LANES_OF_TILE)
         calls = []
-        for first in range(0, max(1, n), samples):
+        for first in range(0, max(1, n), CHUNK):
+            samples = self.samples(n - first)
             calls += [
                 Call(pair_samples, (self.paired.view(np.float32), x.array, first, samples, width, g.H * g.W, g.C, n, g.x_step,
                                     g.x_pixel)),
