@@ -16,6 +16,7 @@ so that all samples are, CHUNK samples at a time.
 """
 import functools
 import math
+from collections import namedtuple
 
 import numba
 import numpy as np
@@ -34,6 +35,10 @@ CHUNK = 64          # samples whose weight gradient is computed at a time, so th
 MOST_PARTS = 8      # partial sums of a weight gradient
 P = 4               # rows of sums that are rounded at a time
 LANES_OF_TILE = tile.lanes(np.float32)
+
+# The sizes of x as forward and the weight gradient read it. Where channels are few, a kernel row is one tap, whose channels are
+# those of all its taps: KW is 1 then, C the KW*C of the convolution, and W its OW.
+Read = namedtuple("Read", "C H W KW stride_w padding_w dilation_w")
 
 
 def round_up(size, to):
@@ -56,6 +61,13 @@ def pairs_of(channels):
             return channels // 2
         return next((pairs for pairs in range(MOST_PAIRS, MOST_PAIRS // 2 - 1, -1) if channels % (2 * pairs) == 0), None)
     return None
+
+
+def in_pairs(channels):
+    """As many channels, or the next more that `pairs_of` has a number for."""
+    if pairs_of(channels) is not None:
+        return channels
+    return round_up(channels, 2 * MOST_PAIRS if channels > 2 * MOST_PAIRS else 2)
 
 
 @functools.cache
@@ -346,18 +358,13 @@ class BFloat16Conv2d(Operation):
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.size = self.y_size
         KH, KW = kernel_size
-        # The sizes as forward reads them: where channels are few, a kernel row is one tap whose channels are those of all its taps.
         few = self.C < FEW and KW > 1
-        self.read = (KW * self.C, self.x_size[0], self.y_size[1], 1, 1, 0, 1) if few else (
+        self.unfolds = (KW, stride[1], padding[1], dilation[1]) if few else (1, 1, 0, 1)
+        self.read = Read(KW * self.C, self.x_size[0], self.y_size[1], 1, 1, 0, 1) if few else Read(
             self.C, *self.x_size, KW, stride[1], padding[1], dilation[1])
-        self.taps, channels = KH * self.read[3], self.read[0]
-        self.copies_x, self.channels = few or pairs_of(channels) is None, channels
-        if pairs_of(channels) is None:
-            self.channels = round_up(channels, 2 * MOST_PAIRS) if channels > 2 * MOST_PAIRS else round_up(channels, 2)
-        self.copies_dy, self.outputs = pairs_of(self.O) is None, self.O
-        if self.copies_dy:
-            self.outputs = round_up(self.O, 2 * MOST_PAIRS) if self.O > 2 * MOST_PAIRS else round_up(self.O, 2)
-        self.V, self.dx_V, self.dw_V = vectors(self.O), vectors(self.C), vectors(channels)
+        self.taps, self.channels, self.outputs = KH * self.read.KW, in_pairs(self.read.C), in_pairs(self.O)
+        self.copies_x, self.copies_dy = few or self.channels > self.C, self.outputs > self.O
+        self.V, self.dx_V, self.dw_V = vectors(self.O), vectors(self.C), vectors(self.read.C)
         self.packed_w = allocate((round_up(self.O, self.V * LANES) * self.taps * self.channels,), BFLOAT16)
         self.zeros, self.bias_sums = allocate((self.O,), np.float32), allocate((MOST_PARTS * self.O,), np.float32)
         self.x_copy = self.dy_copy = None
@@ -369,13 +376,11 @@ class BFloat16Conv2d(Operation):
 
     def reading(self, g, x):
         """The sizes of a pass as forward and the weight gradient read x, or its copy."""
-        C, H, W, KW, stride_w, padding_w, dilation_w = self.read
-        return g._replace(C=C, H=H, W=W, KW=KW, stride_w=stride_w, padding_w=padding_w, dilation_w=dilation_w, x_step=x.step,
-                          x_pixel=x.shape[0])
+        return g._replace(**self.read._asdict(), x_step=x.step, x_pixel=x.shape[0])
 
     def parts(self, n):
         """Into how many partial sums the weight gradient is split, by image rows: it follows from the shapes alone."""
-        tasks = self.taps * -(-self.O // ROWS) * -(-self.read[0] // (self.dw_V * LANES))
+        tasks = self.taps * -(-self.O // ROWS) * -(-self.read.C // (self.dw_V * LANES))
         return max(1, min(MOST_PARTS, self.y_size[0], -(-32 // tasks)))
 
     def reserve(self, batch):
@@ -383,7 +388,7 @@ class BFloat16Conv2d(Operation):
         self.batch, self.x_copy, self.dy_copy = batch, None, None
         sizes, samples = self.work(batch), self.samples(batch)
         self.paired, self.transposed = (allocate((size * samples,), BFLOAT16) for size in sizes)
-        self.dw_parts = allocate((self.parts(batch) * self.O * self.taps * self.read[0],), np.float32)
+        self.dw_parts = allocate((self.parts(batch) * self.O * self.taps * self.read.C,), np.float32)
 
     def samples(self, n):
         """Of a chunk that begins n samples before the end: no more than buffers have memory for."""
@@ -391,16 +396,16 @@ class BFloat16Conv2d(Operation):
 
     def work(self, n):
         """Numbers for each sample of the copies that the weight gradient reads, of x and of dy."""
-        C, H, W, *_ = self.read
-        return H * W * round_up(C, self.dw_V * LANES), math.prod(self.y_size) * round_up(self.O, max(ROWS, LANES))
+        x_size = self.read.H * self.read.W * round_up(self.read.C, self.dw_V * LANES)
+        return x_size, math.prod(self.y_size) * round_up(self.O, max(ROWS, LANES))
 
     def bytes(self, batch):
         copies = [self.x_copy_shape()] * self.copies_x + [(self.outputs, *self.y_size)] * self.copies_dy
         return (sum(BFloat16Buffer.elements(batch, shape) for shape in copies) * 2 + sum(self.work(batch)) * self.samples(batch) * 2
-                + 4 * self.parts(batch) * self.O * self.taps * self.read[0])
+                + 4 * self.parts(batch) * self.O * self.taps * self.read.C)
 
     def x_copy_shape(self):
-        return self.channels, *self.read[1:3]
+        return self.channels, self.read.H, self.read.W
 
     def operand(self, n, x):
         """(calls, buffer): what forward reads in the place of x, and the calls that make it."""
@@ -408,11 +413,8 @@ class BFloat16Conv2d(Operation):
             return [], x
         if self.x_copy is None:
             self.x_copy = BFloat16Buffer(self.batch, self.x_copy_shape(), BFLOAT16)
-        _, _, W, read_KW, *_ = self.read
-        taps = ((self.kernel_size[1], self.stride[1], self.padding[1], self.dilation[1]) if read_KW != self.kernel_size[1]
-                else (1, 1, 0, 1))
-        return [Call(unfold, (self.x_copy.array, self.x_copy.step, self.channels, W, x.array, *taps, n, self.C, *self.x_size,
-                              x.step))], self.x_copy
+        return [Call(unfold, (self.x_copy.array, self.x_copy.step, self.channels, self.read.W, x.array, *self.unfolds, n, self.C,
+                              *self.x_size, x.step))], self.x_copy
 
     def dy_operand(self, n, dy):
         """As `operand`, of dy."""
@@ -425,7 +427,7 @@ class BFloat16Conv2d(Operation):
 
     def pack(self, w):
         """The call that packs the weights for forward."""
-        return Call(pack_weight, (self.packed_w, w, self.O, self.taps, self.read[0], self.channels, self.V * LANES))
+        return Call(pack_weight, (self.packed_w, w, self.O, self.taps, self.read.C, self.channels, self.V * LANES))
 
     def forward(self, n, y, x, params):
         w, b = params
@@ -469,7 +471,7 @@ class BFloat16Conv2d(Operation):
         """The calls that compute dw, chunk by chunk of the samples."""
         _, x = self.operand(n, x)
         g, parts = self.reading(g, x), self.parts(n)
-        width, rows = round_up(self.read[0], self.dw_V * LANES), round_up(self.O, max(ROWS, LANES))
+        width, rows = round_up(self.read.C, self.dw_V * LANES), round_up(self.O, max(ROWS, LANES))
         pair_samples, transpose_samples = make_lay_samples(LANES_OF_TILE)
         calls = []
         for first in range(0, max(1, n), CHUNK):
