@@ -288,7 +288,7 @@ def test_any_geometry_equals_oracle(case, seed):
 def test_sizes_of_blocks_of_channels():
     """By hand: all channels in equal blocks of 8 to 16 pairs, or of fewer where there is one block."""
     assert [pairs_of(C) for C in (2, 16, 24, 30, 32)] == [1, 8, 12, 15, 16]
-    assert [pairs_of(C) for C in (36, 48, 64, 96, 100, 120)] == [9, 12, 16, 16, 10, 15]
+    assert [pairs_of(C) for C in (36, 48, 64, 96, 100, 120, 272)] == [9, 12, 16, 16, 10, 15, 8]
     assert [pairs_of(C) for C in (1, 3, 33, 34, 38, 46)] == [None] * 6
 
 
@@ -297,6 +297,20 @@ def test_channels_of_many_sizes():
     for C in (2, 8, 15, 17, 30, 36, 38, 46, 96):
         require_oracle(Case(C, (2, 3), 3, (2, 1), 2))
         require_oracle(Case(3, (2, 3), C, (1, 2), 2))
+
+
+@pytest.mark.parametrize(("case", "kinds", "copies"), [
+    (Case(16, (3, 3), 16, (3, 3), 1), "bfloat16", (None, None)),
+    (Case(14, (3, 5), 33, (3, 3), 1), "bfloat16", ((42 + 22, 3, 3), (64, 1, 3))),          # a kernel row's channels are a pixel's
+    (Case(14, (3, 5), 5, (3, 1), 1), "bfloat16", (None, (6, 1, 5))),
+    (Case(34, (3, 3), 100, (3, 3), 1), "bfloat16", ((64, 3, 3), None)),
+    (Case(32, (3, 3), 32, (3, 3), 1), "float32", ((32, 3, 3), (32, 1, 1))),
+], ids=str)
+def test_what_is_copied(case, kinds, copies):
+    """Few channels, float32, and numbers of channels that do not fall into blocks; nothing else."""
+    operation = ready(case)
+    passes(operation, case.n, *case.arrays(0, integers), KINDS[kinds])
+    assert tuple(copy and copy.shape for copy in (operation.x_copy, operation.dy_copy)) == copies
 
 
 @some
@@ -437,7 +451,8 @@ def test_bytes(case):
 
 
 def test_memory_for_whole_tiles_of_samples():
-    """For 32 samples at a time, as a tile reads them; lines have twice as many elements as those of float32."""
+    """For 32 samples at a time, as a tile reads them, and no more of them are read; lines have twice the elements of float32's."""
+    assert [LINEAR[0].operation().samples(n) for n in (0, 1, 32, 33, 64, 65, 1000)] == [0, 32, 32, 64, 64, 64, 64]
     for batch, samples in ((0, 0), (1, 32), (32, 32), (33, 64), (CHUNK, CHUNK)):
         assert cpu.BFloat16Buffer.elements(batch, (3, 4, 5)) == samples * 60 + 3
         assert cpu.BFloat16Buffer.elements(batch, (7,)) == samples * 7
