@@ -107,6 +107,17 @@ def test_denormals_count_as_zero():
     assert found[0, 0] == 0 and found[1, 1] == 0 and found[2, 2] == 2 * TINY
 
 
+def test_denormals_count_as_zero_in_the_midst_of_a_sum():
+    """Of both products of a pair: as a number of w, and as a sum, before what would lift it out of the denormal ones is added."""
+    for half in range(2):
+        x, w = np.zeros((ROWS, 4), np.float32), np.zeros((4, LANES), np.float32)
+        x[0, half], w[half, 0] = 2**20, TINY / 2
+        x[1, half], w[half, 1] = 2.0**-70, 2.0**-57         # half of TINY
+        x[1, 2 + half], w[2 + half, 1] = 2.0**-63, 2.0**-63
+        found = product(to_bfloat16(x), to_bfloat16(w), 2)
+        assert found[0, 0] == 0 and found[1, 1] == TINY
+
+
 def test_nan_and_infinity():
     x, w = np.ones((ROWS, 4), np.float32), np.ones((4, LANES), np.float32)
     x[1, 3], x[2, 0], x[3, :2] = np.nan, np.inf, (np.inf, -np.inf)
