@@ -83,6 +83,24 @@ def test_rounding():
     assert equal(moved(values, BFLOAT16), rounded(values))
 
 
+@numba.njit
+def move_vectors(y, x, lanes):
+    one = tile.rows_strided(1, 0, 0)
+    for k in range(0, x.size, lanes):
+        tile.store(tile.load(1, 1, x, one, k), y, one, k, 0, 1, lanes)
+
+
+def test_rounding_of_vectors():
+    """Of whole ones, and where a number of each is not written."""
+    values, lanes = halves_and_neighbours(), tile.lanes(FLOAT32)
+    for count in (lanes, lanes - 1):
+        x = cpu.allocate((values.size // lanes * count,), FLOAT32)      # the last vector reads beyond
+        x[:] = values.reshape(-1, lanes)[:, :count].ravel()
+        y = np.zeros(x.shape, BFLOAT16)
+        move_vectors(y, x, count)
+        assert equal(y, rounded(x))
+
+
 @pytest.mark.torch
 def test_rounding_equals_torch():
     import torch
