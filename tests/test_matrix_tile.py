@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -159,6 +160,33 @@ def test_the_fastest_unit_at_hand_is_used(monkeypatch):
 def test_a_unit_that_is_not_there_is_refused(monkeypatch, features, wanted, there):
     with pytest.raises(ValueError, match=rf"^NBCNN_UNIT: expected {there}, which this processor has, got '{wanted}'$"):
         units(monkeypatch, features, True, wanted)
+
+
+def test_where_there_is_no_unit(monkeypatch):
+    """Kernels can be compiled all the same, and who needs a unit is told; so where the variable names one that is not there."""
+    monkeypatch.setattr(unit, "unit", unit.unit.__wrapped__)
+    for hand, wanted, compiled, error in (
+            ([], "", "emulated", "this processor has no unit for bf16"), ([], "amx", "emulated", "NBCNN_UNIT: expected emulated"),
+            ([], "emulated", "emulated", None), (["avx512bf16"], "", "avx512bf16", None)):
+        monkeypatch.setattr(unit, "at_hand", lambda hand=hand: hand)
+        monkeypatch.setenv("NBCNN_UNIT", wanted)
+        assert unit.compiled_for() == compiled
+        if error is None:
+            assert unit.require_unit() == compiled
+        else:
+            with pytest.raises(ValueError, match=f"^{error}"):
+                unit.require_unit()
+
+
+def test_tiles_are_asked_for(monkeypatch):
+    """Linux answers 0 where it gives them; other systems are not asked."""
+    asked = []
+    for answer, platform, granted in ((0, "linux", True), (-1, "linux", False), (0, "darwin", False)):
+        system = SimpleNamespace(syscall=lambda *numbers, answer=answer: asked.append(numbers) or answer)
+        monkeypatch.setattr(unit.ctypes, "CDLL", lambda *_, system=system, **__: system)
+        monkeypatch.setattr(unit.sys, "platform", platform)
+        assert unit.tiles_granted.__wrapped__() == granted
+    assert asked == [(158, 0x1023, 18)] * 2
 
 
 def test_kernels_of_different_units_are_kept_apart(monkeypatch):
