@@ -20,7 +20,7 @@ that the step called them with; what Numba needs to hand arguments over counts a
 import numpy as np
 import torch
 
-from nbcnn.kernels.cpu.unit import unit
+from nbcnn.kernels.cpu.unit import unit_in_use
 
 from common import (
     MODELS,
@@ -122,7 +122,7 @@ def steps(options):
             add(batch, "best", times.min(0), names)
         # nbcnn leaves out the backward pass of a loss that is not finite, which would look fast.
         assert all(np.isfinite(run()) for run in functions.values()), "a loss is not finite"
-    on = f"bf16 on the unit {unit()}; " if options.precision == "bf16" else ""
+    on = f"bf16 on the unit {unit_in_use()}; " if options.precision == "bf16" else ""
     print(f"\n{describe(' and '.join(map(str, options.threads)))}; {options.model}, {per_image:.1f} MFLOP an image; {on}"
           f"{peaks(options.threads)}\n")
     ratios = ["best of PyTorch's / nbcnn's"]

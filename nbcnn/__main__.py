@@ -5,7 +5,7 @@ import sys
 
 import nbcnn
 from nbcnn import cli
-from nbcnn.kernels.cpu.unit import unit
+from nbcnn.kernels.cpu.unit import unit_in_use
 
 COMMANDS = {
     "train": "train a network, and keep what it learned",
@@ -48,7 +48,7 @@ def completion():
 def version():
     """nbcnn's version, and what the processor has for bfloat16."""
     try:
-        found = unit()
+        found = unit_in_use()
     except ValueError as error:
         found = str(error)
     return f"nbcnn {nbcnn.__version__}\nunit for bf16: {found or 'none'}"

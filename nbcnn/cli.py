@@ -22,14 +22,13 @@ from nbcnn.kernels.shown import shown
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
 from nbcnn.model import MissingLayer
-from nbcnn.precision import require_precision
+from nbcnn.precision import PRECISIONS, why_not_bfloat16
 from nbcnn.precision_trial import choose_precision
 from nbcnn.table import fill, format_table, printable, width
 from nbcnn.views import VIEWS
 
 COLOURS = {"bold": "1", "red": "1;31", "yellow": "33"}
 DEVICES = ["cpu", "cuda", "auto"]
-PRECISIONS = ["f32", "bf16", "auto"]
 COMPLETING = "_ARGCOMPLETE"     # the variable that is set where a shell asks what may come next
 LONGEST_LINE = 2000             # characters of a message, which may quote a text of any length
 LONGEST_CONFIG = 8000           # bytes of a configuration file: the time to read a dotted key grows with the square of its length
@@ -178,7 +177,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_precision(self, more=""):
         self.add("--precision", "what activations are stored and multiplied in: f32; bf16, where the processor has a unit for it; "
-                                f"auto: the one that is faster in a few trials{more}", choices=PRECISIONS)
+                                f"auto: the one that is faster in a few trials{more}", choices=[*PRECISIONS, "auto"])
 
     def add_max_pixels(self):
         self.add("--max-pixels", "how many pixels a file may have; each takes 4 to 16 bytes of memory (default: 110 million; TIFF "
@@ -379,16 +378,21 @@ def text(value):
 
 
 def precision_of(options, model, batch_size, loss=None):
-    """(precision, why) that --precision asks for; `why` is "" where it says so itself. ValueError where the processor has none."""
+    """(precision, why) that --precision asks for; `why` is "" where it says so itself. ValueError where it cannot be had."""
     wanted = options.get("precision", "f32")
     if wanted == "auto":
         return choose_precision(model, batch_size, loss)
-    try:
-        require_precision(wanted, model)
-    except ValueError as error:
-        reason = str(error).partition("got ")[2].partition(": ")[2]
-        raise ValueError(f"--precision {wanted}: {reason}; f32 runs everywhere, and auto takes it here") from None
+    if wanted == "bf16" and (reason := why_not_bfloat16(model)):
+        raise ValueError(f"--precision bf16: {reason}; f32 runs everywhere, and auto takes it here")
     return wanted, ""
+
+
+def tried_precision(name, options, model, batch_size):
+    """The precision that --precision asks for, for predictions; what auto has found is said on standard error."""
+    precision, why = precision_of(options, model, batch_size)
+    if why:
+        remark(name, f"--precision auto takes {precision}: {why}", "yellow")
+    return precision
 
 
 def load_trained(options, memory=None):

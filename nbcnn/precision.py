@@ -7,9 +7,24 @@ exact, and summed up in float32.
 import numpy as np
 
 from nbcnn.kernels.arguments import one_of
-from nbcnn.kernels.backend import load_backend
+from nbcnn.kernels.cpu.unit import unit_in_use
 
 PRECISIONS = "f32", "bf16"
+
+
+def why_not_bfloat16(model):
+    """Why a model cannot be computed with "bf16" here, in words; "" where it can.
+
+    Raises
+    ------
+    ValueError
+        When NBCNN_UNIT names a unit that this processor does not have.
+    """
+    if model.dtype != np.float32:
+        return "the model's numbers are float64"
+    if model.device != "cpu":
+        return f"the model is on {model.device}, and bf16 is for CPUs"
+    return "" if unit_in_use() else "this processor has no unit for bf16, neither AMX nor AVX512-BF16"
 
 
 def require_precision(precision, model):
@@ -20,14 +35,9 @@ def require_precision(precision, model):
     TypeError, ValueError
         When it is none of those there are; when it is "bf16" and the model lies on a GPU or the processor has no unit for it.
     """
-    if one_of(precision, "precision", PRECISIONS) == "f32":
-        return precision if model.dtype == np.float32 else "f64"
+    one_of(precision, "precision", PRECISIONS)
     if model.dtype != np.float32:
         return "f64"
-    if model.device != "cpu":
-        raise ValueError(f"precision: expected 'f32', got 'bf16': the model is on {model.device}, and bf16 is for CPUs")
-    try:
-        load_backend("cpu").require_unit()
-    except ValueError as error:
-        raise ValueError(f"precision: expected 'f32', got 'bf16': {error}") from None
+    if precision == "bf16" and (reason := why_not_bfloat16(model)):
+        raise ValueError(f"precision: expected 'f32', got 'bf16': {reason}")
     return precision

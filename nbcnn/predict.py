@@ -33,9 +33,11 @@ def _main(argv):
     if not options["image"]:
         raise ValueError("IMAGE: expected images, folders, or - for standard input, got none")
     saved = cli.load_trained(options, min(MEMORY, max_memory()))
-    shape, at_once = saved.model.input_shape, _at_once(saved.model, f"--checkpoint {options['checkpoint']}")
+    shape, name = saved.model.input_shape, f"--checkpoint {options['checkpoint']}"
+    at_once = _at_once(saved.model, name)
     (files, bad), done = _files(options["image"]), False
-    precision, _ = cli.precision_of(options, saved.model, max(1, min(at_once, len(files))))
+    precision = cli.tried_precision(NAME, options, saved.model, max(1, min(at_once, len(files))))
+    at_once = _at_once(saved.model, name, precision)
     with tqdm(total=len(files), unit=" images", leave=False, disable=len(files) <= at_once or None) as bar:
         for start in range(0, len(files), at_once):
             batch = files[start:start + at_once]
@@ -53,7 +55,7 @@ def _main(argv):
     return 0 if not bad else 1 if done else 2
 
 
-def _at_once(model, name):
+def _at_once(model, name, precision="f32"):
     """How many images to take at a time; ValueError or MemoryError where the network cannot say what is in an image."""
     try:
         picture_shape(model.input_shape)
@@ -63,7 +65,7 @@ def _at_once(model, name):
     if len(outputs) != 1:
         raise ValueError(f"{name}: expected a network with a number for each class, got outputs of shape {outputs}")
     try:
-        return BackpropScheduler(model, None).fitting(model.input_shape, BATCH)
+        return BackpropScheduler(model, None, precision=precision).fitting(model.input_shape, BATCH)
     except MemoryError as error:
         raise MemoryError(f"{name}: {error}") from None
 

@@ -518,20 +518,21 @@ class BackpropScheduler:
         """
         own = self.model.dtype
         stored = BFLOAT16 if self.precision == "bf16" else own
-        images.dtype, last = own, True
+        images.dtype, ends = own, True
         for step in steps:
             step.output.dtype = stored
         for step in reversed(steps):
-            alone = len(step.inputs) == 1 and len(step.output.readers) < 2
-            if last or not step.operation.bfloat16:
+            floats = not step.operation.bfloat16
+            if ends or floats:
                 step.output.dtype = own
-            if (last and alone and not step.operation.mixed) or not step.operation.bfloat16:
+            ends = ends and len(step.inputs) == 1 and len(step.output.readers) < 2 and not step.operation.sums_float32
+            if ends or floats or (step.operation.shares and step.output.dtype == own):
                 for value in step.inputs:
                     value.dtype = own
-            last = last and alone and not step.operation.mixed
         for step in steps:
             if step.operation.shares:       # the same memory
                 step.output.dtype = step.inputs[0].dtype
+            step.operation.stored(tuple(value.dtype for value in step.inputs), step.output.dtype)
 
     def _values(self, shape):
         """The value of the images; by the layers' names, the values that each reads, and the one that it gives."""
@@ -591,6 +592,7 @@ class BackpropScheduler:
         for room, (size, dtype) in enumerate(sizes):
             taken[rooms.index(room)] += dtype.itemsize * size
         if backward:
+            taken = [size + step.operation.backward_bytes(n) * step.learns for size, step in zip(taken, self.steps, strict=True)]
             shared = {value for step in self.steps for value in step.inputs if step.hands_on(value) and len(value.readers) == 1}
             for k, step in enumerate(self.steps):
                 if step.learns and step.output not in shared:

@@ -26,9 +26,10 @@ from nbcnn.files import about
 from nbcnn.find_lr import find_lr
 from nbcnn.fit import NonFiniteLoss, fit, total_steps
 from nbcnn.interrupts import StopSignals
-from nbcnn.kernels.cpu.unit import unit
+from nbcnn.kernels.cpu.unit import unit_in_use
 from nbcnn.losses import LOSSES
 from nbcnn.memory import set_max_memory
+from nbcnn.precision import why_not_bfloat16
 from nbcnn.progress import Progress, ProgressBar, epoch_line
 from nbcnn.recipes import RECIPES, SCHEDULES
 from nbcnn.run_folder import Events, RunFolder
@@ -67,7 +68,7 @@ class Run:
             raise ImportError("--tensorboard needs the extra tensorboard: python -m pip install tensorboardX tensorboard crc32c")
         out, source, max_pixels = given.pop("out", None), given.pop("resume", None), given.pop("max_pixels", None)
         set_max_memory(given.pop("max_memory", None))
-        self.unit = unit()      # raises where NBCNN_UNIT names another
+        self.unit = unit_in_use()      # raises where NBCNN_UNIT names another
         self.device, self.device_why = cli.choose_device(given.pop("device", "cpu"))
         if self.profile and self.device != "cpu":
             raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
@@ -126,6 +127,9 @@ class Run:
             with about("--augment"):
                 datasets.Loader(self.train_set, 1, augment=True, **recipes.augmentation(o))
         model.to(self.device)
+        if o["precision"] == "bf16" and "precision" not in given and (reason := why_not_bfloat16(model)):
+            raise ValueError(f"--resume: {self.source} was trained with bf16, and {reason}; a new run may begin with its weights: "
+                             f"--init-from {shlex.quote(str(self.source))}")
         if o["precision"] != "auto":
             cli.precision_of(o, model, o["batch_size"])
         self.precision_why = ""

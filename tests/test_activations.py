@@ -14,6 +14,7 @@ from nbcnn import checkpoint, kernels
 from nbcnn.kernels import cpu
 from nbcnn.kernels.cpu import activations as loops
 from nbcnn.kernels.cpu.launch import run
+from nbcnn.kernels.cpu.parallel import PARALLEL
 
 from activations import CASES, each
 from arrays import awkward, equal, in_both_dtypes
@@ -302,7 +303,7 @@ def test_float32_kernels_hold_no_double_and_are_vectors(case):
         assert not double_operations(kernel)
         again = afresh(kernel)
         again.compile(next(s for s in kernel.signatures if s[0].dtype == numba.float32))
-        if not case.exact and loops.PARALLEL:       # what is compiled with checks of bounds has them in its loops
+        if not case.exact and PARALLEL:       # what is compiled with checks of bounds has them in its loops
             assert re.search(r"fmul .*<\d+ x float>", again.inspect_llvm(again.signatures[0]))
 
 

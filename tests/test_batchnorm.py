@@ -12,6 +12,7 @@ import nbcnn
 from nbcnn.kernels import batchnorm_backward, batchnorm_evaluate, batchnorm_forward, cpu
 from nbcnn.kernels.cpu import batchnorm as loops
 from nbcnn.kernels.cpu.launch import run
+from nbcnn.kernels.cpu.parallel import PARALLEL
 
 import oracles
 from activations import each
@@ -300,7 +301,7 @@ def require_float32_vectors(*kernels):
         assert not double_operations(kernel)
         again = afresh(kernel)
         again.compile(next(s for s in kernel.signatures if s[0].dtype == numba.float32))
-        if loops.PARALLEL:      # what is compiled with checks of bounds has them in its loops
+        if PARALLEL:      # what is compiled with checks of bounds has them in its loops
             assert re.search(r"fsub <\d+ x float>", again.inspect_llvm(again.signatures[0]))
 
 

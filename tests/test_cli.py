@@ -352,7 +352,7 @@ def test_version(capsys, monkeypatch, found):
         if found == "an error":
             raise ValueError(found)
         return found
-    monkeypatch.setattr(__main__, "unit", unit)
+    monkeypatch.setattr(__main__, "unit_in_use", unit)
     with pytest.raises(SystemExit):
         __main__.main(["--version"])
     import nbcnn

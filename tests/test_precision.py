@@ -10,7 +10,7 @@ import pytest
 from own_layers import Softplus, Upsample2d
 
 import nbcnn
-from nbcnn import checkpoint, datasets, precision_trial, predict, train
+from nbcnn import checkpoint, datasets, precision, precision_trial, predict, train
 from nbcnn.evaluate import __main__ as evaluate
 from nbcnn.kernels.bfloat16 import from_bfloat16, to_bfloat16
 from nbcnn.kernels.cpu import unit as units
@@ -20,13 +20,13 @@ from arrays import equal
 from cases import LAYERS
 from checks import batch, network
 
-UNIT = units.unit()
+UNIT = units.unit_in_use()
 
 
 @pytest.fixture
 def no_unit(monkeypatch):
     """A processor without a unit for bfloat16."""
-    monkeypatch.setattr(units, "unit", lambda: None)
+    monkeypatch.setattr(precision, "unit_in_use", lambda: None)
 
 
 def small(**options):
@@ -49,13 +49,13 @@ def dtypes(step):
     return {value.name: names[value.dtype] for value in (step._input, *(s.output for s in step.steps))}
 
 
-def trained(model, precision, steps=3, threads=None):
+def trained(model, wanted, steps=3, threads=None):
     """The losses of a few steps, and all that the model has learned, as bytes."""
     before = numba.get_num_threads()
     numba.set_num_threads(threads or before)
     try:
         images, labels = images_of(model)
-        step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss(), precision=precision)
+        step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss(), precision=wanted)
         optimizer = nbcnn.SGD(model.parameters(), lr=0.1, momentum=0.9)
         losses = [float(step.train_step(images, labels, optimizer)) for _ in range(steps)]
     finally:
@@ -88,13 +88,13 @@ def test_a_network_without_products_is_float32():
 def test_what_knows_no_bfloat16_reads_and_writes_float32():
     """Layers of one's own, and convolutions of groups."""
     model = nbcnn.Sequential([
-        ("conv", nbcnn.Conv2d(3, 4, 3)), ("own", Softplus()), ("conv2", nbcnn.Conv2d(4, 4, 1)), ("up", Upsample2d(2)),
-        ("groups", nbcnn.Conv2d(4, 4, 3, groups=2)), ("same", nbcnn.Identity()), ("relu", nbcnn.ReLU()),
+        ("conv", nbcnn.Conv2d(3, 4, 3)), ("own", Softplus()), ("conv2", nbcnn.Conv2d(4, 4, 1)), ("as_it_is", nbcnn.Identity()),
+        ("up", Upsample2d(2)), ("groups", nbcnn.Conv2d(4, 4, 3, groups=2)), ("same", nbcnn.Identity()), ("relu", nbcnn.ReLU()),
         ("flatten", nbcnn.Flatten()), ("linear", nbcnn.Linear(4 * 6 * 6, 3))], input_shape=(3, 6, 6))
+    floats = "input", "conv", "own", "conv2", "as_it_is", "up", "groups", "same", "linear"
     assert dtypes(nbcnn.BackpropScheduler(model, None, precision="bf16")) == {
-        "input": "f32", "conv": "f32", "own": "f32", "conv2": "f32", "up": "f32", "groups": "f32", "same": "f32", "relu": "bf16",
-        "flatten": "bf16", "linear": "f32"}
-    exact, found = (trained(copy.deepcopy(model), precision)[0] for precision in ("f32", "bf16"))
+        **dict.fromkeys(floats, "f32"), "relu": "bf16", "flatten": "bf16"}
+    exact, found = (trained(copy.deepcopy(model), name)[0] for name in ("f32", "bf16"))
     assert found == pytest.approx(exact, rel=0.02) and found != exact
 
 
@@ -159,22 +159,34 @@ def test_an_images_outputs_depend_on_nothing_else():
     assert not equal(model.predict(images), whole)
 
 
-def test_memory_is_foretold():
-    """What forward and backward allocate, within 5 %: lists of calls and small arrays are not counted."""
-    model = nbcnn.models.cifar10_quick()
+def wide():
+    """Where float32 meets bfloat16: images of many channels, a convolution of groups in the midst."""
+    return nbcnn.Sequential([
+        nbcnn.Conv2d(32, 32, 3), nbcnn.ReLU(), nbcnn.Conv2d(32, 32, 3, groups=32), nbcnn.Conv2d(32, 64, 1), nbcnn.MaxPool2d(2),
+        nbcnn.Flatten(), nbcnn.Linear(64 * 6 * 6, 10)], input_shape=(32, 16, 16))
+
+
+@pytest.mark.parametrize("make", [nbcnn.models.cifar10_quick, wide], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("backward", [False, True])
+def test_memory_is_foretold(make, backward):
+    """What a pass allocates, within 5 %: lists of calls, packed weights and other small arrays are not counted."""
+    model = make()
     step = nbcnn.BackpropScheduler(model, nbcnn.CrossEntropyLoss(), precision="bf16")
-    step.plan((3, 32, 32))
-    images, labels = np.zeros((64, 3, 32, 32), np.float32), np.zeros(64, np.int64)
-    step.forward(images[:1], labels[:1])
-    step.backward()     # compiles, and allocates what does not depend on the batch
+    step.plan(model.input_shape)
+    images, labels = np.zeros((64, *model.input_shape), np.float32), np.zeros(64, np.int64)
+    step.forward(images[:1], labels[:1])        # compiles, and allocates what does not depend on the batch
+    if backward:
+        step.backward()
+    before = sum(step._bytes(1, backward))
     tracemalloc.start()
     try:
         step.forward(images, labels)
-        step.backward()
+        if backward:
+            step.backward()
         taken = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert sum(step._bytes(64, True)) == pytest.approx(taken, rel=0.05)
+    assert sum(step._bytes(64, backward)) == pytest.approx(taken, rel=0.05) and before < taken
 
 
 def test_a_step_whose_loss_is_not_finite_changes_nothing():
@@ -240,10 +252,10 @@ def test_fit_evaluate_and_find_lr():
 
 
 @pytest.mark.parametrize("call", [
-    lambda model, precision: nbcnn.BackpropScheduler(model, None, precision=precision),
-    lambda model, precision: model.predict(np.zeros((1, 3, 8, 8), np.float32), precision=precision),
-    lambda model, precision: model.evaluate(lamps(), precision=precision),
-    lambda model, precision: nbcnn.fit(model, lamps(), verbose=0, precision=precision)])
+    lambda model, wanted: nbcnn.BackpropScheduler(model, None, precision=wanted),
+    lambda model, wanted: model.predict(np.zeros((1, 3, 8, 8), np.float32), precision=wanted),
+    lambda model, wanted: model.evaluate(lamps(), precision=wanted),
+    lambda model, wanted: nbcnn.fit(model, lamps(), verbose=0, precision=wanted)])
 def test_bad_precisions(call, monkeypatch):
     with pytest.raises(ValueError, match=r"^precision: expected one of 'f32', 'bf16', got 'bf32'"):
         call(small(), "bf32")
@@ -254,7 +266,7 @@ def test_bad_precisions(call, monkeypatch):
     with pytest.raises(ValueError, match=r"^precision: expected 'f32', got 'bf16': the model is on cuda, and bf16 is for CPUs$"):
         call(small(), "bf16")
     monkeypatch.undo()
-    monkeypatch.setattr(units, "unit", lambda: None)
+    monkeypatch.setattr(precision, "unit_in_use", lambda: None)
     with pytest.raises(ValueError, match=r"^precision: expected 'f32', got 'bf16': this processor has no unit for bf16, neither "
                                          r"AMX nor AVX512-BF16$"):
         call(small(), "bf16")
@@ -281,9 +293,33 @@ def test_the_faster_one_is_chosen(monkeypatch):
 
 def test_what_leaves_no_choice(monkeypatch):
     assert precision_trial.choose_precision(small(dtype=np.float64), 4) == ("f32", "the model's numbers are float64")
-    monkeypatch.setattr(units, "unit", lambda: None)
+    monkeypatch.setattr(precision, "unit_in_use", lambda: None)
     why = "this processor has no unit for bf16, neither AMX nor AVX512-BF16"
     assert precision_trial.choose_precision(small(), 4) == ("f32", why)
+
+
+def test_where_memory_is_short_there_is_no_choice():
+    """bfloat16 takes memory for 32 images at least."""
+    model, images = wide(), np.zeros((1, 32, 16, 16), np.float32)
+    step = nbcnn.BackpropScheduler(model, None)
+    step.plan(model.input_shape)
+    nbcnn.set_max_memory(sum(step._bytes(1)) + 1000)
+    try:
+        assert precision_trial.choose_precision(model, 1) == ("f32", "there is not enough memory to try both")
+        assert model.predict(images).shape == (1, 10)
+    finally:
+        nbcnn.set_max_memory(None)
+
+
+def test_a_unit_that_is_not_there_is_refused(monkeypatch):
+    """Whatever is asked for."""
+    def wrong():
+        raise ValueError("NBCNN_UNIT: expected another")
+    monkeypatch.setattr(precision, "unit_in_use", wrong)
+    with pytest.raises(ValueError, match=r"^NBCNN_UNIT: expected another"):
+        precision_trial.choose_precision(small(), 1)
+    with pytest.raises(ValueError, match=r"^NBCNN_UNIT: expected another"):
+        nbcnn.BackpropScheduler(small(), None, precision="bf16")
 
 
 # ---- the command line
@@ -367,3 +403,16 @@ def test_where_there_is_no_unit(folder, no_unit, capsys):
         assert f"--precision bf16: {reason}" in capsys.readouterr().err
     assert run("other", "--precision", "f16") == 2
     assert "invalid choice: 'f16'" in capsys.readouterr().err
+
+
+def test_resume_where_there_is_no_unit(folder, monkeypatch, capsys):
+    """The weights are not lost: the message says how to go on with them."""
+    assert run("run", "--precision", "bf16", "--quiet") == 0
+    monkeypatch.setattr(precision, "unit_in_use", lambda: None)
+    capsys.readouterr()
+    assert train.main(["--resume", "run"]) == 2
+    assert capsys.readouterr().err == (
+        "nbcnn train: --resume: run/last.safetensors was trained with bf16, and this processor has no unit for bf16, neither AMX "
+        "nor AVX512-BF16; a new run may begin with its weights: --init-from run/last.safetensors\n")
+    assert train.main(["--init-from", "run/last.safetensors", "--epochs", "1", "--out", "more", "--quiet"]) == 0
+    assert checkpoint.load("more/last.safetensors").options["precision"] == "f32"

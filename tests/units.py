@@ -1,7 +1,7 @@
 """Assembly of the kernels for a unit that this processor may lack: python units.py amx|avx512bf16. Nothing of it is run.
 
-Prints a JSON object: for each kernel that multiplies, of what instructions there are how many, and lines of its innermost loops
-around a product that keep vectors in memory.
+Prints a JSON object: for each kernel that multiplies, of what instructions there are how many, lines of its innermost loops around
+a product that keep vectors in memory, and how often references to arrays are counted in any loop around one.
 """
 import collections
 import ctypes
@@ -13,11 +13,12 @@ from unittest.mock import patch
 
 AVX512 = "+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl,+avx512bf16"
 TARGETS = {"amx": ("sapphirerapids", f"{AVX512},+amx-tile,+amx-bf16"), "avx512bf16": ("znver4", AVX512)}
+SPILL = re.compile(r"\bv\w+\s.*%zmm.*\(%rsp\)|\bv\w+\s.*\(%rsp\).*%zmm")
 PRODUCT = re.compile(r"\b(?:tdpbf16ps|vdpbf16ps)\b")
 
 
 def loops(assembly):
-    """The lines of each innermost loop: from a label to the last jump back to it, with no other label that is jumped back to."""
+    """(lines, whether it is an innermost one) of each loop: from a label to the last jump back to it."""
     lines = assembly.splitlines()
     labels = {match[1]: k for k, line in enumerate(lines) if (match := re.match(r"(\.LBB\w+):", line))}
     back = collections.defaultdict(int)
@@ -25,16 +26,16 @@ def loops(assembly):
         if (match := re.search(r"\tj\w+\t(\.LBB\w+)", line)) and labels.get(match[1], k) < k:
             back[labels[match[1]]] = k
     for start, end in back.items():
-        if not any(start < other <= end for other in back):
-            yield lines[start:end + 1]
+        yield lines[start:end + 1], not any(start < other <= end for other in back)
 
 
 def looked_at(assembly):
     """What there is to say of a kernel."""
     names = re.findall(r"^\s+(tdpbf16ps|tileloadd|tilestored|tilezero|ldtilecfg|tilerelease|vdpbf16ps)\b", assembly, re.MULTILINE)
-    spills = [line.strip() for loop in loops(assembly) if any(map(PRODUCT.search, loop))
-              for line in loop if re.search(r"\bv\w+\s.*%zmm.*\(%rsp\)|\bv\w+\s.*\(%rsp\).*%zmm", line)]
-    return {**collections.Counter(names), "spills": spills}
+    around = [(loop, innermost) for loop, innermost in loops(assembly) if any(map(PRODUCT.search, loop))]
+    spills = [line.strip() for loop, innermost in around if innermost for line in loop if SPILL.search(line)]
+    counted = sum("NRT_" in line for loop, _ in around for line in loop)     # in memory that all threads share
+    return {**collections.Counter(names), "spills": spills, "references": counted}
 
 
 def main(unit):

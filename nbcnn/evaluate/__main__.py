@@ -36,7 +36,7 @@ def _main(argv):
         dataset = split_off(dataset, share, saved.options["seed"])[options["split"] == "val"]
     if model.input_shape is None:
         model.input_shape = dataset.images.shape[1:]
-    precision, _ = cli.precision_of(options, model, min(options["batch_size"], len(dataset)))
+    precision = cli.tried_precision(NAME, options, model, min(options["batch_size"], len(dataset)))
     scheduler = BackpropScheduler(model, cli.make_loss(saved.options), precision=precision)
     with tqdm(total=len(dataset), unit=" images", leave=False, disable=None) as bar:
         found = measure(scheduler, dataset, options["batch_size"], lambda done: bar.update(done - bar.n), options["views"])

@@ -38,7 +38,7 @@ class Operation:
     hands_on = False    # whether each dx is dy, and so may lie in its memory
     stateful = False    # whether there is something to commit, or forward reads what `place` says
     bfloat16 = False    # whether activations and their gradients may be bfloat16, each one of them or float32
-    mixed = False       # whether it sums up products of bfloat16 in float32, so that a network's output is worth being float32
+    sums_float32 = False    # whether it sums up products of bfloat16 in float32, so that what comes out is worth being float32
     place = None        # the scheduler sets it
 
     def parts(self, n):
@@ -51,6 +51,13 @@ class Operation:
     def bytes(self, batch):
         """About how many bytes `reserve` allocates."""
         return 0
+
+    def backward_bytes(self, batch):
+        """About how many bytes the first backward allocates."""
+        return 0
+
+    def stored(self, x_dtypes, y_dtype):
+        """What the inputs and y are stored in: the scheduler says so before it asks for `bytes` and calls `reserve`."""
 
     def forward(self, n, y, x, params):
         """The calls that compute y of the first n samples, in training.

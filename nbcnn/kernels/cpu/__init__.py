@@ -50,7 +50,7 @@ from nbcnn.kernels.cpu.kernel_cache import compile_calls
 from nbcnn.kernels.cpu.launch import require, run
 from nbcnn.kernels.cpu.losses import run_loss, softmax_along
 from nbcnn.kernels.cpu.sgd import update
-from nbcnn.kernels.cpu.unit import require_unit
+from nbcnn.kernels.cpu.unit import unit_in_use
 from nbcnn.kernels.cpu.vectors import move_average, multiply, sum_of_squares
 from nbcnn.kernels.operation import operations
 
@@ -64,7 +64,7 @@ __all__ = [
     # besides the operations
     "add_call", "copy_call", "run_loss", "softmax_along", "adam_update", "update", "move_average", "multiply", "sum_of_squares",
     # bfloat16
-    "bfloat16", "describe_bfloat16", "require_unit",
+    "bfloat16", "describe_bfloat16",
 ]
 globals().update(operations(__name__, __path__))      # Conv2d, Activation, ...: the classes in the files here
 
@@ -79,5 +79,5 @@ def bfloat16():
 
 def describe_bfloat16():
     """One line on what is bfloat16, and which unit multiplies it."""
-    return (f"bf16 on the unit {require_unit()}: values between layers are bfloat16; images, outputs, weights, sums and statistics "
+    return (f"bf16 on the unit {unit_in_use()}: values between layers are bfloat16; images, outputs, weights, sums and statistics "
             "float32")

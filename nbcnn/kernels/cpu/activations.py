@@ -12,12 +12,12 @@ from numba import types
 from numba.extending import overload
 
 from nbcnn.kernels.cpu import kernel_cache, tile
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import Call, Elementwise
 
 # Division by zero gives inf, as in NumPy. A product and a sum may become one instruction that rounds once; nothing else is relaxed.
 OPTIONS = dict(error_model="numpy", fastmath={"contract"})
-kernel = kernel_cache.njit(parallel=PARALLEL, **OPTIONS)
+kernel = kernel_cache.njit(parallel=True, **OPTIONS)
 njit = kernel_cache.njit(**OPTIONS)
 
 

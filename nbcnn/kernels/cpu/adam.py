@@ -5,10 +5,10 @@ import numpy as np
 
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.launch import launch
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 
 
-@njit(parallel=PARALLEL, error_model="numpy")
+@njit(parallel=True, error_model="numpy")
 def adam(param, exp_avg, exp_avg_sq, grad, keep, step_size, scale, beta1, rest1, beta2, rest2, eps, weight_decay, has_decay,
          maximize):
     """One step, in place, on flat vectors; the rates of `update` have the corrections for averages that began with zeros.

@@ -1,18 +1,18 @@
 """Sums of inputs on the CPU, the gaps between samples included, which is simpler than to leave them out."""
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import Call, Operation
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def add_forward(y, a, b, count):
     """y = a + b"""
     for k in prange(count):
         tile.put(y, k, tile.get(a, k) + tile.get(b, k))
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def copy(y, x, count):
     """y = x"""
     for k in prange(count):

@@ -20,7 +20,7 @@ from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.activations import activate, activate_gradient
 from nbcnn.kernels.cpu.buffer import allocate
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import Call, Normalizing
 
 MOST_PARTS = 64
@@ -45,7 +45,7 @@ def part_bounds(part, g):
 
 # ---- statistics: they are those of x less its first line, whose digits a mean that is much larger than the deviation does not take
 
-@njit(parallel=PARALLEL, error_model="numpy")
+@njit(parallel=True, error_model="numpy")
 def batchnorm_statistics(sums, x, at_once, g):
     """sums[part, 0] = the mean of d = x - the first line over a part's lines, sums[part, 1] = the sum of (d - that mean)^2.
 
@@ -134,7 +134,7 @@ def batchnorm_commit(running_mean, running_var, batches, mean, var, values, mome
 def make_batchnorm(FUNCTION):
     """The kernels with this activation: forward, the sums for backward, and backward."""
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def batchnorm_forward(y, x, mean, scale, shift, options, g):
         """y = f(z), z = (x - mean) scale + shift"""
         for k in prange(g.count):
@@ -142,7 +142,7 @@ def make_batchnorm(FUNCTION):
             for l in range(g.width):
                 tile.put(y, at + l, activate(FUNCTION, (tile.get(x, at + l) - mean[l]) * scale[l] + shift[l], options))
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def batchnorm_backward_sums(sums, dy, x, mean, scale, shift, options, g):
         """sums[part, 0] = the sum of dz = dy f'(z) over a part's lines, sums[part, 1] = that of dz (x - mean)."""
         for part in prange(g.parts):
@@ -157,7 +157,7 @@ def make_batchnorm(FUNCTION):
                     total[l] += dz
                     moment[l] += dz * d
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def batchnorm_backward(dx, dy, x, mean, scale, shift, mean_dz, slope, options, g):
         """dx = scale (dz - mean_dz - (x - mean) slope), dz = dy f'(z)"""
         for k in prange(g.count):

@@ -3,11 +3,11 @@ import math
 
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import Call, Operation
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def concat_forward(x, y, n, pixels, C, x_step, first, y_C, y_step):
     """y[m, pixel, first + c] = x[m, pixel, c], for one of the inputs."""
     for task in prange(n * pixels):
@@ -17,7 +17,7 @@ def concat_forward(x, y, n, pixels, C, x_step, first, y_C, y_step):
             tile.put(y, at_y + c, tile.get(x, at_x + c))
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def concat_backward(dx, dy, n, pixels, C, x_step, first, y_C, y_step):
     """dx[m, pixel, c] = dy[m, pixel, first + c], for one of the inputs."""
     for task in prange(n * pixels):

@@ -18,7 +18,7 @@ import numpy as np
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.buffer import allocate
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import Call, Operation
 
 MOST_PARTS = 8      # at most so many partial sums of a weight gradient; how many depends on the shapes alone, not on the threads
@@ -42,7 +42,7 @@ def make_conv2d_forward(P, V, LANES):
     """The forward kernel, for a tile of P places, each with V vectors of output channels."""
     WIDTH = V * LANES
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_forward(y, x, w, b, g):
         """y[m, i, j, o] = b[o] + sum over p, q, c of x[m, r + p*dilation_h, s + q*dilation_w, c] * w[o, p, q, c].
 
@@ -111,7 +111,7 @@ def make_conv2d_backward_input(P, V, LANES):
     """The kernel of the input gradient, for a tile of P places, each with V vectors of input channels."""
     WIDTH = V * LANES
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_backward_input(dx, dy, w, steps, g):
         """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c]; `steps` says how w is stored.
 
@@ -165,7 +165,7 @@ def make_conv2d_backward_weight(P, V, LANES):
     """The kernel of the weight gradient, for a tile of P neighbouring weights of a kernel row by V vectors of outputs."""
     WIDTH = V * LANES
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_backward_weight(dw, db, work, dy, x, one, g, parts, samples, rows):
         """dw[part, block, p, q, c] = sum over the part's samples m and all i, j of dy[m, i, j, block] * x[m, r, s, c].
 
@@ -252,7 +252,7 @@ def add_pixels(db, at, dy, one, g, first, end, o, add, V, WIDTH):
     tile.store(acc, db, row, at, 0, 1, WIDTH)
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def conv2d_backward_bias(sums, dy, g, parts):
     """sums[part, o] = the sum over the part's samples m and all i, j of dy[m, i, j, o]: what is left where weights are frozen."""
     for part in prange(parts):
@@ -279,7 +279,7 @@ def add_rows(db, sums, O, parts, add):
 def make_pack_weight(LANES):
     """The kernels that rearrange weights for the others, and gradients back, LANES outputs x LANES weights at a time."""
 
-    @njit(parallel=PARALLEL)
+    @njit(parallel=True)
     def pack_weight(packed, packed_b, w, b, width, O, run):
         """packed[block, k, lane] = w[block*width + lane, k]: for each of `run` weights the values of `width` outputs side by side.
 
@@ -295,7 +295,7 @@ def make_pack_weight(LANES):
                 for lane in range(o, min(o + LANES, O)):
                     packed_b[lane] = b[lane]
 
-    @njit(parallel=PARALLEL)
+    @njit(parallel=True)
     def unpack_weight(dw, db, packed, packed_b, width, O, run, parts, add_dw, add_db):
         """dw[block*width + lane, k] = (or, with add_dw, +=) packed[0, block, k, lane] + packed[1, ...] + ..., in this order.
 
@@ -328,7 +328,7 @@ def make_pack_weight_for_input(V, LANES):
     """The kernel that rearranges weights for the input gradient."""
     WIDTH = V * LANES
 
-    @njit(parallel=PARALLEL)
+    @njit(parallel=True)
     def pack_weight_for_input(packed, w, O, taps, C):
         """packed[block, tap, o, lane] = w[o, tap, block*WIDTH + lane]. Lanes beyond the last channel may hold anything."""
         for task in prange((C + WIDTH - 1) // WIDTH * taps):

@@ -8,6 +8,9 @@ So a tap beside the image is left out for all rows alike. Samples behind the las
 `BFloat16Buffer` has memory for them. Activations and their gradients are bfloat16, as uint16, and may be float32 as images and a
 network's outputs are. Weights, their gradients and all sums are float32.
 
+The loops over the taps stand in each kernel: of arrays that an inlined function takes, or a slice, Numba would count the references
+in every task.
+
 What a tile reads. The channels of a pixel in blocks of 2*pairs, see `pairs_of`. Where channels do not fall into such blocks, where
 there are few, and where they are float32, `unfold` makes a copy that is read in their place.
 
@@ -27,7 +30,7 @@ from nbcnn.kernels.cpu.buffer import BFloat16Buffer, allocate
 from nbcnn.kernels.cpu.conv2d import Geometry, add_rows, conv2d_backward_bias
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.matrix_tile import LANES, MOST_PAIRS, ROWS
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import NO_WINNER, Call, Operation
 
 FEW = 16            # channels: fewer are unfolded, so that a kernel row becomes one pixel's channels
@@ -39,6 +42,7 @@ LANES_OF_TILE = tile.lanes(np.float32)
 # The sizes of x as forward and the weight gradient read it. Where channels are few, a kernel row is one tap, whose channels are
 # those of all its taps: KW is 1 then, C the KW*C of the convolution, and W its OW.
 Read = namedtuple("Read", "C H W KW stride_w padding_w dilation_w")
+AS_IT_LIES = 1, 1, 0, 1     # the kernel width, stride, padding and dilation of an `unfold` that only rounds, and adds channels of 0
 
 
 def round_up(size, to):
@@ -75,7 +79,7 @@ def make_conv2d_forward(V):
     """The forward kernel for a tile of ROWS samples, each with V vectors of output channels."""
     WIDTH, VECTORS, one = V * LANES, V * LANES // LANES_OF_TILE, np.float32(1)
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_forward(y, x, w, b, pairs, g):
         """y[m, i, j, o] = b[o] + sum over p, q, c of x[m, r + p*dilation_h, s + q*dilation_w, c] * w[o, p, q, c].
 
@@ -87,7 +91,16 @@ def make_conv2d_forward(V):
         for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.OH * g.OW):
             first, block, i, j = task_place(task, blocks, g.OH, g.OW)
             top, left = i * g.stride_h - g.padding_h, j * g.stride_w - g.padding_w
-            add_taps(sums, x, w, pairs, first, block, top, left, g, V)
+            p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
+            q_first, q_end = tile.range_inside(left, g.dilation_w, g.KW, g.W)
+            acc = matrix_tile.zero(V)
+            for p in range(p_first, p_end):
+                for q in range(q_first, q_end):
+                    at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + left + q * g.dilation_w) * g.x_pixel
+                    at_w = ((block * g.KH + p) * g.KW + q) * g.x_pixel * WIDTH
+                    for c in range(0, g.x_pixel, 2 * pairs):
+                        acc = matrix_tile.dot(acc, x, at_x + c, g.x_step, w, at_w + c * WIDTH, 2 * WIDTH, pairs)
+            matrix_tile.sums(acc, sums)
             at_y = first * g.y_step + (i * g.OW + j) * g.y_pixel + block * WIDTH
             for row in range(0, min(ROWS, g.n - first), P):
                 rows = tile.rows_strided(P, row * WIDTH, WIDTH)
@@ -105,28 +118,12 @@ def task_place(task, blocks, rows, columns):
     return task // (columns * rows * blocks) * ROWS, task // (columns * rows) % blocks, task // columns % rows, task % columns
 
 
-@numba.njit(inline="always")
-def add_taps(sums, x, w, pairs, first, block, top, left, g, V):
-    """sums[row, lane] = sum over p, q, c of x[first + row, top + p*dilation_h, left + q*dilation_w, c] * w[block, p, q, c, lane]"""
-    WIDTH = V * LANES
-    p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
-    q_first, q_end = tile.range_inside(left, g.dilation_w, g.KW, g.W)
-    acc = matrix_tile.zero(V)
-    for p in range(p_first, p_end):
-        for q in range(q_first, q_end):
-            at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + left + q * g.dilation_w) * g.x_pixel
-            at_w = ((block * g.KH + p) * g.KW + q) * g.x_pixel * WIDTH
-            for c in range(0, g.x_pixel, 2 * pairs):
-                acc = matrix_tile.dot(acc, x, at_x + c, g.x_step, w, at_w + c * WIDTH, 2 * WIDTH, pairs)
-    matrix_tile.sums(acc, sums)
-
-
 @functools.cache
 def make_conv2d_maxpool2d_forward(V):
     """The forward kernel with max pooling, for a tile of ROWS samples, each with V vectors of output channels."""
     WIDTH, VECTORS, one = V * LANES, V * LANES // LANES_OF_TILE, np.float32(1)
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_maxpool2d_forward(y, argmax, x, w, b, low, none, pairs, g):
         """y[m, i, j, o] = the largest over the window's u, v of z[m, i*stride_h + u, j*stride_w + v, o]; argmax says which one.
 
@@ -140,7 +137,16 @@ def make_conv2d_maxpool2d_forward(V):
             first, block, i, j = task_place(task, blocks, g.OH, g.OW)
             for cell in range(g.stride_h * g.stride_w):
                 top, left = i * g.stride_h + cell // g.stride_w - g.padding_h, j * g.stride_w + cell % g.stride_w - g.padding_w
-                add_taps(sums, x, w, pairs, first, block, top, left, g, V)
+                p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
+                q_first, q_end = tile.range_inside(left, g.dilation_w, g.KW, g.W)
+                acc = matrix_tile.zero(V)
+                for p in range(p_first, p_end):
+                    for q in range(q_first, q_end):
+                        at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + left + q * g.dilation_w) * g.x_pixel
+                        at_w = ((block * g.KH + p) * g.KW + q) * g.x_pixel * WIDTH
+                        for c in range(0, g.x_pixel, 2 * pairs):
+                            acc = matrix_tile.dot(acc, x, at_x + c, g.x_step, w, at_w + c * WIDTH, 2 * WIDTH, pairs)
+                matrix_tile.sums(acc, sums)
                 for row in range(0, ROWS, P):
                     rows = tile.rows_strided(P, row * WIDTH, WIDTH)
                     acc = tile.axpy(tile.repeat(P, VECTORS, b, block * WIDTH), one, sums, rows, 0, 0)
@@ -151,13 +157,14 @@ def make_conv2d_maxpool2d_forward(V):
                 y_rows = tile.rows_strided(P, at_y + row * g.y_step, g.y_step)
                 tile.store(acc, y, y_rows, 0, 0, g.n - first - row, lanes)
             for row in range(min(ROWS, g.n - first)):
-                argmax[at_y + row * g.y_step:at_y + row * g.y_step + lanes] = winner[row * WIDTH:row * WIDTH + lanes]
+                for lane in range(lanes):
+                    tile.put(argmax, at_y + row * g.y_step + lane, tile.get(winner, row * WIDTH + lane))
         matrix_tile.end()
 
     return conv2d_maxpool2d_forward
 
 
-@njit(parallel=PARALLEL, error_model="numpy")
+@njit(parallel=True, error_model="numpy")
 def unpool(dz, z_step, dy, argmax, OH, OW, g):
     """dz[m, i*stride_h + u, j*stride_w + v, o] = dy[m, i, j, o] at the cell (u, v) of its window that won, else 0.
 
@@ -180,7 +187,7 @@ def make_conv2d_backward_input(V):
     """The kernel of the input gradient, for a tile of ROWS samples, each with V vectors of input channels."""
     WIDTH, VECTORS = V * LANES, V * LANES // LANES_OF_TILE
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_backward_input(dx, dy, w, pairs, g):
         """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c].
 
@@ -222,7 +229,7 @@ def make_conv2d_backward_weight(V):
     """The kernel of the weight gradient, for a tile of ROWS outputs, each with V vectors of input channels."""
     WIDTH = V * LANES
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_backward_weight(dw, dy, x, samples, rows, parts, add, g):
         """dw[part, o, p, q, c] = (or, with add, +=) the sum over m, j and the part's i of dy[m, i, j, o] * x[m, r, s, c].
 
@@ -260,7 +267,7 @@ def make_conv2d_backward_weight(V):
 def make_lay_samples(LANES):
     """The kernels that lay out samples for the weight gradient, LANES pairs of channels at a time. They move bits, as float32."""
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def pair_samples(paired, x, first, samples, width, pixels, C, n, step, pixel_step):
         """paired[pixel, k, c] = the pair x[first + 2k, pixel, c], x[first + 2k + 1, pixel, c], of `samples` samples, 0 behind n.
 
@@ -274,7 +281,7 @@ def make_lay_samples(LANES):
             for c in range(0, C, LANES):
                 tile.store(tile.load_pairs(P, x, x_rows, c, step, n - m), paired, rows, c, 0, P, LANES)
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def transpose_samples(transposed, dy, first, samples, outputs, pixels, O, n, step, pixel_step):
         """transposed[pixel, o, k] = the pair dy[first + 2k, pixel, o], dy[first + 2k + 1, pixel, o], of `samples` samples.
 
@@ -293,7 +300,7 @@ def make_lay_samples(LANES):
     return pair_samples, transpose_samples
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def add_parts(dw, parts, count, add):
     """dw[k] = (or, with add, +=) parts[0, k] + parts[1, k] + ..., in this order, of `count` parts."""
     size = len(dw)
@@ -304,7 +311,7 @@ def add_parts(dw, parts, count, add):
         dw[k] = total + dw[k] if add else total
 
 
-@njit(parallel=PARALLEL, error_model="numpy")
+@njit(parallel=True, error_model="numpy")
 def pack_weight(packed, w, O, taps, C, channels, width):
     """packed[block, tap, c/2, lane, c%2] = w[block*width + lane, tap, c]: of `channels` channels, 0 behind the last one of C."""
     for task in prange((O + width - 1) // width * taps * channels):
@@ -315,7 +322,7 @@ def pack_weight(packed, w, O, taps, C, channels, width):
             tile.put(packed, at + 2 * lane, w[(o * taps + tap) * C + c] if o < O and c < C else np.float32(0))
 
 
-@njit(parallel=PARALLEL, error_model="numpy")
+@njit(parallel=True, error_model="numpy")
 def pack_weight_for_input(packed, w, O, taps, C, outputs, width):
     """packed[block, tap, o/2, lane, o%2] = w[o, tap, block*width + lane]: of `outputs` outputs, 0 behind the last one of O."""
     for task in prange((C + width - 1) // width * taps * outputs):
@@ -326,16 +333,15 @@ def pack_weight_for_input(packed, w, O, taps, C, outputs, width):
             tile.put(packed, at + 2 * lane, w[(o * taps + tap) * C + c] if o < O and c < C else np.float32(0))
 
 
-@njit(parallel=PARALLEL, error_model="numpy")
+@njit(parallel=True, error_model="numpy")
 def unfold(out, out_step, channels, columns, x, KW, stride_w, padding_w, dilation_w, n, C, H, W, x_step):
-    """out[m, r, j, q*C + c] = x[m, r, j*stride_w + q*dilation_w - padding_w, c], rounded; 0 beside the image.
+    """out[m, r, j, q*C + c] = x[m, r, j*stride_w + q*dilation_w - padding_w, c], rounded; 0 beside the image and behind KW*C.
 
-    Each pixel of out has `channels` channels, each row `columns` pixels. What lies behind the KW*C channels may be any number of
-    the row: its weights are 0. With dilation_w = 1 a kernel row reads neighbours, one piece of KW*C numbers; else each tap is a
-    piece.
+    Each pixel of out has `channels` channels, each row `columns` pixels. With dilation_w = 1 a kernel row reads neighbours, one
+    piece of KW*C numbers; else each tap is a piece.
     """
-    pieces, size = (1, channels) if dilation_w == 1 else (KW, C)
-    line = np.zeros(max((columns - 1) * stride_w + (KW - 1) * dilation_w + 1, padding_w + W) * C + channels, np.uint16)
+    pieces, size = (1, KW * C) if dilation_w == 1 else (KW, C)
+    line = np.zeros(max((columns - 1) * stride_w + (KW - 1) * dilation_w + 1, padding_w + W) * C, np.uint16)
     for task in prange(n * H):
         m, r = task // H, task % H
         for k in range(W * C):
@@ -346,12 +352,14 @@ def unfold(out, out_step, channels, columns, x, KW, stride_w, padding_w, dilatio
                 read = line[(j * stride_w + piece * dilation_w) * C:]
                 for c in range(size):
                     out[at + piece * C + c] = read[c]
+            for c in range(KW * C, channels):
+                out[at + c] = np.uint16(0)
 
 
 class BFloat16Conv2d(Operation):
     """A convolution of images of one shape in bfloat16. Weights are (O, KH, KW, C), flat, in float32."""
 
-    bfloat16 = mixed = True
+    bfloat16 = sums_float32 = True
 
     def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, dtype):
         (self.C, *self.x_size), (self.O, *self.y_size) = x_shape, y_shape
@@ -359,7 +367,7 @@ class BFloat16Conv2d(Operation):
         self.size = self.y_size
         KH, KW = kernel_size
         few = self.C < FEW and KW > 1
-        self.unfolds = (KW, stride[1], padding[1], dilation[1]) if few else (1, 1, 0, 1)
+        self.unfolds = (KW, stride[1], padding[1], dilation[1]) if few else AS_IT_LIES
         self.read = Read(KW * self.C, self.x_size[0], self.y_size[1], 1, 1, 0, 1) if few else Read(
             self.C, *self.x_size, KW, stride[1], padding[1], dilation[1])
         self.taps, self.channels, self.outputs = KH * self.read.KW, in_pairs(self.read.C), in_pairs(self.O)
@@ -383,12 +391,23 @@ class BFloat16Conv2d(Operation):
         tasks = self.taps * -(-self.O // ROWS) * -(-self.read.C // (self.dw_V * LANES))
         return max(1, min(MOST_PARTS, self.y_size[0], -(-32 // tasks)))
 
+    def stored(self, x_dtypes, y_dtype):
+        self.copies_x, self.copies_dy = self.copies_x or x_dtypes != (BFLOAT16,), self.copies_dy or y_dtype != BFLOAT16
+
     def reserve(self, batch):
-        """Allocate the copies, and what the weight gradient of up to `batch` samples needs."""
-        self.batch, self.x_copy, self.dy_copy = batch, None, None
-        sizes, samples = self.work(batch), self.samples(batch)
-        self.paired, self.transposed = (allocate((size * samples,), BFLOAT16) for size in sizes)
-        self.dw_parts = allocate((self.parts(batch) * self.O * self.taps * self.read.C,), np.float32)
+        """What is needed is allocated by the first forward and the first backward."""
+        self.batch, self.x_copy, self.dy_copy, self.workspace = batch, None, None, None
+
+    def weight_workspace(self):
+        """The memory of the weight gradient: samples of x and of dy as it reads them, and partial sums."""
+        if self.workspace is None:
+            sizes = [size * self.samples(self.batch) for size in self.work(self.batch)]
+            self.workspace = *(allocate((size,), BFLOAT16) for size in sizes), allocate((self.sums(self.batch),), np.float32)
+        return self.workspace
+
+    def sums(self, n):
+        """Elements of the partial sums of dw."""
+        return self.parts(n) * self.O * self.taps * self.read.C
 
     def samples(self, n):
         """Of a chunk that begins n samples before the end: no more than buffers have memory for."""
@@ -400,9 +419,11 @@ class BFloat16Conv2d(Operation):
         return x_size, math.prod(self.y_size) * round_up(self.O, max(ROWS, LANES))
 
     def bytes(self, batch):
-        copies = [self.x_copy_shape()] * self.copies_x + [(self.outputs, *self.y_size)] * self.copies_dy
-        return (sum(BFloat16Buffer.elements(batch, shape) for shape in copies) * 2 + sum(self.work(batch)) * self.samples(batch) * 2
-                + 4 * self.parts(batch) * self.O * self.taps * self.read.C)
+        return 2 * BFloat16Buffer.elements(batch, self.x_copy_shape()) * self.copies_x
+
+    def backward_bytes(self, batch):
+        copy = BFloat16Buffer.elements(batch, (self.outputs, *self.y_size)) * self.copies_dy
+        return 2 * (copy + sum(self.work(batch)) * self.samples(batch)) + 4 * self.sums(batch)
 
     def x_copy_shape(self):
         return self.channels, self.read.H, self.read.W
@@ -422,7 +443,7 @@ class BFloat16Conv2d(Operation):
             return [], dy
         if self.dy_copy is None:
             self.dy_copy = BFloat16Buffer(self.batch, (self.outputs, *self.y_size), BFLOAT16)
-        return [Call(unfold, (self.dy_copy.array, self.dy_copy.step, self.outputs, self.y_size[1], dy.array, 1, 1, 0, 1, n, self.O,
+        return [Call(unfold, (self.dy_copy.array, self.dy_copy.step, self.outputs, self.y_size[1], dy.array, *AS_IT_LIES, n, self.O,
                               *self.y_size, dy.step))], self.dy_copy
 
     def pack(self, w):
@@ -473,18 +494,18 @@ class BFloat16Conv2d(Operation):
         g, parts = self.reading(g, x), self.parts(n)
         width, rows = round_up(self.read.C, self.dw_V * LANES), round_up(self.O, max(ROWS, LANES))
         pair_samples, transpose_samples = make_lay_samples(LANES_OF_TILE)
-        calls = []
+        calls, (paired, transposed, dw_parts) = [], self.weight_workspace()
         for first in range(0, max(1, n), CHUNK):
             samples = self.samples(n - first)
             calls += [
-                Call(pair_samples, (self.paired.view(np.float32), x.array, first, samples, width, g.H * g.W, g.C, n, g.x_step,
+                Call(pair_samples, (paired.view(np.float32), x.array, first, samples, width, g.H * g.W, g.C, n, g.x_step,
                                     g.x_pixel)),
-                Call(transpose_samples, (self.transposed.view(np.float32), dy.array, first, samples, rows, g.OH * g.OW, g.O, n,
+                Call(transpose_samples, (transposed.view(np.float32), dy.array, first, samples, rows, g.OH * g.OW, g.O, n,
                                          g.y_step, g.y_pixel)),
                 Call(make_conv2d_backward_weight(self.dw_V), (
-                    self.dw_parts, self.transposed, self.paired, samples, rows, parts, first > 0, g),
+                    dw_parts, transposed, paired, samples, rows, parts, first > 0, g),
                     self.flop(min(samples, n - first)))]
-        return [*calls, Call(add_parts, (dw, self.dw_parts, parts, add))]
+        return [*calls, Call(add_parts, (dw, dw_parts, parts, add))]
 
     def backward_input(self, n, dx, dy, w, g):
         """The calls that compute dx."""
@@ -537,14 +558,19 @@ class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
         self.dz = None
 
     def bytes(self, batch):
-        return (super().bytes(batch) + BFloat16Buffer.elements(batch, (self.O, *self.size))
-                + 2 * BFloat16Buffer.elements(batch, (self.O, *self.y_size)))
+        return super().bytes(batch) + BFloat16Buffer.elements(batch, (self.O, *self.size))
+
+    def backward_bytes(self, batch):
+        return super().backward_bytes(batch) + 2 * BFloat16Buffer.elements(batch, (self.O, *self.y_size))
 
     def forward_call(self, n, y, x, b, g):
         low, none = (0, NO_WINNER) if self.relu else (-np.inf, 0)
         return Call(make_conv2d_maxpool2d_forward(self.V), (
             y.array, self.argmax.array, x.array, self.packed_w, b, np.float32(low), np.uint8(none), pairs_of(self.channels), g),
             self.flop(n))
+
+    def stored(self, x_dtypes, y_dtype):
+        super().stored(x_dtypes, BFLOAT16)      # it reads the gradient of the convolution, `dz`
 
     def of_convolution(self, n, dy):
         if self.dz is None:

@@ -13,7 +13,7 @@ import math
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.conv2d import MOST_PARTS, Conv2d, add_pixels, make_pack_weight
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import Call
 
 SUMS = 24 if tile.VECTOR_BYTES == 64 else 12    # vectors of a weight gradient's tile, beside V of dy, of 32 or 16 registers
@@ -25,7 +25,7 @@ def make_conv2d_depthwise(P, V, LANES):
     """The kernels conv2d_depthwise_forward and conv2d_depthwise_backward_input, for a tile of P pixels x V vectors of channels."""
     WIDTH = V * LANES
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_depthwise_forward(y, x, w, b, g):
         """y[m, i, j, c] = b[c] + sum over p, q of x[m, r + p*dilation_h, s + q*dilation_w, c] * w[p, q, c].
 
@@ -55,7 +55,7 @@ def make_conv2d_depthwise(P, V, LANES):
                     at_y = m * g.y_step + (i * g.OW + j) * g.C + block * WIDTH
                     tile.store(acc, y, tile.rows_strided(P, 0, g.C), at_y, 0, g.OW - j, g.C - block * WIDTH)
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_depthwise_backward_input(dx, dy, w, g):
         """dx[m, r, s, c] = sum over p, q of dy[m, i, j, c] * w[p, q, c].
 
@@ -100,7 +100,7 @@ def make_conv2d_depthwise_backward_weight(P, V, LANES):
     """The kernel of the weight gradient, for a tile of P taps of a kernel row x V vectors of channels."""
     WIDTH = V * LANES
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_depthwise_backward_weight(dw, db, dy, x, one, g, parts):
         """dw[part, block, p, q] = sum over the part's samples m and all i, j of dy[m, i, j, block] * x[m, r, s, block].
 

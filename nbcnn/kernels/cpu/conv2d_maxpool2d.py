@@ -15,7 +15,7 @@ from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.buffer import Buffer, allocate
 from nbcnn.kernels.cpu.conv2d import Conv2d, add_taps, output_places
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import NO_WINNER, Call
 
 SUMS = 25 if tile.VECTOR_BYTES == 64 else 12    # vectors of a tile, of 32 or 16 registers
@@ -35,7 +35,7 @@ def make_conv2d_maxpool2d_forward(P, V, LANES):
     """The forward kernel for a tile of P places, each with V vectors of output channels."""
     WIDTH = V * LANES
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_maxpool2d_forward(y, argmax, x, w, b, low, none, g):
         """y[m, i, j, o] = the largest over the window's u, v of z[m, i*stride_h + u, j*stride_w + v, o]; argmax says which one.
 
@@ -62,7 +62,7 @@ def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES):
     REST, WIDTH = P - POOL_W, V * LANES
     KW = REST + 1
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_maxpool2d_backward_input(dx, dy, argmax, w, steps, g, strips):
         """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c] for the windows (i, j) that pixel (r - p, s - q) won.
 
@@ -111,7 +111,7 @@ def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES):
 def make_conv2d_maxpool2d_backward_weight(P, Q, LANES):
     """The kernel of the weight gradient, for a tile of P x Q taps, each a vector of channels."""
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def conv2d_maxpool2d_backward_weight(dw_parts, db_parts, dy, argmax, x, work, values, places, counts, place_of_window,
                                          place_of_cell, g, s):
         """dw_parts[part, block, o, p, q] = sum over m, i, j of dy[m, i, j, o] * x[m, r + p, s + q, block], vectors of LANES.
@@ -209,7 +209,7 @@ def unfold(work, to, to_end, x, g, s, m, m_end, i, i_end, c, LANES):
 def make_add_parts(LANES):
     """What adds the weight gradient's partial sums, and puts their vectors where they belong."""
 
-    @njit(parallel=PARALLEL)
+    @njit(parallel=True)
     def add_parts(dw, db, dw_parts, db_parts, parts, blocks, O, taps, channels, add_dw, add_db):
         """dw[o, tap, block*LANES + lane] (+)= dw_parts[0, block, o, tap, lane] + dw_parts[1, ...] + ..., in this order; db too."""
         one, unit = tile.rows_strided(1, 0, 0), dw.dtype.type(1)
@@ -232,7 +232,7 @@ def make_add_parts(LANES):
     return add_parts
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def conv2d_maxpool2d_backward_bias(sums, dy, argmax, g, parts):
     """sums[part, o] = the sum of dy[m, i, j, o] over the windows with a winner of a part's samples, where weights are frozen."""
     zero = dy.dtype.type(0)

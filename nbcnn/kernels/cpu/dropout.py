@@ -13,7 +13,7 @@ from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.add import copy_call
 from nbcnn.kernels.cpu.buffer import Buffer
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import Call, Dropping, groups_of_four
 
 # All are numbers of 32 bits, in 64: their products are whole there.
@@ -30,7 +30,7 @@ def philox(c0, c1, c2, c3, key0, key1):
     return c0, c1, c2, c3
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def dropout_draw(mask, groups, C, pixels, step, limit, key0, key1, layer, steps):
     """mask[4*group + k, pixel, c] = whether the k-th random number of (c, pixel) is at least the limit."""
     done = np.uint64(steps[0]) & LOW
@@ -44,7 +44,7 @@ def dropout_draw(mask, groups, C, pixels, step, limit, key0, key1, layer, steps)
             first[c], second[c], third[c], fourth[c] = a >= limit, b >= limit, d >= limit, e >= limit
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def dropout(y, x, mask, scale, n, cells, copies, step, mask_step):
     """y[m, copy, cell] = x[m, copy, cell] times mask[m, cell] and the scale. Backward is the same, of dy."""
     zero = type(scale)(0)

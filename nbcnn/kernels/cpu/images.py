@@ -2,7 +2,7 @@
 import numpy as np
 
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 
 
 @njit
@@ -15,7 +15,7 @@ def source(r, size, reflect):
     return -r if r < 0 else 2 * (size - 1) - r
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def gather(out, images, index, flip, shift, reflect, table):
     """out[b, c, i, j] = table[c, byte], the byte of image index[b] at (i, j) after its flip and its shift.
 
@@ -40,7 +40,7 @@ def gather(out, images, index, flip, shift, reflect, table):
                     out[b, c, i, j] = table[c, image[c, r, s] if r >= 0 and s >= 0 else 0]
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def cut_out(out, corners, size):
     """out[b, :, i, j] = 0 in a square of each image: `size` rows and columns from corners[b] on, as far as they lie in the image.
 

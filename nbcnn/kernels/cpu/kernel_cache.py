@@ -25,7 +25,7 @@ from numba.core.serialize import dumps
 
 from nbcnn import user_cache
 from nbcnn.files import require_file, said
-from nbcnn.kernels.cpu.parallel import on_threads, require_threads
+from nbcnn.kernels.cpu.parallel import PARALLEL, on_threads, require_threads
 
 ENDING = ".kernel"
 KEEP = 1000         # files, of about 50 KB; training a network takes 30 of them
@@ -52,7 +52,7 @@ def njit(function=None, **options):
     """`numba.njit`, with or without options, keeping what it compiles. `parallel` means what `parallel.py` says."""
     if function is None:
         return functools.partial(njit, **options)
-    if options.pop("parallel", False) and not config.DISABLE_JIT:
+    if options.pop("parallel", False) and PARALLEL and not config.DISABLE_JIT:
         body, start = on_threads(function, **options)
         kernel = numba.njit(no_cfunc_wrapper=True)(start)
         kernel.body = body

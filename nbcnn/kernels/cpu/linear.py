@@ -4,7 +4,7 @@ import functools
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.conv2d import Conv2d
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import Call
 
 
@@ -13,7 +13,7 @@ def make_linear(P, V, LANES):
     """The kernels for a tile of P rows x V vectors: forward, backward_input and backward_weight."""
     WIDTH = V * LANES
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def linear_forward(y, x, w, b, n, C, O):
         """y[m, o] = b[o] + sum over c of x[m, c] * w[o, c]; w is packed: (blocks of WIDTH outputs, C, WIDTH)."""
         blocks = (O + WIDTH - 1) // WIDTH
@@ -25,7 +25,7 @@ def make_linear(P, V, LANES):
                 acc = tile.outer(acc, x, rows, c, w, (block * C + c) * WIDTH)
             tile.store(acc, y, tile.rows_strided(P, m * O, O), block * WIDTH, 0, n - m, O - block * WIDTH)
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def linear_backward_input(dx, dy, w, n, C, O):
         """dx[m, c] = sum over o of dy[m, o] * w[o, c]."""
         blocks = (C + WIDTH - 1) // WIDTH
@@ -36,7 +36,7 @@ def make_linear(P, V, LANES):
                 acc = tile.outer(acc, dy, rows, o, w, o * C + c)
             tile.store(acc, dx, tile.rows_strided(P, m * C, C), c, 0, n - m, C - c)
 
-    @njit(parallel=PARALLEL, error_model="numpy")
+    @njit(parallel=True, error_model="numpy")
     def linear_backward_weight(dw, db, dy, x, n, C, O, add_dw, add_db):
         """dw[o, c] = (or, with add_dw, +=) the sum over m of dy[m, o] * x[m, c]; db[o] that of dy[m, o], where db has elements."""
         blocks, unit = (O + P - 1) // P, dw.dtype.type(1)

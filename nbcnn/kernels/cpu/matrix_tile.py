@@ -20,6 +20,7 @@ their order is the unit's own:
     amx, emulated    all first products of the pairs one after another, all second ones likewise, both sums, then acc + that
     avx512bf16       acc + second product + first product, pair after pair
 """
+import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
@@ -215,7 +216,8 @@ class BFloat(ir.types.Type):
         return hash(BFloat)
 
 
-PAIRS = ir.VectorType(BFloat(), 2 * LANES)
+# LLVM 15, which Numba 0.61 has, takes pairs as integers.
+PAIRS = ir.VectorType(BFloat(), 2 * LANES) if llvmlite.binding.llvm_version_info[0] > 15 else ir.VectorType(INT32, LANES)
 
 
 @intrinsic(prefer_literal=True)

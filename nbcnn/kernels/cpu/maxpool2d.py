@@ -1,7 +1,7 @@
 """Max pooling on the CPU: each window's largest value and where it stood, and the way back.
 
 Images are channels last, so the inner loops run over the channels of a pixel: 16 float32 windows side by side in a vector. Every
-cell of an input plane has one number, r*W + s; `argmax` holds those, as int32, and lies in memory as y does.
+cell of an input plane has one number, r*W + s; `argmax` holds those, as int32.
 """
 from collections import namedtuple
 
@@ -10,14 +10,15 @@ import numpy as np
 from nbcnn.kernels.cpu import tile
 from nbcnn.kernels.cpu.buffer import Buffer
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import Call, Operation
 
 # The sizes of a pooling of n samples; a step leads from a sample to the next one.
-Geometry = namedtuple("Geometry", "n C H W OH OW KH KW stride_h stride_w padding_h padding_w dilation_h dilation_w x_step y_step")
+Geometry = namedtuple("Geometry", (
+    "n C H W OH OW KH KW stride_h stride_w padding_h padding_w dilation_h dilation_w x_step y_step argmax_step"))
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def maxpool2d_forward(y, argmax, x, g):
     """y[m, i, j, c] = the largest of x[m, r + p*dilation_h, s + q*dilation_w, c] over p, q, argmax its cell.
 
@@ -29,7 +30,7 @@ def maxpool2d_forward(y, argmax, x, g):
         r_first, r_end = _cells_inside(i * g.stride_h - g.padding_h, g.dilation_h, g.KH, g.H)
         for j in range(g.OW):
             s_first, s_end = _cells_inside(j * g.stride_w - g.padding_w, g.dilation_w, g.KW, g.W)
-            at_y = m * g.y_step + (i * g.OW + j) * g.C
+            at_y, at_argmax = m * g.y_step + (i * g.OW + j) * g.C, m * g.argmax_step + (i * g.OW + j) * g.C
             for r in range(r_first, r_end, g.dilation_h):
                 for s in range(s_first, s_end, 2 * g.dilation_w):
                     t = s + g.dilation_w if s + g.dilation_w < s_end else s     # an odd last cell is compared twice: no harm
@@ -37,16 +38,16 @@ def maxpool2d_forward(y, argmax, x, g):
                     at_a, at_b = m * g.x_step + a_cell * g.C, m * g.x_step + b_cell * g.C
                     for c in range(g.C):
                         a, b = tile.get(x, at_a + c), tile.get(x, at_b + c)
-                        best, cell = (a, a_cell) if start else (tile.get(y, at_y + c), tile.get(argmax, at_y + c))
+                        best, cell = (a, a_cell) if start else (tile.get(y, at_y + c), tile.get(argmax, at_argmax + c))
                         wins = (a > best) | (a != a)                            # a != a: NaN
                         best, cell = (a, a_cell) if wins else (best, cell)
                         wins = (b > best) | (b != b)
                         best, cell = (b, b_cell) if wins else (best, cell)
                         tile.put(y, at_y + c, best)
-                        tile.put(argmax, at_y + c, cell)
+                        tile.put(argmax, at_argmax + c, cell)
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def maxpool2d_backward(dx, dy, argmax, g):
     """dx = dy at the cells that won. A task owns a row of dx, so overlapping windows need no atomics and keep their order."""
     zero = tile.number_type(dx)(0)
@@ -58,13 +59,13 @@ def maxpool2d_backward(dx, dy, argmax, g):
         i_first, i_end = _windows_over(r + g.padding_h, (g.KH - 1) * g.dilation_h, g.stride_h, g.OH)
         for i in range(i_first, i_end):
             for j in range(g.OW):
-                at_y = m * g.y_step + (i * g.OW + j) * g.C
+                at_y, at_argmax = m * g.y_step + (i * g.OW + j) * g.C, m * g.argmax_step + (i * g.OW + j) * g.C
                 s_first, s_end = _cells_inside(j * g.stride_w - g.padding_w, g.dilation_w, g.KW, g.W)
                 for s in range(s_first, s_end, g.dilation_w):
                     d, cell = sums[s * g.C:(s + 1) * g.C], np.int32(r * g.W + s)
                     for c in range(g.C):
                         value = tile.get(dy, at_y + c)              # read by all, so that vectors are
-                        d[c] += value if tile.get(argmax, at_y + c) == cell else zero
+                        d[c] += value if tile.get(argmax, at_argmax + c) == cell else zero
         tile.store_sums(dx, row, sums)
 
 
@@ -81,7 +82,7 @@ def _windows_over(cell, reach, stride, count):
     return max(0, (cell - reach + stride - 1) // stride), min(count, cell // stride + 1)
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def maxpool2d_scatter(dx, dy, argmax):
     """dx (N, C, H*W) += dy (N, C, OH*OW) at the cells argmax (N, C, OH*OW) names, whatever windows they come from."""
     for m in prange(len(dx)):
@@ -117,7 +118,7 @@ class MaxPool2d(Operation):
         return self.argmax.view(n).astype(np.int64)
 
     def _geometry(self, n, x, y):
-        return Geometry(n, *self.x_shape, *self.y_shape[1:], *self.windows, x.step, y.step)
+        return Geometry(n, *self.x_shape, *self.y_shape[1:], *self.windows, x.step, y.step, self.argmax.step)
 
     def forward(self, n, y, x, params):
         return [Call(maxpool2d_forward, (y.array, self.argmax.array, x.array, self._geometry(n, x, y)))]

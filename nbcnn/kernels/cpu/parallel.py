@@ -1,6 +1,6 @@
 """How a kernel runs on all threads: each runs it whole, and `prange` hands each its share of the tasks.
 
-    @njit(parallel=PARALLEL)
+    @njit(parallel=True)
     def relu_forward(y, x, count):
         for k in prange(count):             # of 10 tasks and 3 threads the first one takes 0, 1, 2, the next one 3, 4, 5
             y[k] = max(x[k], 0)

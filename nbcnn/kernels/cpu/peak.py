@@ -5,14 +5,14 @@ import numpy as np
 
 from nbcnn.kernels.cpu import matrix_tile, tile
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 
 
 @functools.cache
 def make_multiply_add(P, V, LANES):
     """The kernel for a tile of P rows x V vectors."""
 
-    @njit(parallel=PARALLEL)
+    @njit(parallel=True)
     def multiply_add(y, x, w, repeats):
         """y[task, i, lane] = repeats * (x w)[i, lane] in every task, x (P, K), w (K, V*LANES): 2*P*K*V*LANES*repeats flop each."""
         tasks, K = y.shape[0], x.shape[1]
@@ -32,7 +32,7 @@ def make_multiply_pairs(V):
     """The kernel for a matrix tile of V vectors."""
     WIDTH = V * matrix_tile.LANES
 
-    @njit(parallel=PARALLEL)
+    @njit(parallel=True)
     def multiply_pairs(y, x, w, repeats):
         """y[task] = the sums of repeats * x w, x (ROWS, K) and w (K, WIDTH) in bfloat16: 2*ROWS*K*WIDTH*repeats flop each.
 

@@ -3,10 +3,10 @@ import numpy as np
 
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.launch import launch
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def sgd(param, momentum_buffer, grad, lr, momentum, one_minus_dampening, weight_decay, has_decay, has_momentum, nesterov, maximize,
         first):
     """One step, in place, on flat vectors. The buffer is not looked at without has_momentum.

@@ -33,7 +33,7 @@ def at_hand():
 
 
 @functools.cache
-def unit():
+def unit_in_use():
     """The unit to be used, or None. NBCNN_UNIT chooses among those at hand, or "emulated".
 
     Raises
@@ -50,14 +50,6 @@ def unit():
 def compiled_for():
     """The unit that kernels are compiled for: the one to be used, or the definition, which can be looked at on any processor."""
     try:
-        return unit() or "emulated"
+        return unit_in_use() or "emulated"
     except ValueError:      # said where precision="bf16" is asked for, not where nbcnn is imported
         return "emulated"
-
-
-def require_unit():
-    """The unit to be used; ValueError, which says why, where there is none."""
-    found = unit()
-    if found is None:
-        raise ValueError("this processor has no unit for bf16, neither AMX nor AVX512-BF16")
-    return found

@@ -3,13 +3,13 @@ import numpy as np
 
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.launch import launch
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 
 LANES = 64          # sums side by side, enough for several vector registers
 CHUNK = 1 << 14     # elements that one thread adds up
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def squares(sums, x):
     """sums[part*LANES + lane] += the squares of the elements lane, lane + LANES, ... of each CHUNK of x."""
     for part in prange(len(sums) // LANES):
@@ -22,14 +22,14 @@ def squares(sums, x):
             sums[first + k - whole] += x[k] * x[k]
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def scale(x, factor):
     """x *= factor"""
     for k in prange(len(x)):
         x[k] *= factor
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def average(slow, fast, keep, rest):
     """slow = keep * slow + rest * fast. What decays ends at 0, not in denormal numbers."""
     zero, tiny = slow.dtype.type(0), np.finfo(slow.dtype).tiny
