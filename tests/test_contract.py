@@ -59,7 +59,7 @@ def parameters(function):
 
 def test_every_name_is_there(backend):
     assert backend.device in ("cpu", "cuda") and backend.ALIGNMENT == 64
-    names = public(contract.Backend) | (public(contract.DeviceBackend) if backend.device == "cuda" else {})
+    names = public(contract.Backend) | public(contract.DeviceBackend if backend.device == "cuda" else contract.HostBackend)
     assert len(names) > 20 and set(OPERATIONS) <= set(names)
     for name, function in names.items():
         assert parameters(getattr(backend, name)) == parameters(function), name
@@ -76,6 +76,17 @@ def test_every_method_is_there(backend, kind):
     assert "__init__" in methods
     for name in methods:
         assert parameters(getattr(own, name)) == parameters(getattr(kind, name)), name
+
+
+def test_operations_for_bfloat16():
+    """All that there are, with the same arguments, and those that only sum up products are others."""
+    backend = load_backend("cpu")
+    half = backend.bfloat16()
+    assert issubclass(backend.BFloat16Buffer, backend.Buffer)
+    for name in OPERATIONS:
+        assert parameters(getattr(half, name)) == parameters(getattr(backend, name)), name
+    others = {name for name in OPERATIONS if getattr(half, name) is not getattr(backend, name)}
+    assert others == {"Conv2d", "Conv2dMaxPool2d", "Linear"} and all(getattr(half, name).sums_float32 for name in others)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

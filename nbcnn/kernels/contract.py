@@ -182,6 +182,23 @@ class Backend(Protocol):
         """slow = decay * slow + (1 - decay) * fast, in place, on flat vectors."""
 
 
+class HostBackend(Backend, Protocol):
+    """What only the CPU's backend has: activations in bfloat16, for a scheduler whose precision is "bf16".
+
+    Attributes
+    ----------
+    BFloat16Buffer : class
+        A Buffer whose dtype may be uint16, which holds bfloat16, with memory for whole tiles of samples.
+    """
+    BFloat16Buffer = Buffer
+
+    def bfloat16():
+        """A namespace of the same operations for values in bfloat16 or float32; each is told which, by `Operation.stored`."""
+
+    def describe_bfloat16():
+        """One line on what is bfloat16, and which unit of the processor multiplies it."""
+
+
 class DeviceBackend(Backend, Protocol):
     """What only a GPU's backend has: for steps that need nothing from the host, which `steps.DeviceSteps` makes.
 
