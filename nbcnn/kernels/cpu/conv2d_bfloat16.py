@@ -312,25 +312,19 @@ def add_parts(dw, parts, count, add):
 
 
 @njit(parallel=True, error_model="numpy")
-def pack_weight(packed, w, O, taps, C, channels, width):
-    """packed[block, tap, c/2, lane, c%2] = w[block*width + lane, tap, c]: of `channels` channels, 0 behind the last one of C."""
-    for task in prange((O + width - 1) // width * taps * channels):
-        block, tap, c = task // (taps * channels), task // channels % taps, task % channels
-        at = ((block * taps + tap) * channels + c // 2 * 2) * width + c % 2
-        for lane in range(width):
-            o = block * width + lane
-            tile.put(packed, at + 2 * lane, w[(o * taps + tap) * C + c] if o < O and c < C else np.float32(0))
+def pack_weight(packed, w, columns, taps, K, channels, width, column_step, tap_step, step):
+    """packed[block, tap, k/2, lane, k%2] = w[column*column_step + tap*tap_step + k*step], column = block*width + lane.
 
-
-@njit(parallel=True, error_model="numpy")
-def pack_weight_for_input(packed, w, O, taps, C, outputs, width):
-    """packed[block, tap, o/2, lane, o%2] = w[o, tap, block*width + lane]: of `outputs` outputs, 0 behind the last one of O."""
-    for task in prange((C + width - 1) // width * taps * outputs):
-        block, tap, o = task // (taps * outputs), task // outputs % taps, task % outputs
-        at = ((block * taps + tap) * outputs + o // 2 * 2) * width + o % 2
+    Of `channels` k, 0 behind the last one of K; and 0 behind the last column. For forward the columns are outputs and k counts
+    input channels, for the input gradient it is the other way round.
+    """
+    for task in prange((columns + width - 1) // width * taps * channels):
+        block, tap, k = task // (taps * channels), task // channels % taps, task % channels
+        at = ((block * taps + tap) * channels + k // 2 * 2) * width + k % 2
         for lane in range(width):
-            c = block * width + lane
-            tile.put(packed, at + 2 * lane, w[(o * taps + tap) * C + c] if o < O and c < C else np.float32(0))
+            column = block * width + lane
+            inside = column < columns and k < K
+            tile.put(packed, at + 2 * lane, w[column * column_step + tap * tap_step + k * step] if inside else np.float32(0))
 
 
 @njit(parallel=True, error_model="numpy")
@@ -448,7 +442,8 @@ class BFloat16Conv2d(Operation):
 
     def pack(self, w):
         """The call that packs the weights for forward."""
-        return Call(pack_weight, (self.packed_w, w, self.O, self.taps, self.read.C, self.channels, self.V * LANES))
+        C = self.read.C
+        return Call(pack_weight, (self.packed_w, w, self.O, self.taps, C, self.channels, self.V * LANES, self.taps * C, C, 1))
 
     def forward(self, n, y, x, params):
         w, b = params
@@ -509,8 +504,9 @@ class BFloat16Conv2d(Operation):
 
     def backward_input(self, n, dx, dy, w, g):
         """The calls that compute dx."""
-        pack = Call(pack_weight_for_input, (self.packed_w_for_input, w, self.O, math.prod(self.kernel_size), self.C, self.outputs,
-                                            self.dx_V * LANES))
+        taps = math.prod(self.kernel_size)
+        pack = Call(pack_weight, (self.packed_w_for_input, w, self.C, taps, self.O, self.outputs, self.dx_V * LANES, 1, self.C,
+                                  taps * self.C))
         return [pack, Call(make_conv2d_backward_input(self.dx_V), (
             dx.array, dy.array, self.packed_w_for_input, pairs_of(self.outputs), g), self.flop(n))]
 
