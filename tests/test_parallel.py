@@ -9,12 +9,12 @@ import pytest
 
 from nbcnn.kernels.cpu import parallel
 from nbcnn.kernels.cpu.kernel_cache import njit
-from nbcnn.kernels.cpu.parallel import PARALLEL, prange
+from nbcnn.kernels.cpu.parallel import prange
 
 from threads import one_and_all_threads
 
 
-@njit(parallel=PARALLEL)
+@njit(parallel=True)
 def count_tasks(done, first, second):
     for k in prange(first):
         done[0, k] += 1
@@ -64,3 +64,19 @@ def test_a_kernel_is_called_from_a_function_of_ones_own():
     done = np.zeros((2, 50), np.int64)
     twice(done)
     assert (done[0] == 2).all() and done[1].sum() == 2 * sum(range(20))
+
+
+@njit(parallel=True)
+def allocate(y):
+    """Each thread has memory of its own."""
+    own = np.ones(3, y.dtype)
+    for k in prange(len(y)):
+        y[k] = own.sum()
+
+
+def test_threads_may_allocate_while_memory_is_traced():
+    """tracemalloc asks for the GIL in each of them: a process of its own, as a kernel that kept it would never end."""
+    code = ("import sys, tracemalloc\nsys.path.insert(0, sys.argv[1])\nimport numpy as np\nfrom test_parallel import allocate\n"
+            "y = np.zeros(8)\nallocate(y)\ntracemalloc.start()\nfor _ in range(50):\n    allocate(y)\nassert (y == 3).all()")
+    found = run([sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr

@@ -54,7 +54,8 @@ def njit(function=None, **options):
         return functools.partial(njit, **options)
     if options.pop("parallel", False) and PARALLEL and not config.DISABLE_JIT:
         body, start = on_threads(function, **options)
-        kernel = numba.njit(no_cfunc_wrapper=True)(start)
+        # Without the GIL: where tracemalloc is on, a thread that allocates waits for it, and would do so for ever.
+        kernel = numba.njit(no_cfunc_wrapper=True, nogil=True)(start)
         kernel.body = body
     else:
         kernel = numba.njit(**options)(function)
