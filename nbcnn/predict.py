@@ -37,7 +37,8 @@ def _main(argv):
     at_once = _at_once(saved.model, name)
     (files, bad), done = _files(options["image"]), False
     precision = cli.tried_precision(NAME, options, saved.model, max(1, min(at_once, len(files))))
-    at_once = _at_once(saved.model, name, precision)
+    if precision != "f32":
+        at_once = _at_once(saved.model, name, precision)
     with tqdm(total=len(files), unit=" images", leave=False, disable=len(files) <= at_once or None) as bar:
         for start in range(0, len(files), at_once):
             batch = files[start:start + at_once]

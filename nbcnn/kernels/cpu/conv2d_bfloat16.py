@@ -358,7 +358,6 @@ class BFloat16Conv2d(Operation):
     def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, dtype):
         (self.C, *self.x_size), (self.O, *self.y_size) = x_shape, y_shape
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.size = self.y_size
         KH, KW = kernel_size
         few = self.C < FEW and KW > 1
         self.unfolds = (KW, stride[1], padding[1], dilation[1]) if few else AS_IT_LIES
@@ -369,7 +368,6 @@ class BFloat16Conv2d(Operation):
         self.V, self.dx_V, self.dw_V = vectors(self.O), vectors(self.C), vectors(self.read.C)
         self.packed_w = allocate((round_up(self.O, self.V * LANES) * self.taps * self.channels,), BFLOAT16)
         self.zeros, self.bias_sums = allocate((self.O,), np.float32), allocate((MOST_PARTS * self.O,), np.float32)
-        self.x_copy = self.dy_copy = None
 
     def geometry(self, n, x, y):
         """The sizes of a pass of n samples through these buffers."""
@@ -395,7 +393,7 @@ class BFloat16Conv2d(Operation):
     def weight_workspace(self):
         """The memory of the weight gradient: samples of x and of dy as it reads them, and partial sums."""
         if self.workspace is None:
-            sizes = [size * self.samples(self.batch) for size in self.work(self.batch)]
+            sizes = [size * self.samples(self.batch) for size in self.work()]
             self.workspace = *(allocate((size,), BFLOAT16) for size in sizes), allocate((self.sums(self.batch),), np.float32)
         return self.workspace
 
@@ -407,7 +405,7 @@ class BFloat16Conv2d(Operation):
         """Of a chunk that begins n samples before the end: no more than buffers have memory for."""
         return min(CHUNK, round_up(n, 2 * MOST_PAIRS))
 
-    def work(self, n):
+    def work(self):
         """Numbers for each sample of the copies that the weight gradient reads, of x and of dy."""
         x_size = self.read.H * self.read.W * round_up(self.read.C, self.dw_V * LANES)
         return x_size, math.prod(self.y_size) * round_up(self.O, max(ROWS, LANES))
@@ -417,7 +415,7 @@ class BFloat16Conv2d(Operation):
 
     def backward_bytes(self, batch):
         copy = BFloat16Buffer.elements(batch, (self.outputs, *self.y_size)) * self.copies_dy
-        return 2 * (copy + sum(self.work(batch)) * self.samples(batch)) + 4 * self.sums(batch)
+        return 2 * (copy + sum(self.work()) * self.samples(batch)) + 4 * self.sums(batch)
 
     def x_copy_shape(self):
         return self.channels, self.read.H, self.read.W
