@@ -1,4 +1,5 @@
 """The matrix tile: its definition, this processor's unit where NBCNN_UNIT names it, and what is compiled for the others."""
+import functools
 import json
 import os
 import subprocess
@@ -41,24 +42,20 @@ def one_by_one(acc, x, w):
 ORDER = one_by_one if UNIT == "avx512bf16" else by_pairs
 
 
-@numba.njit
-def multiply(out, x, at_x, x_step, w, at_w, w_step, pairs, times, V):
-    matrix_tile.begin(pairs)
-    acc = matrix_tile.zero(V)
-    for k in range(times):
-        acc = matrix_tile.dot(acc, x, at_x + 2 * pairs * k, x_step, w, at_w + k * pairs * w_step, w_step, pairs)
-    matrix_tile.sums(acc, out)
-    matrix_tile.end()
+@functools.cache
+def make_multiply(V):
+    """The product of `product`, for tiles of V vectors."""
 
+    @numba.njit
+    def multiply(out, x, at_x, x_step, w, at_w, w_step, pairs, times):
+        matrix_tile.begin(pairs)
+        acc = matrix_tile.zero(V)
+        for k in range(times):
+            acc = matrix_tile.dot(acc, x, at_x + 2 * pairs * k, x_step, w, at_w + k * pairs * w_step, w_step, pairs)
+        matrix_tile.sums(acc, out)
+        matrix_tile.end()
 
-@numba.njit
-def multiply_1(*arguments):
-    multiply(*arguments, 1)
-
-
-@numba.njit
-def multiply_2(*arguments):
-    multiply(*arguments, 2)
+    return multiply
 
 
 def product(x, w, pairs, before=3, gap=4):
@@ -69,8 +66,7 @@ def product(x, w, pairs, before=3, gap=4):
     memory_x[before:].reshape(ROWS, x_step)[:, :K] = x
     memory_w[before:].reshape(K // 2, w_step)[:, :2 * columns] = w.reshape(K // 2, 2, columns).swapaxes(1, 2).reshape(K // 2, -1)
     out = np.full(ROWS * columns, np.nan, np.float32)
-    function = multiply_1 if columns == LANES else multiply_2
-    function(out, memory_x, before, x_step, memory_w, before, w_step, pairs, K // (2 * pairs))
+    make_multiply(columns // LANES)(out, memory_x, before, x_step, memory_w, before, w_step, pairs, K // (2 * pairs))
     return out.reshape(ROWS, columns)
 
 
