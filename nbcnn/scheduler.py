@@ -493,7 +493,7 @@ class BackpropScheduler:
             reads, fused, count, reason = inputs[name], None, 0, ""
             x_shape = reads[0].shape if layer.inputs == 1 else tuple(value.shape for value in reads)
             if self.fuse:
-                fused, count, reason = layer.fuse(_chain(layers[k:], inputs, outputs), x_shape)
+                fused, count, reason = layer.fuse(_chain(layers[k:k + 1 + MOST_FUSED], inputs, outputs), x_shape)
             names, layer = tuple(name for name, _ in layers[k:k + 1 + count]), fused or layer
             operation, output = layer.operation(operations, x_shape, self.model.dtype), outputs[names[-1]]
             operation.place = Place(self.model.seed, k, self.model.vector.steps)
@@ -727,7 +727,7 @@ class BackpropScheduler:
 
 def _chain(layers, inputs, outputs):
     """The layers that follow the first, as long as each is the only reader of the one before and reads nothing else."""
-    found, (before, _), *following = [], *layers[:1 + MOST_FUSED]
+    found, (before, _), *following = [], *layers
     for name, layer in following:
         if inputs[name] != (outputs[before],) or outputs[before].readers != [name]:
             break

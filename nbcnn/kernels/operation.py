@@ -1,4 +1,5 @@
 """What a backend's operations have in common, and a call of a kernel."""
+import functools
 import importlib
 import inspect
 import math
@@ -133,6 +134,7 @@ class Elementwise(Operation):
         return [] if dx is None else [self.call(self.kernels[1], n, dx, dy, y if self.reads_y else x)]
 
 
+@functools.cache
 def reads(backward):
     """What the backward kernel of an elementwise function reads besides dy: "x" or "y", as its third argument is called."""
     name = [*inspect.signature(backward).parameters, "", "", ""][2]
