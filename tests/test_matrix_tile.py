@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from nbcnn.kernels.bfloat16 import from_bfloat16, to_bfloat16
-from nbcnn.kernels.cpu import kernel_cache, matrix_tile, unit
+from nbcnn.kernels.cpu import kernel_cache, matrix_tile, tile, unit
 from nbcnn.kernels.cpu.matrix_tile import LANES, ROWS, UNIT
+
+from arrays import equal
 
 TINY = np.float32(2.0**-126)        # the smallest number that is not denormal
 
@@ -122,6 +124,43 @@ def test_nan_and_infinity():
     assert (found[0] == 4).all() and np.isnan(found[[1, 3]]).all() and (found[2] == np.inf).all()
 
 
+# ---- a tile of tile.py that gets products in pairs
+
+@functools.cache
+def make_pairs(P, V):
+    """Sums of P rows of V vectors: one pair of numbers, times two places of x, added to all rows but the first, in order."""
+    REST = P - 1
+
+    @numba.njit
+    def pairs(out, g, both, x, rows_apart, one, other, WIDTH):
+        acc = tile.zero(P, V, out)
+        for k in range(0, len(g), 2):
+            pair = matrix_tile.pair(g, k, k + 1, both)
+            acc = matrix_tile.axpy(acc, pair, x, tile.rows_strided(REST, 0, rows_apart), one + k, other + k, 1)
+        tile.store(matrix_tile.in_order(acc), out, tile.rows_strided(P, 0, WIDTH), 0, 0, P, WIDTH)
+
+    return pairs
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32], ids=str)
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("P, V", [(2, 2), (3, 4)])
+def test_sums_of_pairs_at_two_places(P, V, both, kind):
+    """The second product of a pair is added first; each product is exact in float32, so each sum is rounded once."""
+    rng, width = np.random.default_rng(V), V * tile.lanes(np.float32)
+    g, x = rng.standard_normal(6, np.float32), to_bfloat16(rng.standard_normal(1000, np.float32))
+    out = np.full((P, width), np.nan, np.float32)
+    make_pairs(P, V)(out, to_bfloat16(g) if kind == np.uint16 else g, both, x, 200, 30, 351, width)
+    expected, g, x = np.zeros((P, width), np.float32), from_bfloat16(to_bfloat16(g)), from_bfloat16(x)
+    for k in range(0, 6, 2):
+        for row in range(1, P):
+            one, other = (x[(row - 1) * 200 + place + k:][:width] for place in (30, 351))
+            if both:
+                expected[row] += g[k + 1] * other
+            expected[row] += g[k] * one
+    assert equal(out, expected)
+
+
 # ---- which unit
 
 def units(monkeypatch, features, granted, wanted=""):
@@ -205,11 +244,15 @@ def compiled(request):
 def test_kernels_are_made_of_the_units_instructions(compiled):
     """Tiles of AMX are configured once and given back once; sums of AVX512-BF16 stay in registers around the products."""
     name, kernels = compiled
-    assert {kernel.split()[0] for kernel in kernels} == {
-        "conv2d_forward", "conv2d_maxpool2d_forward", "conv2d_backward_input", "conv2d_backward_weight"}
-    assert len(kernels) == 8        # of one and of two vectors
+    dense = {"conv2d_forward", "conv2d_maxpool2d_forward", "conv2d_backward_input", "conv2d_backward_weight"}
+    skipping = {"conv2d_maxpool2d_backward_input", "conv2d_maxpool2d_backward_weight"} if name == "avx512bf16" else set()
+    assert {kernel.split()[0] for kernel in kernels} == dense | skipping
+    assert len(kernels) == 2 * len(dense | skipping)        # of one and of two vectors; of kernels of 5x5 and 3x3
     for kernel, counts in kernels.items():
-        assert counts["spills"] == [] and counts["references"] == 0, kernel
+        assert counts["spills"] == [], kernel
+        if kernel.split()[0] in skipping:       # a task of theirs is a whole sample, so it may count references
+            continue
+        assert counts["references"] == 0, kernel
         if name == "amx":
             assert counts["ldtilecfg"] == counts["tilerelease"] == 1 and "vdpbf16ps" not in counts
             V = counts["tilezero"] // 2

@@ -351,10 +351,12 @@ class Conv2d(Operation):
         (self.C, *self.x_size), (self.O, *self.y_size) = x_shape, y_shape
         self.size = self.y_size
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.dtype, self.run = np.dtype(dtype), math.prod(kernel_size) * self.C
+        self.dtype = self.factors = np.dtype(dtype)         # of sums, and of what is multiplied
+        self.run = math.prod(kernel_size) * self.C
         width = tile.lanes(dtype)
         self.tile = *self.tile_shape(self.O, dtype), width
         self.dx_tile = *self.tile_shape(self.C, dtype), width
+        self.dx_width = self.dx_tile[1:]        # vectors of channels, and lanes of each
         widest = 2 * self.tile[1] * width
         outputs = -(-self.O // widest) * widest
         self.packed_w, self.packed_b = allocate((outputs * self.run,), dtype), allocate((outputs,), dtype)
@@ -450,8 +452,8 @@ class Conv2d(Operation):
 
         A few samples read them where they are. There the outputs of a tap are far apart and share a few sets of a cache.
         """
-        (KH, KW), (_, V, *_, width) = self.kernel_size, self.dx_tile
-        if n < PACK_FROM:
+        (KH, KW), (V, width) = self.kernel_size, self.dx_width
+        if n < PACK_FROM and self.factors == self.dtype:
             return [], w, Steps(V * width, KW * self.C, self.C, self.run)
         packed, tap = self.packed_w_for_input, self.O * V * width
         pack = Call(make_pack_weight_for_input(V, width), (packed, w, self.O, KH * KW, self.C))
@@ -460,8 +462,8 @@ class Conv2d(Operation):
     @functools.cached_property
     def packed_w_for_input(self):
         """Memory for these weights, made when a layer needs its input's gradient, which a first one does not."""
-        _, V, *_, width = self.dx_tile
-        return allocate((-(-self.C // (V * width)) * math.prod(self.kernel_size) * self.O * V * width,), self.dtype)
+        V, width = self.dx_width
+        return allocate((-(-self.C // (V * width)) * math.prod(self.kernel_size) * self.O * V * width,), self.factors)
 
     def flop(self, n):
         """Multiplications and additions of the formula, those with padding included."""

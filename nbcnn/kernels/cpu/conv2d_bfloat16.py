@@ -28,6 +28,7 @@ from nbcnn.kernels.bfloat16 import BFLOAT16
 from nbcnn.kernels.cpu import matrix_tile, tile
 from nbcnn.kernels.cpu.buffer import BFloat16Buffer, allocate
 from nbcnn.kernels.cpu.conv2d import Geometry, add_rows, conv2d_backward_bias
+from nbcnn.kernels.cpu.conv2d_maxpool2d import Conv2dMaxPool2d
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.matrix_tile import LANES, MOST_PAIRS, ROWS
 from nbcnn.kernels.cpu.parallel import prange
@@ -335,7 +336,8 @@ def unfold(out, out_step, channels, columns, x, KW, stride_w, padding_w, dilatio
     piece of KW*C numbers; else each tap is a piece.
     """
     pieces, size = (1, KW * C) if dilation_w == 1 else (KW, C)
-    line = np.zeros(max((columns - 1) * stride_w + (KW - 1) * dilation_w + 1, padding_w + W) * C, np.uint16)
+    by_vectors, one = pieces == 1 and channels >= LANES_OF_TILE, tile.rows_strided(1, 0, 0)
+    line = np.zeros(max((columns - 1) * stride_w + (KW - 1) * dilation_w + 1, padding_w + W) * C + LANES_OF_TILE, np.uint16)
     for task in prange(n * H):
         m, r = task // H, task % H
         for k in range(W * C):
@@ -343,9 +345,14 @@ def unfold(out, out_step, channels, columns, x, KW, stride_w, padding_w, dilatio
         for j in range(columns):
             at = m * out_step + (r * columns + j) * channels
             for piece in range(pieces):
-                read = line[(j * stride_w + piece * dilation_w) * C:]
-                for c in range(size):
-                    out[at + piece * C + c] = read[c]
+                read, to = (j * stride_w + piece * dilation_w) * C, at + piece * C
+                if by_vectors:
+                    for k in range(0, size, LANES_OF_TILE):
+                        c = min(k, channels - LANES_OF_TILE)
+                        tile.store(tile.load(1, 1, line, one, read + c), out, one, to + c, 0, 1, LANES_OF_TILE)
+                else:
+                    for c in range(size):
+                        tile.put(out, to + c, tile.get(line, read + c))
             for c in range(KW * C, channels):
                 out[at + c] = np.uint16(0)
 
@@ -521,16 +528,20 @@ class BFloat16Conv2d(Operation):
 class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
     """A convolution of stride and dilation 1, pooled in windows side by side, its ReLU included where there is one.
 
-    Backward is that of a convolution: on a unit, the products with the zeros of `unpool` cost less than to leave them out.
-    Parameters are as of `conv2d_maxpool2d.Conv2dMaxPool2d`.
+    Backward is that of a convolution where the unit is so fast that products with the zeros of `unpool` cost less than to leave
+    them out. Else (`skips`) it visits the pixels that won alone, as in float32. Parameters are as of
+    `conv2d_maxpool2d.Conv2dMaxPool2d`.
 
     Attributes
     ----------
     argmax : Buffer of uint8
     """
 
+    skips = matrix_tile.SKIPS
+
     def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype):
         super().__init__(x_shape, conv_shape, kernel_size, (1, 1), padding, (1, 1), dtype)
+        self.arguments = x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype
         self.pool_size, self.relu = pool_size, relu
         self.size = conv_shape[1] // pool_size[0], conv_shape[2] // pool_size[1]
 
@@ -549,13 +560,28 @@ class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
     def reserve(self, batch):
         super().reserve(batch)
         self.argmax = BFloat16Buffer(batch, (self.O, *self.size), np.uint8)
-        self.dz = None
+        self.dz = self.skipping = None
 
     def bytes(self, batch):
         return super().bytes(batch) + BFloat16Buffer.elements(batch, (self.O, *self.size))
 
     def backward_bytes(self, batch):
+        if self.skips:
+            return self.make_skipping().bytes(batch)
         return super().backward_bytes(batch) + 2 * BFloat16Buffer.elements(batch, (self.O, *self.y_size))
+
+    def make_skipping(self):
+        """The operation of `conv2d_maxpool2d.py` whose backward is this one's, for bfloat16 in pairs."""
+        return Conv2dMaxPool2d(*self.arguments, pairs=True)
+
+    def backward(self, n, dx, dparams, dy, x, y, params, add):
+        if not self.skips:
+            return super().backward(n, dx, dparams, dy, x, y, params, add)
+        if self.skipping is None:
+            self.skipping = self.make_skipping()
+            self.skipping.reserve(self.batch)
+            self.skipping.argmax = self.argmax
+        return self.skipping.backward(n, dx, dparams, dy, x, y, params, add)
 
     def forward_call(self, n, y, x, b, g):
         low, none = (0, NO_WINNER) if self.relu else (-np.inf, 0)

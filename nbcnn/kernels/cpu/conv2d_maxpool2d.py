@@ -11,10 +11,12 @@ from collections import namedtuple
 import numba
 import numpy as np
 
-from nbcnn.kernels.cpu import tile
+from nbcnn.kernels.bfloat16 import BFLOAT16
+from nbcnn.kernels.cpu import matrix_tile, tile
 from nbcnn.kernels.cpu.buffer import Buffer, allocate
 from nbcnn.kernels.cpu.conv2d import Conv2d, add_taps, output_places
 from nbcnn.kernels.cpu.kernel_cache import njit
+from nbcnn.kernels.cpu.matrix_tile import IN_PAIR
 from nbcnn.kernels.cpu.parallel import prange
 from nbcnn.kernels.operation import NO_WINNER, Call
 
@@ -26,8 +28,8 @@ BLOCK = 64                                      # output channels whose weights 
 # How the weight gradient is divided. A task is one of `parts` parts of the samples and one of `groups` groups of outputs. It works
 # on strips: `samples` samples, and `rows` rows of their windows. Of x it keeps a copy whose rows have `columns` vectors. A vector
 # holds a pixel's channels, in `blocks` vectors for all of them, and a kernel row has `taps` = KW of these; or it holds all that a
-# kernel row reads, and `taps` = `blocks` = 1.
-Strips = namedtuple("Strips", "parts groups samples rows columns taps blocks")
+# kernel row reads, and `taps` = `blocks` = 1. An output's list of winners has room for `capacity`.
+Strips = namedtuple("Strips", "parts groups samples rows columns taps blocks capacity")
 
 
 @functools.cache
@@ -57,8 +59,11 @@ def make_conv2d_maxpool2d_forward(P, V, LANES):
 
 
 @functools.cache
-def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES):
-    """The kernel of the input gradient for a tile of P pixels, which a window's taps reach in a row, x V vectors of channels."""
+def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES, PAIRS):
+    """The kernel of the input gradient for a tile of P pixels, which a window's taps reach in a row, x V vectors of channels.
+
+    With PAIRS it is made for bfloat16, whose products come in pairs. What is added up lies apart from dx then, in float32.
+    """
     REST, WIDTH = P - POOL_W, V * LANES
     KW = REST + 1
 
@@ -73,12 +78,17 @@ def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES):
         blocks = (g.C + WIDTH - 1) // WIDTH
         tap_rows, one = tile.rows_strided(KW, 0, steps.tap), np.uint64(1)
         zeros, one_row = tile.zero(1, V, dx), tile.rows_strided(1, 0, 0)
+        if PAIRS:
+            sums, pixel = np.empty((g.H + strips - 1) // strips * g.W * WIDTH, np.float32), WIDTH
+        else:
+            sums, pixel = dx, g.C
         for task in prange(g.n * strips * blocks):
             m, strip, block = task // (strips * blocks), task // blocks % strips, task % blocks
-            c = block * WIDTH
-            r_first, r_end, at_m = strip * g.H // strips, (strip + 1) * g.H // strips, m * g.x_step + c
-            for pixel in range(r_first * g.W, r_end * g.W):
-                tile.store(zeros, dx, one_row, at_m + pixel * g.C, 0, 1, g.C - c)
+            r_first, r_end = strip * g.H // strips, (strip + 1) * g.H // strips
+            c, at_dx = block * WIDTH, m * g.x_step + block * WIDTH
+            at_m, lanes = (-r_first * g.W * WIDTH, WIDTH) if PAIRS else (at_dx, g.C - c)
+            for k in range(r_first * g.W, r_end * g.W):
+                tile.store(zeros, sums, one_row, at_m + k * pixel, 0, 1, lanes)
             for o_first in range(0, g.O, BLOCK):
                 count = min(BLOCK, g.O - o_first)
                 for p in range(g.KH):
@@ -88,8 +98,8 @@ def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES):
                         if t < 0 or t >= g.OH * g.stride_h:
                             continue
                         i, u = t // g.stride_h, t % g.stride_h
-                        at_r = at_m + r * g.W * g.C
-                        acc = tile.load(P, V, dx, tile.rows_inside(P, at_r + s * g.C, g.C, -s, g.W - s), 0)
+                        at_r = at_m + r * g.W * pixel
+                        acc = tile.load(P, V, sums, tile.rows_inside(P, at_r + s * pixel, pixel, -s, g.W - s), 0)
                         for j in range(g.OW):
                             at = m * g.y_step + (i * g.OW + j) * g.O + o_first
                             for v in range(POOL_W):
@@ -97,19 +107,34 @@ def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES):
                                 while won != np.uint64(0):
                                     o = tile.lowest_bit(won)
                                     won &= won - one
-                                    acc = tile.axpy(acc, tile.get(dy, at + o), w, tap_rows, at_w + o * steps.output, v)
-                            tile.store(acc, dx, tile.rows_strided(POOL_W, at_r + s * g.C, g.C), 0, -s, g.W - s, g.C - c)
+                                    if PAIRS:
+                                        other = tile.lowest_bit(won) if won != np.uint64(0) else o      # a last one alone: with 0
+                                        pair = matrix_tile.pair(dy, at + o, at + other, won != np.uint64(0))
+                                        acc = matrix_tile.axpy(acc, pair, w, tap_rows, at_w + o * steps.output,
+                                                               at_w + other * steps.output, v)
+                                        won &= won - one
+                                    else:
+                                        acc = tile.axpy(acc, tile.get(dy, at + o), w, tap_rows, at_w + o * steps.output, v)
+                            tile.store(acc, sums, tile.rows_strided(POOL_W, at_r + s * pixel, pixel), 0, -s, g.W - s, lanes)
                             s += POOL_W
                             rest = s + REST
-                            acc = tile.shift(acc, dx, tile.rows_inside(POOL_W, at_r + rest * g.C, g.C, -rest, g.W - rest), 0)
-                        tile.store(acc, dx, tile.rows_strided(REST, at_r + s * g.C, g.C), 0, -s, g.W - s, g.C - c)
+                            acc = tile.shift(acc, sums, tile.rows_inside(POOL_W, at_r + rest * pixel, pixel, -rest, g.W - rest), 0)
+                        tile.store(acc, sums, tile.rows_strided(REST, at_r + s * pixel, pixel), 0, -s, g.W - s, lanes)
+            if PAIRS:
+                for k in range(r_first * g.W, r_end * g.W):
+                    acc = matrix_tile.in_order(tile.load(1, V, sums, one_row, at_m + k * pixel))
+                    tile.store(acc, dx, one_row, at_dx + k * g.C, 0, 1, g.C - c)
 
     return conv2d_maxpool2d_backward_input
 
 
 @functools.cache
-def make_conv2d_maxpool2d_backward_weight(P, Q, LANES):
-    """The kernel of the weight gradient, for a tile of P x Q taps, each a vector of channels."""
+def make_conv2d_maxpool2d_backward_weight(P, Q, V, LANES, PAIRS):
+    """The kernel of the weight gradient, for a tile of P x Q taps, each LANES channels in V vectors.
+
+    With PAIRS it is made for bfloat16, whose products come in pairs: `work` and `values` are bfloat16.
+    """
+    ROW = Q * V     # vectors
 
     @njit(parallel=True, error_model="numpy")
     def conv2d_maxpool2d_backward_weight(dw_parts, db_parts, dy, argmax, x, work, values, places, counts, place_of_window,
@@ -122,7 +147,7 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, LANES):
         x, the winner's first tap reads. Then each tap of each output goes through the output's list. The sums lie in dw_parts from
         one strip to the next.
         """
-        capacity, size = s.samples * s.rows * g.OW, work.size // (s.parts * s.groups)
+        size = work.size // (s.parts * s.groups)
         for task in prange(s.parts * s.groups):
             part, o_first, o_end = task // s.groups, task % s.groups * g.O // s.groups, (task % s.groups + 1) * g.O // s.groups
             lists, first, stop = task * (values.size // (s.parts * s.groups)), part * g.n // s.parts, (part + 1) * g.n // s.parts
@@ -133,9 +158,9 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, LANES):
                     list_winners(values, places, lists, counts, task * g.O, db_parts, part * g.O, dy, argmax, place_of_window,
                                  place_of_cell, g, s, m, m_end, i, i_end, o_first, o_end, begins, LANES)
                     for block in range(s.blocks):
-                        unfold(work, task * size, (task + 1) * size, x, g, s, m, m_end, i, i_end, block * LANES, LANES)
+                        unfold(work, task * size, (task + 1) * size, x, g, s, m, m_end, i, i_end, block * LANES, V, LANES)
                         for o in range(o_first, o_end):
-                            begin = lists + (o - o_first) * capacity
+                            begin = lists + (o - o_first) * s.capacity
                             end = begin + tile.get(counts, task * g.O + o)
                             for p in range(0, g.KH, P):
                                 tap_rows = tile.rows_inside(P, 0, s.columns * LANES, 0, g.KH - p)
@@ -143,9 +168,16 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, LANES):
                                 for q in range(0, s.taps, Q):
                                     at = (((part * s.blocks + block) * g.O + o) * g.KH + p) * s.taps + q
                                     at_tap = task * size + (p * s.columns + q) * LANES
-                                    acc = tile.zero(P, Q, x) if begins else tile.load(P, Q, dw_parts, dw_rows, at * LANES)
-                                    for k in range(begin, end):
-                                        acc = tile.axpy(acc, tile.get(values, k), work, tap_rows, at_tap + tile.get(places, k), 0)
+                                    acc = (tile.zero(P, ROW, x) if begins else
+                                           tile.load(P, ROW, dw_parts, dw_rows, at * LANES))
+                                    for k in range(begin, end, IN_PAIR if PAIRS else 1):
+                                        if PAIRS:
+                                            pair = matrix_tile.pair(values, k, k + 1, True)
+                                            acc = matrix_tile.axpy(acc, pair, work, tap_rows, at_tap + tile.get(places, k),
+                                                                   at_tap + tile.get(places, k + 1), 0)
+                                        else:
+                                            acc = tile.axpy(acc, tile.get(values, k), work, tap_rows,
+                                                            at_tap + tile.get(places, k), 0)
                                     tile.store(acc, dw_parts, dw_rows, at * LANES, 0, g.KH - p, Q * LANES)
 
     return conv2d_maxpool2d_backward_weight
@@ -159,8 +191,9 @@ helper = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def list_winners(values, places, begin, counts, at_counts, db, at_db, dy, argmax, place_of_window, place_of_cell, g, s, m, m_end,
                  i, i_end, o_first, o_end, begins, LANES):
     """List each output's dy of a strip, but for windows without a winner, and add them to what `db` has from other strips."""
+    zero = tile.number_type(dy)(0)
     for o in range(o_first, o_end):
-        count, total = begin, dy.dtype.type(0)
+        count, total = begin, zero
         for sample in range(m, m_end):
             at = sample * g.y_step + i * g.OW * g.O + o
             place = (sample - m) * (s.rows * g.stride_h + g.KH - 1) * s.columns * LANES
@@ -169,21 +202,24 @@ def list_winners(values, places, begin, counts, at_counts, db, at_db, dy, argmax
                 wins = cell != np.uint8(NO_WINNER)
                 tile.put(values, count, value)
                 tile.put(places, count, np.int32(place + tile.get(place_of_window, window) + tile.get(place_of_cell, cell)))
-                total += value if wins else dy.dtype.type(0)
+                total += value if wins else zero
                 count += wins
                 at += g.O
+        if (count - begin) % IN_PAIR:       # for kernels that read pairs
+            tile.put(values, count, zero)
+            tile.put(places, count, tile.get(places, count - 1))
         tile.put(counts, at_counts + o, count - begin)
         tile.put(db, at_db + o, total if begins else total + tile.get(db, at_db + o))
-        begin += s.samples * s.rows * g.OW
+        begin += s.capacity
 
 
 @helper
-def unfold(work, to, to_end, x, g, s, m, m_end, i, i_end, c, LANES):
-    """Copy what a strip's windows read of x from channel c on, a vector for each pixel, with zeros for pixels beside the image.
+def unfold(work, to, to_end, x, g, s, m, m_end, i, i_end, c, V, LANES):
+    """Copy what a strip's windows read of x from channel c on, LANES of each pixel, with zeros for pixels beside the image.
 
     Where a vector holds all that a kernel row reads, an image row with its zeros is first copied to the end of the work space.
     """
-    one, zero, whole = tile.rows_strided(1, 0, 0), tile.zero(1, 1, work), s.taps < g.KW
+    one, zero, whole = tile.rows_strided(1, 0, 0), tile.zero(1, V, work), s.taps < g.KW
     line, line_columns = to_end - (s.columns + g.KW) * g.C - LANES, s.columns + g.KW - 1
     for sample in range(m, m_end):
         for row in range((i_end - i) * g.stride_h + g.KH - 1):
@@ -194,19 +230,19 @@ def unfold(work, to, to_end, x, g, s, m, m_end, i, i_end, c, LANES):
                     tile.store(zero, work, one, line + k, 0, 1, LANES)
                 count = min(columns, line_columns - g.padding_w) * g.C
                 for k in range(0, count, LANES):
-                    tile.store(tile.load(1, 1, x, one, at + k), work, one, line + g.padding_w * g.C + k, 0, 1, count - k)
+                    tile.store(tile.load(1, V, x, one, at + k), work, one, line + g.padding_w * g.C + k, 0, 1, count - k)
             at_work = to + ((sample - m) * (s.rows * g.stride_h + g.KH - 1) + row) * s.columns * LANES
             for column in range(s.columns):
                 if whole:
-                    vector = tile.load(1, 1, work, one, line + column * g.C)
+                    vector = tile.load(1, V, work, one, line + column * g.C)
                 else:
                     inside = 0 <= column - g.padding_w < columns
-                    vector = tile.load(1, 1, x, one, at + (column - g.padding_w) * g.C if inside else g.x_zeros + c)
+                    vector = tile.load(1, V, x, one, at + (column - g.padding_w) * g.C if inside else g.x_zeros + c)
                 tile.store(vector, work, one, at_work + column * LANES, 0, 1, LANES)
 
 
 @functools.cache
-def make_add_parts(LANES):
+def make_add_parts(V, LANES, PAIRS):
     """What adds the weight gradient's partial sums, and puts their vectors where they belong."""
 
     @njit(parallel=True)
@@ -222,9 +258,11 @@ def make_add_parts(LANES):
             for block in range(blocks):
                 for tap in range(taps):
                     to, source = (o * taps + tap) * channels + block * LANES, ((block * O + o) * taps + tap) * LANES
-                    acc = tile.load(1, 1, dw_parts, one, source)
+                    acc = tile.load(1, V, dw_parts, one, source)
                     for part in range(1, parts):
                         acc = tile.axpy(acc, unit, dw_parts, one, part * blocks * O * taps * LANES + source, 0)
+                    if PAIRS:
+                        acc = matrix_tile.in_order(acc)
                     if add_dw:
                         acc = tile.axpy(acc, unit, dw, one, to, 0)
                     tile.store(acc, dw, one, to, 0, 1, channels - block * LANES)
@@ -235,15 +273,14 @@ def make_add_parts(LANES):
 @njit(parallel=True)
 def conv2d_maxpool2d_backward_bias(sums, dy, argmax, g, parts):
     """sums[part, o] = the sum of dy[m, i, j, o] over the windows with a winner of a part's samples, where weights are frozen."""
-    zero = dy.dtype.type(0)
+    zero = tile.number_type(dy)(0)
     for part in prange(parts):
         row = sums[part * g.O:(part + 1) * g.O]
         row[:] = zero
         for m in range(part * g.n // parts, (part + 1) * g.n // parts):
             for at in range(m * g.y_step, m * g.y_step + g.OH * g.OW * g.O, g.O):
-                window, winners = dy[at:at + g.O], argmax[at:at + g.O]
                 for o in range(g.O):
-                    row[o] += window[o] if winners[o] != NO_WINNER else zero
+                    row[o] += tile.get(dy, at + o) if tile.get(argmax, at + o) != np.uint8(NO_WINNER) else zero
 
 
 class Conv2dMaxPool2d(Conv2d):
@@ -263,34 +300,38 @@ class Conv2dMaxPool2d(Conv2d):
 
     bias_kernel = staticmethod(conv2d_maxpool2d_backward_bias)
 
-    def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype):
+    def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype, pairs=False):
         super().__init__(x_shape, conv_shape, kernel_size, (1, 1), padding, (1, 1), dtype)
         self.pool_size, self.relu = pool_size, relu
         self.size = conv_shape[1] // pool_size[0], conv_shape[2] // pool_size[1]
+        self.factors = np.dtype(BFLOAT16 if pairs else dtype)
         (KH, KW), (pool_h, pool_w), width = kernel_size, pool_size, tile.lanes(dtype)
 
         # Where all that a kernel row reads fits into a vector, it is one; else each pixel is, for so many channels.
+        # Pairs gain nothing in the first case: a vector of bfloat16 would be half empty.
         whole = KW * self.C <= width
+        vectors, self.dw_factors = (IN_PAIR, self.factors) if pairs and not whole else (1, self.dtype)
+        width *= vectors
         taps, self.channels = (1, KW * self.C) if whole else (KW, self.C)
-        Q = max(q for q in range(1, taps + 1) if taps % q == 0 and q <= SUMS)
-        P = -(-KH // -(-KH // (SUMS // Q)))
-        self.dw_tile = P, Q, width
+        Q = max(q for q in range(1, taps + 1) if taps % q == 0 and (q == 1 or q * vectors <= SUMS))
+        P = -(-KH // -(-KH // max(1, SUMS // (Q * vectors))))
+        self.dw_tile = P, Q, vectors, width, vectors == IN_PAIR
         columns = self.size[1] * pool_w + taps - 1
-        row = columns * width * self.dtype.itemsize
+        row = columns * width * self.dw_factors.itemsize
         rows = min(self.size[0], max(1, (WORKSPACE - (KH - 1) * row) // (row * pool_h)))
         read = rows * pool_h + KH - 1
         samples = max(1, WORKSPACE // (read * row)) if rows == self.size[0] else 1
-        self.strips = Strips(1, 1, samples, rows, columns, taps, -(-self.channels // width))
+        windows = samples * rows * self.size[1]
+        self.strips = Strips(1, 1, samples, rows, columns, taps, -(-self.channels // width), -(-windows // IN_PAIR) * IN_PAIR)
         self.work = (samples * read * columns + -(-(columns + KW) * self.C // width) + 1) * width
-        self.capacity = self.O * samples * rows * self.size[1]
         (i, j), (u, v) = np.divmod(np.arange(rows * self.size[1]), self.size[1]), np.divmod(np.arange(256), pool_w)
         self.place_of_window = ((i * pool_h * columns + j * pool_w) * width).astype(np.int32)
         self.place_of_cell = ((u * columns + v) * width).astype(np.int32)
 
         P = KW + pool_w - 1
-        vectors = -(-self.C // width)
-        V = min(range(1, max(1, SUMS // P) + 1), key=lambda v: (-(-vectors // v) * v, -v))
-        self.dx_tile = P, V, pool_w, width
+        width, least = tile.lanes(dtype), IN_PAIR if pairs else 1
+        V = min(range(least, max(least, SUMS // P) + 1, least), key=lambda v: (-(-self.C // (v * width)) * v, -v))
+        self.dx_tile, self.dx_width = (P, V, pool_w, width, pairs), (V, width)
 
     def geometry(self, n, x, y):
         """As of a convolution by windows: OH and OW are the pooled sizes, the strides the window's."""
@@ -310,18 +351,19 @@ class Conv2dMaxPool2d(Conv2d):
         super().reserve(batch)
         self.argmax = Buffer(batch, (self.O, *self.size), np.uint8)
         tasks = max(self.parts(n) * self.groups(n) for n in range(batch + 1))
-        self.workspace, self.values = allocate((tasks, self.work), self.dtype), allocate((tasks, self.capacity), self.dtype)
-        self.places, self.counts = allocate((tasks, self.capacity), np.int32), allocate((tasks, self.O), np.int32)
+        self.workspace, lists = allocate((tasks, self.work), self.dw_factors), (tasks, self.O * self.strips.capacity)
+        self.values, self.places, self.counts = (allocate(shape, dtype) for shape, dtype in (
+            (lists, self.dw_factors), (lists, np.int32), ((tasks, self.O), np.int32)))
 
     def bytes(self, batch):
-        tasks, itemsize = MOST_PARTS + numba.config.NUMBA_NUM_THREADS, self.dtype.itemsize
+        tasks, itemsize = MOST_PARTS + numba.config.NUMBA_NUM_THREADS, self.dw_factors.itemsize
         return (super().bytes(batch) + Buffer.elements(batch, (self.O, *self.size))
-                + tasks * (self.work * itemsize + self.capacity * (itemsize + 4) + 4 * self.O))
+                + tasks * (self.work * itemsize + self.O * self.strips.capacity * (itemsize + 4) + 4 * self.O))
 
     def sums(self, batch):
         """Elements of the partial sums of dw and of db, and no workspace of this kind."""
         s, outputs = self.strips, self.parts(batch) * self.O
-        return outputs * s.blocks * self.kernel_size[0] * s.taps * tile.lanes(self.dtype), outputs, 0
+        return outputs * s.blocks * self.kernel_size[0] * s.taps * self.dw_tile[3], outputs, 0
 
     def forward(self, n, y, x, params):
         """y = the largest of each window of conv(x, w) + b, and of 0 with a ReLU."""
@@ -343,7 +385,7 @@ class Conv2dMaxPool2d(Conv2d):
                 self.dw_parts, self.db_parts, dy.array, self.argmax.array, x.array, self.workspace[:tasks],
                 self.values[:tasks], self.places[:tasks], self.counts, self.place_of_window, self.place_of_cell,
                 self.geometry(n, x, dy), s), self.flop(n)),
-            Call(make_add_parts(tile.lanes(self.dtype)), (
+            Call(make_add_parts(*self.dw_tile[2:]), (
                 dw, self.zeros[:0] if db is None else db, self.dw_parts, self.db_parts, s.parts, s.blocks, self.O,
                 self.kernel_size[0] * s.taps, self.channels, *add))]
 

@@ -37,6 +37,7 @@ UNIT = CHOICES["matrix_tile.py"] = compiled_for()
 LANES = 16                      # sums in a vector, columns of a tile register
 ROWS = 8 if UNIT == "avx512bf16" else 32
 MOST_PAIRS = 16                 # 64 bytes of a row
+SKIPS = UNIT == "avx512bf16"    # whether it pays to leave out the zeros behind max pooling: a matrix unit is faster than that
 
 BYTE, INT32, INDEX, VOID = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.VoidType()
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
@@ -278,6 +279,101 @@ def avx512bf16_sums(typingctx, acc, out):
             builder.store(builder.extract_value(args[0], k), at).align = 4
         return context.get_dummy_value()
     return types.void(acc, out), codegen
+
+
+# ---- where only some numbers count: a tile of `tile.py` whose vectors get products in pairs
+
+IN_PAIR = 2         # numbers of bfloat16 that `axpy` multiplies at a time
+
+
+def _interleaved(lanes, half):
+    """Which of 4*lanes numbers, of two vectors of 2*lanes, the pairs are made of that a vector of sums gets: as x86 unpacks them,
+    the lower or the upper four of each eight."""
+    return [side * 2 * lanes + 8 * (pair // 4) + 4 * half + pair % 4 for pair in range(lanes) for side in range(2)]
+
+
+@intrinsic
+def pair(typingctx, g, one, other, both):
+    """The pair g[one], g[other] for `axpy`, rounded where g is float32; not `both`: g[one], 0."""
+    def codegen(context, builder, signature, args):
+        g, one, other, both = args
+        first, second = (builder.load(tile._pointer(context, builder, signature.args[0], g, at, ir.Constant(INDEX, 1), 0))
+                         for at in (one, other))
+        if first.type != tile.INT16:
+            first, second = (tile._to_bfloat16(builder, value) for value in (first, second))
+        second = builder.select(both, second, ir.Constant(tile.INT16, 0))
+        return builder.or_(builder.zext(first, INT32), builder.shl(builder.zext(second, INT32), ir.Constant(INT32, 16)))
+    return types.uint32(g, types.intp, types.intp, types.boolean), codegen
+
+
+@intrinsic
+def axpy(typingctx, acc, g, x, rows, one, other, first):
+    """acc[first + i, :] += g[0] * x[rows[i] + one : ...] + g[1] * x[rows[i] + other : ...], for a pair g and every row of `rows`.
+
+    g and x are bfloat16, of which acc is the sums; a tile has an even number V of vectors. Its lanes are in another order than
+    x's until `in_order`. First the second product is added, then the first one.
+    """
+    kind, count = acc, rows.p
+
+    def codegen(context, builder, signature, args):
+        acc, g, x, rows, one, other, first = args
+        lanes = kind.lanes
+        halves, words = ir.VectorType(tile.INT16, 2 * lanes), ir.VectorType(INT32, lanes)
+        pair = tile._splat(builder, words, g)
+
+        def upper(bits):
+            return builder.bitcast(builder.and_(bits, ir.Constant(words, [0xffff0000] * lanes)), kind.vector)
+
+        def lower(bits):
+            return builder.bitcast(builder.shl(bits, ir.Constant(words, [16] * lanes)), kind.vector)
+
+        def add(value, pairs):
+            if UNIT == "avx512bf16":
+                dot = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS, PAIRS, PAIRS]),
+                                                     "llvm.x86.avx512bf16.dpbf16ps.512")
+                return builder.call(dot, [value, builder.bitcast(pair, PAIRS), builder.bitcast(pairs, PAIRS)])
+            value = tile._multiply_add(builder, kind, upper(pair), upper(pairs), value)
+            return tile._multiply_add(builder, kind, lower(pair), lower(pairs), value)
+
+        def row(i, k):
+            """Numbers of both rows."""
+            for offset in (one, other):
+                at = builder.add(builder.add(builder.extract_value(rows, i), offset), ir.Constant(INDEX, 2 * lanes * k))
+                loaded = builder.load(builder.bitcast(tile._pointer(context, builder, signature.args[2], x, at, ir.Constant(
+                    INDEX, 2 * lanes), tile.SLACK), halves.as_pointer()))
+                loaded.align = 2
+                yield loaded
+
+        def add_rows(out, shift):
+            for i in range(count):
+                for k in range(kind.v // 2):
+                    numbers = list(row(i, k))
+                    for half in range(2):
+                        mask = ir.Constant(ir.VectorType(INT32, 2 * lanes), _interleaved(lanes, half))
+                        pairs = builder.bitcast(builder.shuffle_vector(*numbers, mask), words)
+                        j = (i + shift) * kind.v + 2 * k + half
+                        out = builder.insert_value(out, add(builder.extract_value(out, j), pairs), j)
+            return out
+        return tile._for_first(builder, acc, first, kind.p - count, add_rows)
+    return kind(kind, types.uint32, x, rows, *[types.intp] * 3), codegen
+
+
+@intrinsic
+def in_order(typingctx, acc):
+    """The tile that `axpy` has added to, its lanes in the order of x."""
+    kind = acc
+
+    def codegen(context, builder, signature, args):
+        acc, lanes = args[0], kind.lanes
+        places = [_interleaved(lanes, half)[::2] for half in range(2)]        # of a number of x: which lane of which vector
+        order = [half.index(number) + lanes * k for number in range(2 * lanes) for k, half in enumerate(places) if number in half]
+        for j in range(0, kind.p * kind.v, 2):
+            pair = builder.extract_value(acc, j), builder.extract_value(acc, j + 1)
+            for half in range(2):
+                mask = ir.Constant(ir.VectorType(INT32, lanes), order[half * lanes:(half + 1) * lanes])
+                acc = builder.insert_value(acc, builder.shuffle_vector(*pair, mask), j + half)
+        return acc
+    return kind(kind), codegen
 
 
 avx512bf16_begin, avx512bf16_end = emulated_begin, emulated_end

@@ -107,9 +107,13 @@ def _pointer(context, builder, array_type, array, offset, count, slack):
 
 
 def _load(builder, tile, pointer):
-    vector = builder.load(builder.bitcast(pointer, tile.vector.as_pointer()))
-    vector.align = tile.dtype.bitwidth // 8
-    return vector
+    element = pointer.type.pointee
+    loaded = builder.load(builder.bitcast(pointer, ir.VectorType(element, tile.lanes).as_pointer()))
+    loaded.align = _bytes(element)
+    if element != INT16:
+        return loaded
+    words = ir.VectorType(INT32, tile.lanes)
+    return builder.bitcast(builder.shl(builder.zext(loaded, words), ir.Constant(words, [16] * tile.lanes)), tile.vector)
 
 
 def _store(builder, tile, vector, pointer):
@@ -148,8 +152,8 @@ def _multiply_add(builder, tile, a, b, c):
 
 @intrinsic(prefer_literal=True)
 def zero(typingctx, p, v, y):
-    """A tile of zeros with the dtype of array y."""
-    tile = TileType(y.dtype, p.literal_value, v.literal_value)
+    """A tile of zeros with the dtype of array y, float32 where that holds bfloat16."""
+    tile = TileType(_number(y), p.literal_value, v.literal_value)
 
     def codegen(context, builder, signature, args):
         return ir.Constant(ir.ArrayType(tile.vector, tile.p * tile.v), None)
@@ -168,8 +172,8 @@ def repeat(typingctx, p, v, b, b_offset):
 
 @intrinsic(prefer_literal=True)
 def load(typingctx, p, v, y, rows, y_offset):
-    """The tile whose row i is y[rows[i] + y_offset : ... + V*lanes]."""
-    tile = TileType(y.dtype, p.literal_value, v.literal_value)
+    """The tile whose row i is y[rows[i] + y_offset : ... + V*lanes]; float32 where y holds bfloat16."""
+    tile = TileType(_number(y), p.literal_value, v.literal_value)
 
     def codegen(context, builder, signature, args):
         _, _, y, rows, y_offset = args
@@ -263,6 +267,28 @@ def product(typingctx, acc, x, rows, x_offset, w, w_offset):
     return tile(tile, x, rows, types.intp, w, types.intp), codegen
 
 
+def _for_first(builder, acc, first, most, change):
+    """What `change(acc, first)` makes of a tile, for a `first` of 0 to `most`.
+
+    Which registers are changed must be known when compiling: a piece of code for each.
+    """
+    before, end, ways = builder.block, builder.append_basic_block("first.end"), []
+    for shift in range(most + 1):
+        block = builder.append_basic_block(f"first.{shift}")
+        builder.position_at_end(block)
+        ways.append((block, change(acc, shift), builder.block))
+        builder.branch(end)
+    builder.position_at_end(before)
+    switch = builder.switch(first, ways[0][0])
+    for shift in range(1, len(ways)):
+        switch.add_case(_constant(shift), ways[shift][0])
+    builder.position_at_end(end)
+    merged = builder.phi(acc.type)
+    for _, out, block in ways:
+        merged.add_incoming(out, block)
+    return merged
+
+
 @intrinsic
 def axpy(typingctx, acc, g, x, rows, x_offset, first):
     """acc[first + i, :] += g * x[rows[i] + x_offset : ... + V*lanes], for a number g and every row i that `rows` has."""
@@ -271,27 +297,15 @@ def axpy(typingctx, acc, g, x, rows, x_offset, first):
     def codegen(context, builder, signature, args):
         acc, g, x, rows, x_offset, first = args
         splat, count = _splat(builder, tile.vector, g), signature.args[3].p
-        before, end, ways = builder.block, builder.append_basic_block("axpy.end"), []
-        # Which registers are added to must be known when compiling: a piece of code for each possible `first`.
-        for shift in range(tile.p - count + 1):
-            out, block = acc, builder.append_basic_block(f"axpy.{shift}")
-            builder.position_at_end(block)
+
+        def add_rows(out, shift):
             for i in range(count):
                 offset = builder.add(builder.extract_value(rows, i), x_offset)
                 for k, vector in enumerate(_load_row(context, builder, tile, signature.args[2], x, offset)):
                     j = (i + shift) * tile.v + k
                     out = builder.insert_value(out, _multiply_add(builder, tile, splat, vector, builder.extract_value(out, j)), j)
-            ways.append((block, out, builder.block))
-            builder.branch(end)
-        builder.position_at_end(before)
-        switch = builder.switch(first, ways[0][0])
-        for shift in range(1, len(ways)):
-            switch.add_case(_constant(shift), ways[shift][0])
-        builder.position_at_end(end)
-        merged = builder.phi(acc.type)
-        for _, out, block in ways:
-            merged.add_incoming(out, block)
-        return merged
+            return out
+        return _for_first(builder, acc, first, tile.p - count, add_rows)
     return tile(tile, tile.dtype, x, rows, types.intp, types.intp), codegen
 
 
