@@ -49,50 +49,50 @@ def make_conv2d_forward(P, V, LANES):
         r = i*stride_h - padding_h, s = j*stride_w - padding_w. The formula's w is stored as (block, KH, KW, C, WIDTH), for blocks
         of WIDTH outputs; see pack_weight.
 
-        A task is a group of P samples, a block of outputs, and P places of the image row i. The last group may have fewer samples:
-        then its rows have fewer places, and the tasks that find none left do nothing.
+        A task is a group of P samples, a block of outputs, and an image row i, P places at a time. The last group may have fewer
+        samples: then its rows have fewer places.
         """
-        groups, blocks = (g.n + P - 1) // P, (g.O + WIDTH - 1) // WIDTH
-        for task in prange(groups * blocks * g.OH * g.OW):
-            first, block, i, j, j_last, x_rows, columns, y_rows = output_places(task, P, blocks, g)
-            if j < g.OW:
+        blocks = (g.O + WIDTH - 1) // WIDTH
+        for task in prange((g.n + P - 1) // P * blocks * g.OH):
+            first, block, i = task_row(task, P, blocks, g.OH)
+            samples, top, left = min(P, g.n - first), i * g.stride_h - g.padding_h, -g.padding_w
+            p_range = tile.range_inside(top, g.dilation_h, g.KH, g.H)
+            at_y = first * g.y_step + i * g.OW * g.y_pixel + block * WIDTH
+            for k in range(0, g.OW * samples, P):
+                j, j_last, x_rows, columns, y_rows = output_places(k, P, samples, g)
                 acc = tile.repeat(P, V, b, block * WIDTH)
-                top, left = i * g.stride_h - g.padding_h, -g.padding_w
-                acc = add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, j, j_last)
-                at_y = first * g.y_step + i * g.OW * g.y_pixel + block * WIDTH
+                acc = add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, p_range, j, j_last)
                 tile.store(acc, y, y_rows, at_y, 0, P, g.O - block * WIDTH)
 
     return conv2d_forward
 
 
 @numba.njit(inline="always")        # these helpers are part of the kernels that call them
-def task_place(task, P, blocks, rows, columns):
-    """The first sample of a task's group, its block of channels, its image row, and the number of its first place in that row."""
-    return (task // (columns * rows * blocks) * P, task // (columns * rows) % blocks, task // columns % rows, task % columns * P)
+def task_row(task, P, blocks, rows):
+    """The first sample of a task's group, its block of channels, and its image row."""
+    return task // (rows * blocks) * P, task // rows % blocks, task % rows
 
 
 @numba.njit(inline="always")
-def output_places(task, P, blocks, g):
-    """Of a task: its first sample, its block, its row i, and its places: the first and the last one's column j; where the tile's
-    rows read x, their j*stride_w, and where they write y.
+def output_places(k, P, samples, g):
+    """Of P places of an image row from place k on: the first and the last one's column j; where the tile's rows read x, their
+    j*stride_w, and where they write y.
     """
-    first, block, i, k = task_place(task, P, blocks, g.OH, g.OW)
-    samples = min(P, g.n - first)
     end = g.OW * samples
     x_rows = tile.rows_counted(P, k, samples, end, g.stride_w * g.x_pixel, g.x_step)
     columns = tile.rows_counted(P, k, samples, end, g.stride_w, 0)
     y_rows = tile.rows_counted(P, k, samples, end, g.y_pixel, g.y_step)
-    return first, block, i, k // samples, min((k + P - 1) // samples, g.OW - 1), x_rows, columns, y_rows
+    return k // samples, min((k + P - 1) // samples, g.OW - 1), x_rows, columns, y_rows
 
 
 @numba.njit(inline="always")
-def add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, j, j_last):
-    """acc + sum over p, q, c of x[m, top + p*dilation_h, left + j*stride_w + q*dilation_w, c] * w[p, q, c].
+def add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, p_range, j, j_last):
+    """acc + sum over p in p_range, q, c of x[m, top + p*dilation_h, left + j*stride_w + q*dilation_w, c] * w[p, q, c].
 
     Each row has its own m and j: its sample, and its pixel from j to j_last; columns[row] is that pixel's j*stride_w. A tap that
     lies beside the image for all rows is left out. Where it does for some only, these read zeros.
     """
-    p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
+    p_first, p_end = p_range
     q_first, _ = tile.range_inside(left + j_last * g.stride_w, g.dilation_w, g.KW, g.W)
     _, q_end = tile.range_inside(left + j * g.stride_w, g.dilation_w, g.KW, g.W)        # of the first pixel: the last to be inside
     for p in range(p_first, p_end):
@@ -119,27 +119,27 @@ def make_conv2d_backward_input(P, V, LANES):
         (period_w) taps apart, and i (j) of one is step_h (step_w) from that of the next. The loops count them from the last one
         down, by u and v, so that i and j go up.
 
-        A task is a group of P samples, a block of channels, and P places of the image row r, as in forward. Pixels of a tile must
-        share their taps. So the row is split into classes of every stride_w-th column, and a task's places are of one class, whose
-        first column is s.
+        A task is a group of P samples, a block of channels, and an image row r, P places at a time, as in forward. Pixels of a tile
+        must share their taps. So the row is split into classes of every stride_w-th column, and a task's places are of one class,
+        whose first column is s.
         """
-        groups, blocks, classes = (g.n + P - 1) // P, (g.C + WIDTH - 1) // WIDTH, min(g.stride_w, g.W)
+        blocks, classes = (g.C + WIDTH - 1) // WIDTH, min(g.stride_w, g.W)
         period_h, step_h = g.stride_h // math.gcd(g.stride_h, g.dilation_h), g.dilation_h // math.gcd(g.stride_h, g.dilation_h)
         period_w, step_w = g.stride_w // math.gcd(g.stride_w, g.dilation_w), g.dilation_w // math.gcd(g.stride_w, g.dilation_w)
-        longest = (g.W + classes - 1) // classes
-        for task in prange(groups * blocks * g.H * classes * longest):
-            first, block, row, k = task_place(task, P, blocks, g.H * classes, longest)
+        for task in prange((g.n + P - 1) // P * blocks * g.H * classes):
+            first, block, row = task_row(task, P, blocks, g.H * classes)
             r, s, samples = row // classes, row % classes, min(P, g.n - first)
             pixels = (g.W - s + g.stride_w - 1) // g.stride_w
-            pixel, pixel_last = k // samples, min((k + P - 1) // samples, pixels - 1)
-            if pixel < pixels:
-                p_last = tile.last_tap(r + g.padding_h, g.KH, g.stride_h, g.dilation_h)
-                q_last = tile.last_tap(s + g.padding_w, g.KW, g.stride_w, g.dilation_w)
-                i = (r + g.padding_h - p_last * g.dilation_h) // g.stride_h
-                j = (s + g.padding_w - q_last * g.dilation_w) // g.stride_w
-                u_first, u_end = tile.range_inside(i, step_h, p_last // period_h + 1, g.OH)
-                v_first, _ = tile.range_inside(j + pixel_last, step_w, q_last // period_w + 1, g.OW)
-                _, v_end = tile.range_inside(j + pixel, step_w, q_last // period_w + 1, g.OW)
+            p_last = tile.last_tap(r + g.padding_h, g.KH, g.stride_h, g.dilation_h)
+            q_last = tile.last_tap(s + g.padding_w, g.KW, g.stride_w, g.dilation_w)
+            i = (r + g.padding_h - p_last * g.dilation_h) // g.stride_h
+            j = (s + g.padding_w - q_last * g.dilation_w) // g.stride_w
+            u_first, u_end = tile.range_inside(i, step_h, p_last // period_h + 1, g.OH)
+            q_count, at_dx = q_last // period_w + 1, first * g.x_step + (r * g.W + s) * g.x_pixel + block * WIDTH
+            for k in range(0, pixels * samples, P):
+                pixel, pixel_last = k // samples, min((k + P - 1) // samples, pixels - 1)
+                v_first, _ = tile.range_inside(j + pixel_last, step_w, q_count, g.OW)
+                _, v_end = tile.range_inside(j + pixel, step_w, q_count, g.OW)
                 dy_rows = tile.rows_counted(P, k, samples, pixels * samples, g.y_pixel, g.y_step)
                 columns = tile.rows_counted(P, k, samples, pixels * samples, 1, 0)
                 acc = tile.zero(P, V, dx)
@@ -154,7 +154,6 @@ def make_conv2d_backward_input(P, V, LANES):
                         for o in range(g.O):
                             acc = tile.outer(acc, dy, rows, at_dy + o, w, at_w + o * steps.output)
                 dx_rows = tile.rows_counted(P, k, samples, pixels * samples, g.stride_w * g.x_pixel, g.x_step)
-                at_dx = first * g.x_step + (r * g.W + s) * g.x_pixel + block * WIDTH
                 tile.store(acc, dx, dx_rows, at_dx, 0, P, g.C - block * WIDTH)
 
     return conv2d_backward_input

@@ -14,7 +14,7 @@ import numpy as np
 from nbcnn.kernels.bfloat16 import BFLOAT16
 from nbcnn.kernels.cpu import matrix_tile, tile
 from nbcnn.kernels.cpu.buffer import Buffer, allocate
-from nbcnn.kernels.cpu.conv2d import Conv2d, add_taps, output_places
+from nbcnn.kernels.cpu.conv2d import Conv2d, add_taps, output_places, task_row
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.matrix_tile import IN_PAIR
 from nbcnn.kernels.cpu.parallel import prange
@@ -44,15 +44,17 @@ def make_conv2d_maxpool2d_forward(P, V, LANES):
         z is what conv2d_forward computes with a stride of 1; tasks and tiles are as there. Where no z is larger than `low`, y = low
         and argmax = none.
         """
-        groups, blocks = (g.n + P - 1) // P, (g.O + WIDTH - 1) // WIDTH
-        for task in prange(groups * blocks * g.OH * g.OW):
-            first, block, i, j, j_last, x_rows, columns, y_rows = output_places(task, P, blocks, g)
-            if j < g.OW:
+        blocks = (g.O + WIDTH - 1) // WIDTH
+        for task in prange((g.n + P - 1) // P * blocks * g.OH):
+            first, block, i = task_row(task, P, blocks, g.OH)
+            samples, at_y = min(P, g.n - first), first * g.y_step + i * g.OW * g.O + block * WIDTH
+            for k in range(0, g.OW * samples, P):
+                j, j_last, x_rows, columns, y_rows = output_places(k, P, samples, g)
                 for cell in range(g.stride_h * g.stride_w):
                     top, left = i * g.stride_h + cell // g.stride_w - g.padding_h, cell % g.stride_w - g.padding_w
+                    p_range = tile.range_inside(top, g.dilation_h, g.KH, g.H)
                     acc = tile.repeat(P, V, b, block * WIDTH)
-                    acc = add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, j, j_last)
-                    at_y = first * g.y_step + i * g.OW * g.O + block * WIDTH
+                    acc = add_taps(acc, x, x_rows, columns, w, block, WIDTH, g, first, top, left, p_range, j, j_last)
                     tile.pool(acc, y, argmax, y_rows, at_y, g.O - block * WIDTH, np.uint8(cell), low, none)
 
     return conv2d_maxpool2d_forward

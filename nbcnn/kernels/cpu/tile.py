@@ -489,6 +489,8 @@ def rows_or_zeros(typingctx, rows, columns, shift, size, zeros):
 @numba.njit
 def range_inside(start, step, count, size):
     """The range (first, end) of the k < count for which 0 <= start + k*step < size; empty where end <= first."""
+    if step == 1:       # spares the divisions, which loops over small images feel
+        return max(0, -start), min(count, size - start)
     return max(0, -(start // step)), min(count, (size - 1 - start) // step + 1)
 
 
