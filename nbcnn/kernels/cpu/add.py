@@ -13,6 +13,13 @@ def add_forward(y, a, b, count):
 
 
 @njit(parallel=True)
+def add_to(y, x, count):
+    """y += x. As `add_forward` of y and x this would be a loop of single numbers: LLVM could not tell that y may be read first."""
+    for k in prange(count):
+        tile.put(y, k, tile.get(y, k) + tile.get(x, k))
+
+
+@njit(parallel=True)
 def copy(y, x, count):
     """y = x"""
     for k in prange(count):
@@ -20,7 +27,9 @@ def copy(y, x, count):
 
 
 def add_call(y, a, b, n):
-    """The call of `add_forward` for n samples."""
+    """The call of `add_forward` for n samples; y may be a."""
+    if y.array is a.array:
+        return Call(add_to, (y.array, b.array, n * y.step))
     return Call(add_forward, (y.array, a.array, b.array, n * y.step))
 
 

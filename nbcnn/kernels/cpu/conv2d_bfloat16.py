@@ -21,13 +21,12 @@ import functools
 import math
 from collections import namedtuple
 
-import numba
 import numpy as np
 
 from nbcnn.kernels.bfloat16 import BFLOAT16
 from nbcnn.kernels.cpu import matrix_tile, tile
 from nbcnn.kernels.cpu.buffer import BFloat16Buffer, allocate
-from nbcnn.kernels.cpu.conv2d import Geometry, add_rows, conv2d_backward_bias
+from nbcnn.kernels.cpu.conv2d import Geometry, add_rows, conv2d_backward_bias, task_row
 from nbcnn.kernels.cpu.conv2d_maxpool2d import Conv2dMaxPool2d
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.matrix_tile import LANES, MOST_PAIRS, ROWS
@@ -85,38 +84,34 @@ def make_conv2d_forward(V):
         """y[m, i, j, o] = b[o] + sum over p, q, c of x[m, r + p*dilation_h, s + q*dilation_w, c] * w[o, p, q, c].
 
         r = i*stride_h - padding_h, s = j*stride_w - padding_w. w is stored as (block of WIDTH outputs, KH, KW, C/2, WIDTH, 2); see
-        pack_weight. A task is ROWS samples, a block of outputs and a pixel (i, j).
+        pack_weight. A task is ROWS samples, a block of outputs and an image row i.
         """
         blocks, sums = (g.O + WIDTH - 1) // WIDTH, np.empty(ROWS * WIDTH, np.float32)
         matrix_tile.begin(pairs)
-        for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.OH * g.OW):
-            first, block, i, j = task_place(task, blocks, g.OH, g.OW)
-            top, left = i * g.stride_h - g.padding_h, j * g.stride_w - g.padding_w
+        for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.OH):
+            first, block, i = task_row(task, ROWS, blocks, g.OH)
+            top = i * g.stride_h - g.padding_h
             p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
-            q_first, q_end = tile.range_inside(left, g.dilation_w, g.KW, g.W)
-            acc = matrix_tile.zero(V)
-            for p in range(p_first, p_end):
-                for q in range(q_first, q_end):
-                    at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + left + q * g.dilation_w) * g.x_pixel
-                    at_w = ((block * g.KH + p) * g.KW + q) * g.x_pixel * WIDTH
-                    for c in range(0, g.x_pixel, 2 * pairs):
-                        acc = matrix_tile.dot(acc, x, at_x + c, g.x_step, w, at_w + c * WIDTH, 2 * WIDTH, pairs)
-            matrix_tile.sums(acc, sums)
-            at_y = first * g.y_step + (i * g.OW + j) * g.y_pixel + block * WIDTH
-            for row in range(0, min(ROWS, g.n - first), P):
-                rows = tile.rows_strided(P, row * WIDTH, WIDTH)
-                acc = tile.axpy(tile.repeat(P, VECTORS, b, block * WIDTH), one, sums, rows, 0, 0)
-                y_rows = tile.rows_strided(P, at_y + row * g.y_step, g.y_step)
-                tile.store(acc, y, y_rows, 0, 0, g.n - first - row, g.O - block * WIDTH)
+            for j in range(g.OW):
+                left = j * g.stride_w - g.padding_w
+                q_first, q_end = tile.range_inside(left, g.dilation_w, g.KW, g.W)
+                acc = matrix_tile.zero(V)
+                for p in range(p_first, p_end):
+                    for q in range(q_first, q_end):
+                        at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + left + q * g.dilation_w) * g.x_pixel
+                        at_w = ((block * g.KH + p) * g.KW + q) * g.x_pixel * WIDTH
+                        for c in range(0, g.x_pixel, 2 * pairs):
+                            acc = matrix_tile.dot(acc, x, at_x + c, g.x_step, w, at_w + c * WIDTH, 2 * WIDTH, pairs)
+                matrix_tile.sums(acc, sums)
+                at_y = first * g.y_step + (i * g.OW + j) * g.y_pixel + block * WIDTH
+                for row in range(0, min(ROWS, g.n - first), P):
+                    rows = tile.rows_strided(P, row * WIDTH, WIDTH)
+                    acc = tile.axpy(tile.repeat(P, VECTORS, b, block * WIDTH), one, sums, rows, 0, 0)
+                    y_rows = tile.rows_strided(P, at_y + row * g.y_step, g.y_step)
+                    tile.store(acc, y, y_rows, 0, 0, g.n - first - row, g.O - block * WIDTH)
         matrix_tile.end()
 
     return conv2d_forward
-
-
-@numba.njit(inline="always")        # these helpers are part of the kernels that call them
-def task_place(task, blocks, rows, columns):
-    """The first sample of a task, its block of channels, and its pixel."""
-    return task // (columns * rows * blocks) * ROWS, task // (columns * rows) % blocks, task // columns % rows, task % columns
 
 
 @functools.cache
@@ -134,32 +129,33 @@ def make_conv2d_maxpool2d_forward(V):
         blocks, sums = (g.O + WIDTH - 1) // WIDTH, np.empty(ROWS * WIDTH, np.float32)
         best, winner = np.empty(ROWS * WIDTH, np.float32), np.empty(ROWS * WIDTH, np.uint8)
         matrix_tile.begin(pairs)
-        for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.OH * g.OW):
-            first, block, i, j = task_place(task, blocks, g.OH, g.OW)
-            for cell in range(g.stride_h * g.stride_w):
-                top, left = i * g.stride_h + cell // g.stride_w - g.padding_h, j * g.stride_w + cell % g.stride_w - g.padding_w
-                p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
-                q_first, q_end = tile.range_inside(left, g.dilation_w, g.KW, g.W)
-                acc = matrix_tile.zero(V)
-                for p in range(p_first, p_end):
-                    for q in range(q_first, q_end):
-                        at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + left + q * g.dilation_w) * g.x_pixel
-                        at_w = ((block * g.KH + p) * g.KW + q) * g.x_pixel * WIDTH
-                        for c in range(0, g.x_pixel, 2 * pairs):
-                            acc = matrix_tile.dot(acc, x, at_x + c, g.x_step, w, at_w + c * WIDTH, 2 * WIDTH, pairs)
-                matrix_tile.sums(acc, sums)
-                for row in range(0, ROWS, P):
-                    rows = tile.rows_strided(P, row * WIDTH, WIDTH)
-                    acc = tile.axpy(tile.repeat(P, VECTORS, b, block * WIDTH), one, sums, rows, 0, 0)
-                    tile.pool(acc, best, winner, rows, 0, WIDTH, np.uint8(cell), low, none)
-            at_y, lanes = first * g.y_step + (i * g.OW + j) * g.y_pixel + block * WIDTH, min(WIDTH, g.O - block * WIDTH)
-            for row in range(0, min(ROWS, g.n - first), P):
-                acc = tile.load(P, VECTORS, best, tile.rows_strided(P, row * WIDTH, WIDTH), 0)
-                y_rows = tile.rows_strided(P, at_y + row * g.y_step, g.y_step)
-                tile.store(acc, y, y_rows, 0, 0, g.n - first - row, lanes)
-            for row in range(min(ROWS, g.n - first)):
-                for lane in range(lanes):
-                    tile.put(argmax, at_y + row * g.y_step + lane, tile.get(winner, row * WIDTH + lane))
+        for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.OH):
+            first, block, i = task_row(task, ROWS, blocks, g.OH)
+            for j in range(g.OW):
+                for cell in range(g.stride_h * g.stride_w):
+                    top, left = i * g.stride_h + cell // g.stride_w - g.padding_h, j * g.stride_w + cell % g.stride_w - g.padding_w
+                    p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
+                    q_first, q_end = tile.range_inside(left, g.dilation_w, g.KW, g.W)
+                    acc = matrix_tile.zero(V)
+                    for p in range(p_first, p_end):
+                        for q in range(q_first, q_end):
+                            at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + left + q * g.dilation_w) * g.x_pixel
+                            at_w = ((block * g.KH + p) * g.KW + q) * g.x_pixel * WIDTH
+                            for c in range(0, g.x_pixel, 2 * pairs):
+                                acc = matrix_tile.dot(acc, x, at_x + c, g.x_step, w, at_w + c * WIDTH, 2 * WIDTH, pairs)
+                    matrix_tile.sums(acc, sums)
+                    for row in range(0, ROWS, P):
+                        rows = tile.rows_strided(P, row * WIDTH, WIDTH)
+                        acc = tile.axpy(tile.repeat(P, VECTORS, b, block * WIDTH), one, sums, rows, 0, 0)
+                        tile.pool(acc, best, winner, rows, 0, WIDTH, np.uint8(cell), low, none)
+                at_y, lanes = first * g.y_step + (i * g.OW + j) * g.y_pixel + block * WIDTH, min(WIDTH, g.O - block * WIDTH)
+                for row in range(0, min(ROWS, g.n - first), P):
+                    acc = tile.load(P, VECTORS, best, tile.rows_strided(P, row * WIDTH, WIDTH), 0)
+                    y_rows = tile.rows_strided(P, at_y + row * g.y_step, g.y_step)
+                    tile.store(acc, y, y_rows, 0, 0, g.n - first - row, lanes)
+                for row in range(min(ROWS, g.n - first)):
+                    for lane in range(lanes):
+                        tile.put(argmax, at_y + row * g.y_step + lane, tile.get(winner, row * WIDTH + lane))
         matrix_tile.end()
 
     return conv2d_maxpool2d_forward
@@ -193,33 +189,34 @@ def make_conv2d_backward_input(V):
         """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c].
 
         i = (r + padding_h - p*dilation_h) / stride_h, j likewise; only taps that give whole numbers count, see `conv2d.py`. w is
-        stored as (block of WIDTH channels, KH, KW, O/2, WIDTH, 2). A task is ROWS samples, a block of channels and a pixel (r, s).
+        stored as (block of WIDTH channels, KH, KW, O/2, WIDTH, 2). A task is ROWS samples, a block of channels and an image row r.
         """
         blocks, sums = (g.C + WIDTH - 1) // WIDTH, np.empty(ROWS * WIDTH, np.float32)
         period_h, step_h = g.stride_h // math.gcd(g.stride_h, g.dilation_h), g.dilation_h // math.gcd(g.stride_h, g.dilation_h)
         period_w, step_w = g.stride_w // math.gcd(g.stride_w, g.dilation_w), g.dilation_w // math.gcd(g.stride_w, g.dilation_w)
         matrix_tile.begin(pairs)
-        for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.H * g.W):
-            first, block, r, s = task_place(task, blocks, g.H, g.W)
+        for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.H):
+            first, block, r = task_row(task, ROWS, blocks, g.H)
             p_last = tile.last_tap(r + g.padding_h, g.KH, g.stride_h, g.dilation_h)
-            q_last = tile.last_tap(s + g.padding_w, g.KW, g.stride_w, g.dilation_w)
             i = (r + g.padding_h - p_last * g.dilation_h) // g.stride_h
-            j = (s + g.padding_w - q_last * g.dilation_w) // g.stride_w
             u_first, u_end = tile.range_inside(i, step_h, p_last // period_h + 1, g.OH)
-            v_first, v_end = tile.range_inside(j, step_w, q_last // period_w + 1, g.OW)
-            acc = matrix_tile.zero(V)
-            for u in range(u_first, u_end):
-                for v in range(v_first, v_end):
-                    at_dy = first * g.y_step + ((i + u * step_h) * g.OW + j + v * step_w) * g.y_pixel
-                    at_w = ((block * g.KH + p_last - u * period_h) * g.KW + q_last - v * period_w) * g.y_pixel * WIDTH
-                    for o in range(0, g.y_pixel, 2 * pairs):
-                        acc = matrix_tile.dot(acc, dy, at_dy + o, g.y_step, w, at_w + o * WIDTH, 2 * WIDTH, pairs)
-            matrix_tile.sums(acc, sums)
-            at_dx = first * g.x_step + (r * g.W + s) * g.C + block * WIDTH
-            for row in range(0, min(ROWS, g.n - first), P):
-                dx_rows = tile.rows_strided(P, at_dx + row * g.x_step, g.x_step)
-                tile.store(tile.load(P, VECTORS, sums, tile.rows_strided(P, row * WIDTH, WIDTH), 0), dx, dx_rows, 0, 0,
-                           g.n - first - row, g.C - block * WIDTH)
+            for s in range(g.W):
+                q_last = tile.last_tap(s + g.padding_w, g.KW, g.stride_w, g.dilation_w)
+                j = (s + g.padding_w - q_last * g.dilation_w) // g.stride_w
+                v_first, v_end = tile.range_inside(j, step_w, q_last // period_w + 1, g.OW)
+                acc = matrix_tile.zero(V)
+                for u in range(u_first, u_end):
+                    for v in range(v_first, v_end):
+                        at_dy = first * g.y_step + ((i + u * step_h) * g.OW + j + v * step_w) * g.y_pixel
+                        at_w = ((block * g.KH + p_last - u * period_h) * g.KW + q_last - v * period_w) * g.y_pixel * WIDTH
+                        for o in range(0, g.y_pixel, 2 * pairs):
+                            acc = matrix_tile.dot(acc, dy, at_dy + o, g.y_step, w, at_w + o * WIDTH, 2 * WIDTH, pairs)
+                matrix_tile.sums(acc, sums)
+                at_dx = first * g.x_step + (r * g.W + s) * g.C + block * WIDTH
+                for row in range(0, min(ROWS, g.n - first), P):
+                    dx_rows = tile.rows_strided(P, at_dx + row * g.x_step, g.x_step)
+                    tile.store(tile.load(P, VECTORS, sums, tile.rows_strided(P, row * WIDTH, WIDTH), 0), dx, dx_rows, 0, 0,
+                               g.n - first - row, g.C - block * WIDTH)
         matrix_tile.end()
 
     return conv2d_backward_input
