@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import numba
+import numpy as np
 
 from nbcnn import checkpoint, interrupts, models
 from nbcnn.datasets import DATASETS
@@ -382,6 +383,8 @@ def precision_of(options, model, batch_size, loss=None):
     wanted = options.get("precision", "f32")
     if wanted == "auto":
         return choose_precision(model, batch_size, loss)
+    if wanted == "bf16" and model.dtype != np.float32:
+        return "f32", "the model's numbers are float64, and stay so"
     if wanted == "bf16" and (reason := why_not_bfloat16(model)):
         raise ValueError(f"--precision bf16: {reason}; f32 runs everywhere, and auto takes it here")
     return wanted, ""
@@ -391,7 +394,7 @@ def tried_precision(name, options, model, batch_size):
     """The precision that --precision asks for, for predictions; what auto has found is said on standard error."""
     precision, why = precision_of(options, model, batch_size)
     if why:
-        remark(name, f"--precision auto takes {precision}: {why}", "yellow")
+        remark(name, f"--precision {options['precision']} takes {precision}: {why}", "yellow")
     return precision
 
 

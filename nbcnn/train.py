@@ -130,9 +130,9 @@ class Run:
         if o["precision"] == "bf16" and "precision" not in given and (reason := why_not_bfloat16(model)):
             raise ValueError(f"--resume: {self.source} was trained with bf16, and {reason}; a new run may begin with its weights: "
                              f"--init-from {shlex.quote(str(self.source))}")
-        if o["precision"] != "auto":
-            cli.precision_of(o, model, o["batch_size"])
         self.precision_why = ""
+        if o["precision"] != "auto":
+            o["precision"], self.precision_why = cli.precision_of(o, model, o["batch_size"])
         self.trial = self.events = None
         self.signals = StopSignals(self.leave)
         self.folder = RunFolder(out, o, self.source, saved)

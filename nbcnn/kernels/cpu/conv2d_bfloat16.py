@@ -557,27 +557,27 @@ class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
     def reserve(self, batch):
         super().reserve(batch)
         self.argmax = BFloat16Buffer(batch, (self.O, *self.size), np.uint8)
-        self.dz = self.skipping = None
+        self.dz, self.ready = None, False
 
     def bytes(self, batch):
         return super().bytes(batch) + BFloat16Buffer.elements(batch, (self.O, *self.size))
 
     def backward_bytes(self, batch):
         if self.skips:
-            return self.make_skipping().bytes(batch)
+            return self.skipping.bytes(batch)
         return super().backward_bytes(batch) + 2 * BFloat16Buffer.elements(batch, (self.O, *self.y_size))
 
-    def make_skipping(self):
+    @functools.cached_property
+    def skipping(self):
         """The operation of `conv2d_maxpool2d.py` whose backward is this one's, for bfloat16 in pairs."""
         return Conv2dMaxPool2d(*self.arguments, pairs=True)
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         if not self.skips:
             return super().backward(n, dx, dparams, dy, x, y, params, add)
-        if self.skipping is None:
-            self.skipping = self.make_skipping()
+        if not self.ready:
             self.skipping.reserve(self.batch)
-            self.skipping.argmax = self.argmax
+            self.skipping.argmax, self.ready = self.argmax, True
         return self.skipping.backward(n, dx, dparams, dy, x, y, params, add)
 
     def forward_call(self, n, y, x, b, g):
