@@ -384,17 +384,22 @@ def precision_of(options, model, batch_size, loss=None):
     if wanted == "auto":
         return choose_precision(model, batch_size, loss)
     if wanted == "bf16" and model.dtype != np.float32:
-        return "f32", "the model's numbers are float64, and stay so"
+        return "f32", "the model's numbers are float64"
     if wanted == "bf16" and (reason := why_not_bfloat16(model)):
         raise ValueError(f"--precision bf16: {reason}; f32 runs everywhere, and auto takes it here")
     return wanted, ""
 
 
+def precision_name(precision, model):
+    """What a model's numbers are then: f64 for one in float64, whatever is asked for."""
+    return "f64" if model.dtype != np.float32 else precision
+
+
 def tried_precision(name, options, model, batch_size):
-    """The precision that --precision asks for, for predictions; what auto has found is said on standard error."""
+    """The precision that --precision asks for, for predictions; where it does not say so itself, that is said on standard error."""
     precision, why = precision_of(options, model, batch_size)
     if why:
-        remark(name, f"--precision {options['precision']} takes {precision}: {why}", "yellow")
+        remark(name, f"--precision {options['precision']} takes {precision_name(precision, model)}: {why}", "yellow")
     return precision
 
 

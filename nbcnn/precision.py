@@ -1,8 +1,8 @@
 """What activations are stored and multiplied in: float32 ("f32"), or bfloat16 on the processor's unit for it ("bf16").
 
 With "bf16" weights, their gradients, the optimizer, batch statistics, the loss and a network's outputs stay float32, and so do the
-images, which the first layer rounds. Activations and their gradients are bfloat16: 8 of float32's 24 bits. Products of these are
-exact, and summed up in float32.
+images, which the first layer rounds where it multiplies them in bfloat16. Activations and their gradients are bfloat16: 8 of
+float32's 24 bits. Products of these are exact, and summed up in float32.
 """
 import numpy as np
 

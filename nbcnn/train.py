@@ -224,7 +224,8 @@ class Run:
                   f"images per batch {o['batch_size']}")
         if self.precision_why or o["precision"] != "f32":
             on = f" on the unit {self.unit}" if o["precision"] == "bf16" else ""
-            self._say(f"numbers  {o['precision']}{on}{self.precision_why and f': {self.precision_why}'}")
+            name = cli.precision_name(o["precision"], self.checkpoint.model)
+            self._say(f"numbers  {name}{on}{self.precision_why and f': {self.precision_why}'}")
         self._say(f"folder   {self.folder.path}")
         if o["init_from"]:
             self._say(f"weights  from {o['init_from']}{self.remark}")

@@ -218,6 +218,7 @@ POOLED = [
     Case(5, (5, 4), 16, (3, 3), 1, padding=(2, 1), pool=(3, 1)),
 ]
 POOLED += [case._replace(skips=True) for case in POOLED]
+POOLED += [Case(33, (22, 22), 5, (3, 3), 2, padding=(1, 1), pool=(2, 2), skips=True)]       # a full list of winners, an odd one
 LINEAR = [Case(C, (), O, (), n) for C, O, n in ((1, 1, 1), (33, 5, 33), (100, 66, 5), (48, 20, 130), (64, 10, 70), (256, 32, 32))]
 FLOAT32_CASES = [*(CONVOLUTIONS[k] for k in (1, 4, 14)), *(POOLED[k] for k in (0, 3, 6, 9)), LINEAR[1], LINEAR[4]]
 
@@ -424,6 +425,22 @@ def test_error(case, kinds):
         bound = (count + 4) * 2.0**-24 * scale
         assert (np.abs(numbers(a) - e) <= bound * (1 + once) + once * np.abs(e)).all(), name
         assert np.abs(numbers(a) - e).any()
+
+
+def test_images_are_not_rounded_for_products_in_float32():
+    """Where all that a kernel row reads is a vector of float32, the skipping weight gradient multiplies x and dy as they are.
+
+    The bound is that of `test_error`; what rounding the images would change is larger.
+    """
+    case = Case(3, (13, 11), 9, (5, 5), 17, padding=(2, 2), pool=(2, 2), relu=True, skips=True)
+    x, w, b, dy = case.arrays(8, normal)
+    found = passes(ready(case), case.n, x, w, b, dy, (FLOAT32, FLOAT32))
+    x, w, dz = (a.astype(np.float64) for a in (x, w, spread(case, dy, found.argmax)))
+    dense, bound = case._replace(pool=None), (case.n * 13 * 11 + 4) * 2.0**-24
+    *_, dw, _ = dense.expected(x, w, b, dz)
+    *_, scale, _ = dense.expected(*map(np.abs, (x, w, b, dz)))
+    *_, rounded, _ = dense.expected(from_bfloat16(to_bfloat16(x.astype(FLOAT32))).astype(np.float64), w, b, dz)
+    assert (np.abs(found.dw - dw) <= bound * scale).all() and (np.abs(found.dw - rounded) > bound * scale).any()
 
 
 def spread(case, dy, argmax):

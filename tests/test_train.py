@@ -878,10 +878,10 @@ def test_a_network_in_float64_stays_there_with_bf16(small, capsys):
     (small / "net.py").write_text(NET)
     for precision in ("f32", "bf16"):
         assert run("--model", "net.py:float64", "--epochs", 1, "--out", precision, "--seed", 1, "--precision", precision) == 0
-    assert "numbers  f32: the model's numbers are float64, and stay so" in capsys.readouterr().out
+    assert "numbers  f64: the model's numbers are float64" in capsys.readouterr().out
     assert (small / "bf16/last.safetensors").read_bytes() == (small / "f32/last.safetensors").read_bytes()
     assert evaluate.main(["--checkpoint", "bf16", "--precision", "bf16"]) == 0
-    assert "--precision bf16 takes f32: the model's numbers are float64, and stay so" in capsys.readouterr().err
+    assert "--precision bf16 takes f64: the model's numbers are float64" in capsys.readouterr().err
 
 
 def test_what_a_network_of_ones_own_says_itself_stays(small):

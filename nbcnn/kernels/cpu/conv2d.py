@@ -119,9 +119,8 @@ def make_conv2d_backward_input(P, V, LANES):
         (period_w) taps apart, and i (j) of one is step_h (step_w) from that of the next. The loops count them from the last one
         down, by u and v, so that i and j go up.
 
-        A task is a group of P samples, a block of channels, and an image row r, P places at a time, as in forward. Pixels of a tile
-        must share their taps. So the row is split into classes of every stride_w-th column, and a task's places are of one class,
-        whose first column is s.
+        Pixels of a tile must share their taps. So an image row r is split into classes of every stride_w-th column. A task is a
+        group of P samples, a block of channels, and such a class, whose first column is s, P places at a time as in forward.
         """
         blocks, classes = (g.C + WIDTH - 1) // WIDTH, min(g.stride_w, g.W)
         period_h, step_h = g.stride_h // math.gcd(g.stride_h, g.dilation_h), g.dilation_h // math.gcd(g.stride_h, g.dilation_h)
@@ -350,7 +349,7 @@ class Conv2d(Operation):
         (self.C, *self.x_size), (self.O, *self.y_size) = x_shape, y_shape
         self.size = self.y_size
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.dtype = self.factors = np.dtype(dtype)         # of sums, and of what is multiplied
+        self.dtype = self.product_dtype = np.dtype(dtype)       # of sums, and of what is multiplied
         self.run = math.prod(kernel_size) * self.C
         width = tile.lanes(dtype)
         self.tile = *self.tile_shape(self.O, dtype), width
@@ -449,10 +448,11 @@ class Conv2d(Operation):
     def weights_for_input(self, n, w):
         """The calls that prepare the weights for an input gradient; where they lie then; and their Steps.
 
-        A few samples read them where they are. There the outputs of a tap are far apart and share a few sets of a cache.
+        A few samples read them where they are, unless they must be rounded. There the outputs of a tap are far apart and share a
+        few sets of a cache.
         """
         (KH, KW), (V, width) = self.kernel_size, self.dx_width
-        if n < PACK_FROM and self.factors == self.dtype:
+        if n < PACK_FROM and self.product_dtype == self.dtype:
             return [], w, Steps(V * width, KW * self.C, self.C, self.run)
         packed, tap = self.packed_w_for_input, self.O * V * width
         pack = Call(make_pack_weight_for_input(V, width), (packed, w, self.O, KH * KW, self.C))
@@ -462,7 +462,7 @@ class Conv2d(Operation):
     def packed_w_for_input(self):
         """Memory for these weights, made when a layer needs its input's gradient, which a first one does not."""
         V, width = self.dx_width
-        return allocate((-(-self.C // (V * width)) * math.prod(self.kernel_size) * self.O * V * width,), self.factors)
+        return allocate((-(-self.C // (V * width)) * math.prod(self.kernel_size) * self.O * V * width,), self.product_dtype)
 
     def flop(self, n):
         """Multiplications and additions of the formula, those with padding included."""

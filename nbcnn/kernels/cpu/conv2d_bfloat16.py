@@ -8,6 +8,9 @@ So a tap beside the image is left out for all rows alike. Samples behind the las
 `BFloat16Buffer` has memory for them. Activations and their gradients are bfloat16, as uint16, and may be float32 as images and a
 network's outputs are. Weights, their gradients and all sums are float32.
 
+Behind a max pooling the backward pass is that of a convolution, or on AVX512-BF16 that of `conv2d_maxpool2d.py`, which visits only
+the pixels that won.
+
 The loops over the taps stand in each kernel: of arrays that an inlined function takes, or a slice, Numba would count the references
 in every task.
 
@@ -576,8 +579,8 @@ class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
         if not self.skips:
             return super().backward(n, dx, dparams, dy, x, y, params, add)
         if not self.ready:
-            self.skipping.reserve(self.batch)
-            self.skipping.argmax, self.ready = self.argmax, True
+            self.skipping.reserve(self.batch, self.argmax)
+            self.ready = True
         return self.skipping.backward(n, dx, dparams, dy, x, y, params, add)
 
     def forward_call(self, n, y, x, b, g):
@@ -587,7 +590,7 @@ class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
             self.flop(n))
 
     def stored(self, x_dtypes, y_dtype):
-        super().stored(x_dtypes, BFLOAT16)      # it reads the gradient of the convolution, `dz`
+        super().stored(x_dtypes, BFLOAT16)      # which `dz` is, the gradient of the convolution, whatever y is stored in
 
     def of_convolution(self, n, dy):
         if self.dz is None:

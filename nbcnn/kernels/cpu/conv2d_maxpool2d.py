@@ -3,6 +3,9 @@
 Of the pixels in a pooling window only one, for each channel, has a gradient: the one that `argmax` names. The backward kernels
 visit these pixels and no others: for 2x2 windows a quarter of the dense work, less where a ReLU let nothing through.
 `argmax` is uint8 and lies in memory as y does: u*pool_w + v for cell (u, v) of the window, NO_WINNER where the ReLU gave 0.
+
+With PAIRS the backward kernels are made for activations in bfloat16, see `conv2d_bfloat16.py`. Its products come in pairs: of two
+winners, which lie anywhere. One that is left alone makes a pair with 0, so that an infinite number gives NaN there.
 """
 import functools
 import math
@@ -110,7 +113,7 @@ def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES, PAIRS):
                                     o = tile.lowest_bit(won)
                                     won &= won - one
                                     if PAIRS:
-                                        other = tile.lowest_bit(won) if won != np.uint64(0) else o      # a last one alone: with 0
+                                        other = tile.lowest_bit(won) if won != np.uint64(0) else o     # the last one, alone: with 0
                                         pair = matrix_tile.pair(dy, at + o, at + other, won != np.uint64(0))
                                         acc = matrix_tile.axpy(acc, pair, w, tap_rows, at_w + o * steps.output,
                                                                at_w + other * steps.output, v)
@@ -131,8 +134,8 @@ def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES, PAIRS):
 
 
 @functools.cache
-def make_conv2d_maxpool2d_backward_weight(P, Q, V, LANES, PAIRS):
-    """The kernel of the weight gradient, for a tile of P x Q taps, each LANES channels in V vectors.
+def make_conv2d_maxpool2d_backward_weight(P, Q, V, WIDTH, PAIRS):
+    """The kernel of the weight gradient, for a tile of P x Q taps, each WIDTH channels: V vectors of sums.
 
     With PAIRS it is made for bfloat16, whose products come in pairs: `work` and `values` are bfloat16.
     """
@@ -141,7 +144,7 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, V, LANES, PAIRS):
     @njit(parallel=True, error_model="numpy")
     def conv2d_maxpool2d_backward_weight(dw_parts, db_parts, dy, argmax, x, work, values, places, counts, place_of_window,
                                          place_of_cell, g, s):
-        """dw_parts[part, block, o, p, q] = sum over m, i, j of dy[m, i, j, o] * x[m, r + p, s + q, block], vectors of LANES.
+        """dw_parts[part, block, o, p, q] = sum over m, i, j of dy[m, i, j, o] * x[m, r + p, s + q, block], vectors of WIDTH.
 
         (r, s) is the pixel that won window (i, j) of sample m and output o. db_parts[part, o] = sum of these dy.
 
@@ -158,20 +161,20 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, V, LANES, PAIRS):
                 for i in range(0, g.OH, s.rows):
                     i_end, begins = min(i + s.rows, g.OH), m == first and i == 0
                     list_winners(values, places, lists, counts, task * g.O, db_parts, part * g.O, dy, argmax, place_of_window,
-                                 place_of_cell, g, s, m, m_end, i, i_end, o_first, o_end, begins, LANES)
+                                 place_of_cell, g, s, m, m_end, i, i_end, o_first, o_end, begins, WIDTH)
                     for block in range(s.blocks):
-                        unfold(work, task * size, (task + 1) * size, x, g, s, m, m_end, i, i_end, block * LANES, V, LANES)
+                        unfold(work, task * size, (task + 1) * size, x, g, s, m, m_end, i, i_end, block * WIDTH, V, WIDTH)
                         for o in range(o_first, o_end):
                             begin = lists + (o - o_first) * s.capacity
                             end = begin + tile.get(counts, task * g.O + o)
                             for p in range(0, g.KH, P):
-                                tap_rows = tile.rows_inside(P, 0, s.columns * LANES, 0, g.KH - p)
-                                dw_rows = tile.rows_inside(P, 0, s.taps * LANES, 0, g.KH - p)
+                                tap_rows = tile.rows_inside(P, 0, s.columns * WIDTH, 0, g.KH - p)
+                                dw_rows = tile.rows_inside(P, 0, s.taps * WIDTH, 0, g.KH - p)
                                 for q in range(0, s.taps, Q):
                                     at = (((part * s.blocks + block) * g.O + o) * g.KH + p) * s.taps + q
-                                    at_tap = task * size + (p * s.columns + q) * LANES
+                                    at_tap = task * size + (p * s.columns + q) * WIDTH
                                     acc = (tile.zero(P, ROW, x) if begins else
-                                           tile.load(P, ROW, dw_parts, dw_rows, at * LANES))
+                                           tile.load(P, ROW, dw_parts, dw_rows, at * WIDTH))
                                     for k in range(begin, end, IN_PAIR if PAIRS else 1):
                                         if PAIRS:
                                             pair = matrix_tile.pair(values, k, k + 1, True)
@@ -180,7 +183,7 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, V, LANES, PAIRS):
                                         else:
                                             acc = tile.axpy(acc, tile.get(values, k), work, tap_rows,
                                                             at_tap + tile.get(places, k), 0)
-                                    tile.store(acc, dw_parts, dw_rows, at * LANES, 0, g.KH - p, Q * LANES)
+                                    tile.store(acc, dw_parts, dw_rows, at * WIDTH, 0, g.KH - p, Q * WIDTH)
 
     return conv2d_maxpool2d_backward_weight
 
@@ -191,14 +194,14 @@ helper = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 @helper
 def list_winners(values, places, begin, counts, at_counts, db, at_db, dy, argmax, place_of_window, place_of_cell, g, s, m, m_end,
-                 i, i_end, o_first, o_end, begins, LANES):
+                 i, i_end, o_first, o_end, begins, WIDTH):
     """List each output's dy of a strip, but for windows without a winner, and add them to what `db` has from other strips."""
     zero = tile.number_type(dy)(0)
     for o in range(o_first, o_end):
         count, total = begin, zero
         for sample in range(m, m_end):
             at = sample * g.y_step + i * g.OW * g.O + o
-            place = (sample - m) * (s.rows * g.stride_h + g.KH - 1) * s.columns * LANES
+            place = (sample - m) * (s.rows * g.stride_h + g.KH - 1) * s.columns * WIDTH
             for window in range((i_end - i) * g.OW):
                 cell, value = tile.get(argmax, at), tile.get(dy, at)
                 wins = cell != np.uint8(NO_WINNER)
@@ -207,7 +210,7 @@ def list_winners(values, places, begin, counts, at_counts, db, at_db, dy, argmax
                 total += value if wins else zero
                 count += wins
                 at += g.O
-        if (count - begin) % IN_PAIR:       # for kernels that read pairs
+        if (count - begin) % IN_PAIR:       # for kernels that read pairs: 0 times what is there already
             tile.put(values, count, zero)
             tile.put(places, count, tile.get(places, count - 1))
         tile.put(counts, at_counts + o, count - begin)
@@ -216,40 +219,40 @@ def list_winners(values, places, begin, counts, at_counts, db, at_db, dy, argmax
 
 
 @helper
-def unfold(work, to, to_end, x, g, s, m, m_end, i, i_end, c, V, LANES):
-    """Copy what a strip's windows read of x from channel c on, LANES of each pixel, with zeros for pixels beside the image.
+def unfold(work, to, to_end, x, g, s, m, m_end, i, i_end, c, V, WIDTH):
+    """Copy what a strip's windows read of x from channel c on, WIDTH of each pixel, with zeros for pixels beside the image.
 
     Where a vector holds all that a kernel row reads, an image row with its zeros is first copied to the end of the work space.
     """
     one, zero, whole = tile.rows_strided(1, 0, 0), tile.zero(1, V, work), s.taps < g.KW
-    line, line_columns = to_end - (s.columns + g.KW) * g.C - LANES, s.columns + g.KW - 1
+    line, line_columns = to_end - (s.columns + g.KW) * g.C - WIDTH, s.columns + g.KW - 1
     for sample in range(m, m_end):
         for row in range((i_end - i) * g.stride_h + g.KH - 1):
             r = i * g.stride_h + row - g.padding_h
             at, columns = sample * g.x_step + r * g.W * g.C + c, g.W if 0 <= r < g.H else 0     # a row beside the image has none
             if whole:
-                for k in range(0, line_columns * g.C, LANES):
-                    tile.store(zero, work, one, line + k, 0, 1, LANES)
+                for k in range(0, line_columns * g.C, WIDTH):
+                    tile.store(zero, work, one, line + k, 0, 1, WIDTH)
                 count = min(columns, line_columns - g.padding_w) * g.C
-                for k in range(0, count, LANES):
+                for k in range(0, count, WIDTH):
                     tile.store(tile.load(1, V, x, one, at + k), work, one, line + g.padding_w * g.C + k, 0, 1, count - k)
-            at_work = to + ((sample - m) * (s.rows * g.stride_h + g.KH - 1) + row) * s.columns * LANES
+            at_work = to + ((sample - m) * (s.rows * g.stride_h + g.KH - 1) + row) * s.columns * WIDTH
             for column in range(s.columns):
                 if whole:
                     vector = tile.load(1, V, work, one, line + column * g.C)
                 else:
                     inside = 0 <= column - g.padding_w < columns
                     vector = tile.load(1, V, x, one, at + (column - g.padding_w) * g.C if inside else g.x_zeros + c)
-                tile.store(vector, work, one, at_work + column * LANES, 0, 1, LANES)
+                tile.store(vector, work, one, at_work + column * WIDTH, 0, 1, WIDTH)
 
 
 @functools.cache
-def make_add_parts(V, LANES, PAIRS):
+def make_add_parts(V, WIDTH, PAIRS):
     """What adds the weight gradient's partial sums, and puts their vectors where they belong."""
 
     @njit(parallel=True)
     def add_parts(dw, db, dw_parts, db_parts, parts, blocks, O, taps, channels, add_dw, add_db):
-        """dw[o, tap, block*LANES + lane] (+)= dw_parts[0, block, o, tap, lane] + dw_parts[1, ...] + ..., in this order; db too."""
+        """dw[o, tap, block*WIDTH + lane] (+)= dw_parts[0, block, o, tap, lane] + dw_parts[1, ...] + ..., in this order; db too."""
         one, unit = tile.rows_strided(1, 0, 0), dw.dtype.type(1)
         for o in prange(O):
             total = db_parts[o]
@@ -259,15 +262,15 @@ def make_add_parts(V, LANES, PAIRS):
                 db[o] = total + db[o] if add_db else total
             for block in range(blocks):
                 for tap in range(taps):
-                    to, source = (o * taps + tap) * channels + block * LANES, ((block * O + o) * taps + tap) * LANES
+                    to, source = (o * taps + tap) * channels + block * WIDTH, ((block * O + o) * taps + tap) * WIDTH
                     acc = tile.load(1, V, dw_parts, one, source)
                     for part in range(1, parts):
-                        acc = tile.axpy(acc, unit, dw_parts, one, part * blocks * O * taps * LANES + source, 0)
+                        acc = tile.axpy(acc, unit, dw_parts, one, part * blocks * O * taps * WIDTH + source, 0)
                     if PAIRS:
                         acc = matrix_tile.in_order(acc)
                     if add_dw:
                         acc = tile.axpy(acc, unit, dw, one, to, 0)
-                    tile.store(acc, dw, one, to, 0, 1, channels - block * LANES)
+                    tile.store(acc, dw, one, to, 0, 1, channels - block * WIDTH)
 
     return add_parts
 
@@ -294,6 +297,8 @@ class Conv2dMaxPool2d(Conv2d):
         (C, H, W) of the input, (O, OH, OW) of the convolution.
     kernel_size, padding, pool_size : pair of ints
     relu : bool
+    pairs : bool
+        Whether activations are bfloat16, and sums float32. Forward is another operation's then.
 
     Attributes
     ----------
@@ -304,22 +309,22 @@ class Conv2dMaxPool2d(Conv2d):
 
     def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype, pairs=False):
         super().__init__(x_shape, conv_shape, kernel_size, (1, 1), padding, (1, 1), dtype)
-        self.pool_size, self.relu = pool_size, relu
+        self.pool_size, self.relu, self.pairs = pool_size, relu, pairs
         self.size = conv_shape[1] // pool_size[0], conv_shape[2] // pool_size[1]
-        self.factors = np.dtype(BFLOAT16 if pairs else dtype)
+        self.product_dtype = np.dtype(BFLOAT16 if pairs else dtype)
         (KH, KW), (pool_h, pool_w), width = kernel_size, pool_size, tile.lanes(dtype)
 
         # Where all that a kernel row reads fits into a vector, it is one; else each pixel is, for so many channels.
         # Pairs gain nothing in the first case: a vector of bfloat16 would be half empty.
         whole = KW * self.C <= width
-        vectors, self.dw_factors = (IN_PAIR, self.factors) if pairs and not whole else (1, self.dtype)
+        vectors, self.dw_product_dtype = (IN_PAIR, self.product_dtype) if pairs and not whole else (1, self.dtype)
         width *= vectors
         taps, self.channels = (1, KW * self.C) if whole else (KW, self.C)
         Q = max(q for q in range(1, taps + 1) if taps % q == 0 and (q == 1 or q * vectors <= SUMS))
         P = -(-KH // -(-KH // max(1, SUMS // (Q * vectors))))
         self.dw_tile = P, Q, vectors, width, vectors == IN_PAIR
         columns = self.size[1] * pool_w + taps - 1
-        row = columns * width * self.dw_factors.itemsize
+        row = columns * width * self.dw_product_dtype.itemsize
         rows = min(self.size[0], max(1, (WORKSPACE - (KH - 1) * row) // (row * pool_h)))
         read = rows * pool_h + KH - 1
         samples = max(1, WORKSPACE // (read * row)) if rows == self.size[0] else 1
@@ -331,8 +336,8 @@ class Conv2dMaxPool2d(Conv2d):
         self.place_of_cell = ((u * columns + v) * width).astype(np.int32)
 
         P = KW + pool_w - 1
-        width, least = tile.lanes(dtype), IN_PAIR if pairs else 1
-        V = min(range(least, max(least, SUMS // P) + 1, least), key=lambda v: (-(-self.C // (v * width)) * v, -v))
+        width, step = tile.lanes(dtype), IN_PAIR if pairs else 1      # pairs fill two vectors of sums
+        V = min(range(step, max(step, SUMS // P) + 1, step), key=lambda v: (-(-self.C // (v * width)) * v, -v))
         self.dx_tile, self.dx_width = (P, V, pool_w, width, pairs), (V, width)
 
     def geometry(self, n, x, y):
@@ -348,18 +353,23 @@ class Conv2dMaxPool2d(Conv2d):
         """Into how many tasks the output channels of a part are split: enough for the threads, and no bit depends on it."""
         return max(1, min(self.O // 4, -(-numba.config.NUMBA_NUM_THREADS // self.parts(n))))
 
-    def reserve(self, batch):
-        """Allocate what is kept for backward, the partial sums and the work space, for up to `batch` samples."""
+    def reserve(self, batch, argmax=None):
+        """Allocate what is kept for backward, the partial sums and the work space, for up to `batch` samples.
+
+        `argmax` is where forward leaves it, unless that is this operation's.
+        """
         super().reserve(batch)
-        self.argmax = Buffer(batch, (self.O, *self.size), np.uint8)
+        self.argmax = Buffer(batch, (self.O, *self.size), np.uint8) if argmax is None else argmax
         tasks = max(self.parts(n) * self.groups(n) for n in range(batch + 1))
-        self.workspace, lists = allocate((tasks, self.work), self.dw_factors), (tasks, self.O * self.strips.capacity)
+        self.workspace, lists = allocate((tasks, self.work), self.dw_product_dtype), (tasks, self.O * self.strips.capacity)
         self.values, self.places, self.counts = (allocate(shape, dtype) for shape, dtype in (
-            (lists, self.dw_factors), (lists, np.int32), ((tasks, self.O), np.int32)))
+            (lists, self.dw_product_dtype), (lists, np.int32), ((tasks, self.O), np.int32)))
 
     def bytes(self, batch):
-        tasks, itemsize = MOST_PARTS + numba.config.NUMBA_NUM_THREADS, self.dw_factors.itemsize
-        return (super().bytes(batch) + Buffer.elements(batch, (self.O, *self.size))
+        tasks, itemsize = MOST_PARTS + numba.config.NUMBA_NUM_THREADS, self.dw_product_dtype.itemsize
+        own = numba.config.NUMBA_NUM_THREADS * 4 * math.prod((*self.x_size, *self.dx_width)) if self.pairs else Buffer.elements(
+            batch, (self.O, *self.size))        # each thread's sums of dx, or argmax
+        return (super().bytes(batch) + own
                 + tasks * (self.work * itemsize + self.O * self.strips.capacity * (itemsize + 4) + 4 * self.O))
 
     def sums(self, batch):

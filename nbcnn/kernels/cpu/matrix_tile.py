@@ -19,6 +19,8 @@ their order is the unit's own:
 
     amx, emulated    all first products of the pairs one after another, all second ones likewise, both sums, then acc + that
     avx512bf16       acc + second product + first product, pair after pair
+
+Where only some numbers count, `pair`, `axpy` and `in_order` work on a tile of `tile.py`, whatever the unit; see there.
 """
 import llvmlite.binding
 import numba
@@ -218,7 +220,7 @@ class BFloat(ir.types.Type):
 
 
 # LLVM 15, which Numba 0.61 has, takes pairs as integers.
-PAIRS = ir.VectorType(BFloat(), 2 * LANES) if llvmlite.binding.llvm_version_info[0] > 15 else ir.VectorType(INT32, LANES)
+PAIR_VECTOR = ir.VectorType(BFloat(), 2 * LANES) if llvmlite.binding.llvm_version_info[0] > 15 else ir.VectorType(INT32, LANES)
 
 
 @intrinsic(prefer_literal=True)
@@ -235,7 +237,7 @@ def avx512bf16_dot(typingctx, acc, x, at_x, x_step, w, at_w, w_step, pairs):
     def codegen(context, builder, signature, args):
         acc, x, at_x, x_step, w, at_w, w_step, pairs = args
         kind = signature.args[0]
-        dot = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS, PAIRS, PAIRS]),
+        dot = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS, PAIR_VECTOR, PAIR_VECTOR]),
                                              "llvm.x86.avx512bf16.dpbf16ps.512")
         splat = ir.VectorType(INT32, LANES)
         rows = [_at(context, builder, signature.args[1], x, builder.add(at_x, builder.mul(x_step, ir.Constant(INDEX, row))), INT32)
@@ -248,7 +250,7 @@ def avx512bf16_dot(typingctx, acc, x, at_x, x_step, w, at_w, w_step, pairs):
         out, columns = held, []
         for v in range(kind.v):
             at = builder.add(builder.add(at_w, builder.mul(k, w_step)), ir.Constant(INDEX, 2 * LANES * v))
-            columns.append(builder.load(_at(context, builder, signature.args[4], w, at, PAIRS)))
+            columns.append(builder.load(_at(context, builder, signature.args[4], w, at, PAIR_VECTOR)))
             columns[-1].align = 2
         for row in range(ROWS):
             pair = builder.load(builder.gep(rows[row], [k]))
@@ -258,7 +260,7 @@ def avx512bf16_dot(typingctx, acc, x, at_x, x_step, w, at_w, w_step, pairs):
                                           ir.Constant(splat, [0] * LANES))
             for v, column in enumerate(columns):
                 at = row * kind.v + v
-                value = builder.call(dot, [builder.extract_value(out, at), builder.bitcast(pair, PAIRS), column])
+                value = builder.call(dot, [builder.extract_value(out, at), builder.bitcast(pair, PAIR_VECTOR), column])
                 out = builder.insert_value(out, value, at)
         following = builder.add(k, ir.Constant(INDEX, 1))
         k.add_incoming(ir.Constant(INDEX, 0), before)
@@ -311,7 +313,7 @@ def axpy(typingctx, acc, g, x, rows, one, other, first):
     """acc[first + i, :] += g[0] * x[rows[i] + one : ...] + g[1] * x[rows[i] + other : ...], for a pair g and every row of `rows`.
 
     g and x are bfloat16, of which acc is the sums; a tile has an even number V of vectors. Its lanes are in another order than
-    x's until `in_order`. First the second product is added, then the first one.
+    x's until `in_order`. First the second product is added, then the first one; denormals count as 0 on AVX512-BF16 alone.
     """
     kind, count = acc, rows.p
 
@@ -319,7 +321,7 @@ def axpy(typingctx, acc, g, x, rows, one, other, first):
         acc, g, x, rows, one, other, first = args
         lanes = kind.lanes
         halves, words = ir.VectorType(tile.INT16, 2 * lanes), ir.VectorType(INT32, lanes)
-        pair = tile._splat(builder, words, g)
+        g = tile._splat(builder, words, g)
 
         def upper(bits):
             return builder.bitcast(builder.and_(bits, ir.Constant(words, [0xffff0000] * lanes)), kind.vector)
@@ -329,11 +331,11 @@ def axpy(typingctx, acc, g, x, rows, one, other, first):
 
         def add(value, pairs):
             if UNIT == "avx512bf16":
-                dot = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS, PAIRS, PAIRS]),
+                dot = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS, PAIR_VECTOR, PAIR_VECTOR]),
                                                      "llvm.x86.avx512bf16.dpbf16ps.512")
-                return builder.call(dot, [value, builder.bitcast(pair, PAIRS), builder.bitcast(pairs, PAIRS)])
-            value = tile._multiply_add(builder, kind, upper(pair), upper(pairs), value)
-            return tile._multiply_add(builder, kind, lower(pair), lower(pairs), value)
+                return builder.call(dot, [value, builder.bitcast(g, PAIR_VECTOR), builder.bitcast(pairs, PAIR_VECTOR)])
+            value = tile._multiply_add(builder, kind, upper(g), upper(pairs), value)
+            return tile._multiply_add(builder, kind, lower(g), lower(pairs), value)
 
         def row(i, k):
             """Numbers of both rows."""
