@@ -528,8 +528,8 @@ class BFloat16Conv2d(Operation):
 class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
     """A convolution of stride and dilation 1, pooled in windows side by side, its ReLU included where there is one.
 
-    Backward is that of a convolution where the unit is so fast that products with the zeros of `unpool` cost less than to leave
-    them out. Else (`skips`) it visits the pixels that won alone, as in float32. Parameters are as of
+    Backward is that of a convolution where the unit should be so fast that products with the zeros of `unpool` cost less than to
+    leave them out. Else (`skips`) it visits the pixels that won alone, as in float32. Parameters are as of
     `conv2d_maxpool2d.Conv2dMaxPool2d`.
 
     Attributes

@@ -39,7 +39,7 @@ UNIT = CHOICES["matrix_tile.py"] = compiled_for()
 LANES = 16                      # sums in a vector, columns of a tile register
 ROWS = 8 if UNIT == "avx512bf16" else 32
 MOST_PAIRS = 16                 # 64 bytes of a row
-SKIPS = UNIT == "avx512bf16"    # whether it pays to leave out the zeros behind max pooling: a matrix unit is faster than that
+SKIPS = UNIT == "avx512bf16"    # whether it pays to leave out the zeros behind max pooling: a matrix unit should be faster
 
 BYTE, INT32, INDEX, VOID = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.VoidType()
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
