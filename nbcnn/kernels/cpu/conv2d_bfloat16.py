@@ -572,8 +572,8 @@ class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
 
     @functools.cached_property
     def skipping(self):
-        """The operation of `conv2d_maxpool2d.py` whose backward is this one's, for bfloat16 in pairs."""
-        return Conv2dMaxPool2d(*self.arguments, pairs=True)
+        """The operation whose backward is this one's."""
+        return WinnersInPairs(*self.arguments)
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         if not self.skips:
@@ -597,6 +597,11 @@ class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
             self.dz = BFloat16Buffer(self.batch, (self.O, *self.y_size), BFLOAT16)
         g = self.geometry(n, dy, dy)
         return [Call(unpool, (self.dz.array, self.dz.step, dy.array, self.argmax.array, *self.y_size, g))], self.dz
+
+
+class WinnersInPairs(Conv2dMaxPool2d):
+    """A backward pass that visits only the pixels that won, for activations in bfloat16."""
+    pairs = True
 
 
 class BFloat16Linear(BFloat16Conv2d):

@@ -297,27 +297,29 @@ class Conv2dMaxPool2d(Conv2d):
         (C, H, W) of the input, (O, OH, OW) of the convolution.
     kernel_size, padding, pool_size : pair of ints
     relu : bool
-    pairs : bool
-        Whether activations are bfloat16, and sums float32. Forward is another operation's then.
 
     Attributes
     ----------
+    pairs : bool
+        Whether activations are bfloat16, and sums float32. Forward is another operation's then.
     argmax : Buffer of uint8
     """
 
+    pairs = False
+
     bias_kernel = staticmethod(conv2d_maxpool2d_backward_bias)
 
-    def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype, pairs=False):
+    def __init__(self, x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype):
         super().__init__(x_shape, conv_shape, kernel_size, (1, 1), padding, (1, 1), dtype)
-        self.pool_size, self.relu, self.pairs = pool_size, relu, pairs
+        self.pool_size, self.relu = pool_size, relu
         self.size = conv_shape[1] // pool_size[0], conv_shape[2] // pool_size[1]
-        self.product_dtype = np.dtype(BFLOAT16 if pairs else dtype)
+        self.product_dtype = np.dtype(BFLOAT16 if self.pairs else dtype)
         (KH, KW), (pool_h, pool_w), width = kernel_size, pool_size, tile.lanes(dtype)
 
         # Where all that a kernel row reads fits into a vector, it is one; else each pixel is, for so many channels.
         # Pairs gain nothing in the first case: a vector of bfloat16 would be half empty.
         whole = KW * self.C <= width
-        vectors, self.dw_product_dtype = (IN_PAIR, self.product_dtype) if pairs and not whole else (1, self.dtype)
+        vectors, self.dw_product_dtype = (IN_PAIR, self.product_dtype) if self.pairs and not whole else (1, self.dtype)
         width *= vectors
         taps, self.channels = (1, KW * self.C) if whole else (KW, self.C)
         Q = max(q for q in range(1, taps + 1) if taps % q == 0 and (q == 1 or q * vectors <= SUMS))
@@ -336,9 +338,9 @@ class Conv2dMaxPool2d(Conv2d):
         self.place_of_cell = ((u * columns + v) * width).astype(np.int32)
 
         P = KW + pool_w - 1
-        width, step = tile.lanes(dtype), IN_PAIR if pairs else 1      # pairs fill two vectors of sums
+        width, step = tile.lanes(dtype), IN_PAIR if self.pairs else 1     # pairs fill two vectors of sums
         V = min(range(step, max(step, SUMS // P) + 1, step), key=lambda v: (-(-self.C // (v * width)) * v, -v))
-        self.dx_tile, self.dx_width = (P, V, pool_w, width, pairs), (V, width)
+        self.dx_tile, self.dx_width = (P, V, pool_w, width, self.pairs), (V, width)
 
     def geometry(self, n, x, y):
         """As of a convolution by windows: OH and OW are the pooled sizes, the strides the window's."""
