@@ -354,7 +354,6 @@ class Conv2d(Operation):
         width = tile.lanes(dtype)
         self.tile = *self.tile_shape(self.O, dtype), width
         self.dx_tile = *self.tile_shape(self.C, dtype), width
-        self.dx_width = self.dx_tile[1:]        # vectors of channels, and lanes of each
         widest = 2 * self.tile[1] * width
         outputs = -(-self.O // widest) * widest
         self.packed_w, self.packed_b = allocate((outputs * self.run,), dtype), allocate((outputs,), dtype)
@@ -451,7 +450,7 @@ class Conv2d(Operation):
         A few samples read them where they are, unless they must be rounded. There the outputs of a tap are far apart and share a
         few sets of a cache.
         """
-        (KH, KW), (V, width) = self.kernel_size, self.dx_width
+        (KH, KW), (_, V, *_, width) = self.kernel_size, self.dx_tile
         if n < PACK_FROM and self.product_dtype == self.dtype:
             return [], w, Steps(V * width, KW * self.C, self.C, self.run)
         packed, tap = self.packed_w_for_input, self.O * V * width
@@ -461,7 +460,7 @@ class Conv2d(Operation):
     @functools.cached_property
     def packed_w_for_input(self):
         """Memory for these weights, made when a layer needs its input's gradient, which a first one does not."""
-        V, width = self.dx_width
+        _, V, *_, width = self.dx_tile
         return allocate((-(-self.C // (V * width)) * math.prod(self.kernel_size) * self.O * V * width,), self.product_dtype)
 
     def flop(self, n):

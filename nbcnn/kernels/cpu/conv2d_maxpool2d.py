@@ -64,7 +64,7 @@ def make_conv2d_maxpool2d_forward(P, V, LANES):
 
 
 @functools.cache
-def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, LANES, PAIRS):
+def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, PAIRS, LANES):
     """The kernel of the input gradient for a tile of P pixels, which a window's taps reach in a row, x V vectors of channels.
 
     With PAIRS it is made for bfloat16, whose products come in pairs. What is added up lies apart from dx then, in float32.
@@ -340,7 +340,7 @@ class Conv2dMaxPool2d(Conv2d):
         P = KW + pool_w - 1
         width, step = tile.lanes(dtype), IN_PAIR if self.pairs else 1     # pairs fill two vectors of sums
         V = min(range(step, max(step, SUMS // P) + 1, step), key=lambda v: (-(-self.C // (v * width)) * v, -v))
-        self.dx_tile, self.dx_width = (P, V, pool_w, width, self.pairs), (V, width)
+        self.dx_tile = P, V, pool_w, self.pairs, width
 
     def geometry(self, n, x, y):
         """As of a convolution by windows: OH and OW are the pooled sizes, the strides the window's."""
@@ -369,7 +369,8 @@ class Conv2dMaxPool2d(Conv2d):
 
     def bytes(self, batch):
         tasks, itemsize = MOST_PARTS + numba.config.NUMBA_NUM_THREADS, self.dw_product_dtype.itemsize
-        own = numba.config.NUMBA_NUM_THREADS * 4 * math.prod((*self.x_size, *self.dx_width)) if self.pairs else Buffer.elements(
+        _, V, *_, width = self.dx_tile
+        own = numba.config.NUMBA_NUM_THREADS * 4 * math.prod(self.x_size) * V * width if self.pairs else Buffer.elements(
             batch, (self.O, *self.size))        # each thread's sums of dx, or argmax
         return (super().bytes(batch) + own
                 + tasks * (self.work * itemsize + self.O * self.strips.capacity * (itemsize + 4) + 4 * self.O))

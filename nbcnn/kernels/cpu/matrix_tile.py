@@ -223,6 +223,13 @@ class BFloat(ir.types.Type):
 PAIR_VECTOR = ir.VectorType(BFloat(), 2 * LANES) if llvmlite.binding.llvm_version_info[0] > 15 else ir.VectorType(INT32, LANES)
 
 
+def _vdpbf16ps(builder, sums, x, w):
+    """sums plus the products of two vectors of pairs, of whatever type."""
+    dot = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS, PAIR_VECTOR, PAIR_VECTOR]),
+                                         "llvm.x86.avx512bf16.dpbf16ps.512")
+    return builder.call(dot, [sums, builder.bitcast(x, PAIR_VECTOR), builder.bitcast(w, PAIR_VECTOR)])
+
+
 @intrinsic(prefer_literal=True)
 def avx512bf16_zero(typingctx, v):
     acc = MatrixTileType(v.literal_value)
@@ -237,8 +244,6 @@ def avx512bf16_dot(typingctx, acc, x, at_x, x_step, w, at_w, w_step, pairs):
     def codegen(context, builder, signature, args):
         acc, x, at_x, x_step, w, at_w, w_step, pairs = args
         kind = signature.args[0]
-        dot = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS, PAIR_VECTOR, PAIR_VECTOR]),
-                                             "llvm.x86.avx512bf16.dpbf16ps.512")
         splat = ir.VectorType(INT32, LANES)
         rows = [_at(context, builder, signature.args[1], x, builder.add(at_x, builder.mul(x_step, ir.Constant(INDEX, row))), INT32)
                 for row in range(ROWS)]
@@ -260,7 +265,7 @@ def avx512bf16_dot(typingctx, acc, x, at_x, x_step, w, at_w, w_step, pairs):
                                           ir.Constant(splat, [0] * LANES))
             for v, column in enumerate(columns):
                 at = row * kind.v + v
-                value = builder.call(dot, [builder.extract_value(out, at), builder.bitcast(pair, PAIR_VECTOR), column])
+                value = _vdpbf16ps(builder, builder.extract_value(out, at), pair, column)
                 out = builder.insert_value(out, value, at)
         following = builder.add(k, ir.Constant(INDEX, 1))
         k.add_incoming(ir.Constant(INDEX, 0), before)
@@ -331,9 +336,7 @@ def axpy(typingctx, acc, g, x, rows, one, other, first):
 
         def add(value, pairs):
             if UNIT == "avx512bf16":
-                dot = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS, PAIR_VECTOR, PAIR_VECTOR]),
-                                                     "llvm.x86.avx512bf16.dpbf16ps.512")
-                return builder.call(dot, [value, builder.bitcast(g, PAIR_VECTOR), builder.bitcast(pairs, PAIR_VECTOR)])
+                return _vdpbf16ps(builder, value, g, pairs)
             value = tile._multiply_add(builder, kind, upper(g), upper(pairs), value)
             return tile._multiply_add(builder, kind, lower(g), lower(pairs), value)
 
