@@ -592,11 +592,11 @@ class BackpropScheduler:
         for room, (size, dtype) in enumerate(sizes):
             taken[rooms.index(room)] += dtype.itemsize * size
         if backward:
-            taken = [size + step.operation.backward_bytes(n) * step.learns for size, step in zip(taken, self.steps, strict=True)]
             shared = {value for step in self.steps for value in step.inputs if step.hands_on(value) and len(value.readers) == 1}
             for k, step in enumerate(self.steps):
-                if step.learns and step.output not in shared:
-                    taken[k] += step.output.dtype.itemsize * elements(n, step.y_shape)
+                if step.learns:
+                    taken[k] += step.operation.backward_bytes(n, any(value.needs_grad for value in step.inputs))
+                    taken[k] += step.output.dtype.itemsize * elements(n, step.y_shape) * (step.output not in shared)
             for shape, dtype, _ in set(self._scratch().values()):
                 taken[0] += dtype.itemsize * elements(n, shape)
         return taken

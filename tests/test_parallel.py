@@ -66,12 +66,29 @@ def test_a_kernel_is_called_from_a_function_of_ones_own():
     assert (done[0] == 2).all() and done[1].sum() == 2 * sum(range(20))
 
 
-@njit(parallel=True)
+@njit(parallel=True, allocates=True)
 def allocate(y):
     """Each thread has memory of its own."""
     own = np.ones(3, y.dtype)
     for k in prange(len(y)):
         y[k] = own.sum()
+
+
+def test_references_are_counted_only_where_a_kernel_allocates():
+    """Their counts lie in memory that all threads share."""
+    @njit(parallel=True)
+    def double(y):
+        for k in prange(len(y)):
+            row = y[k:k + 1]
+            row[0] *= 2
+
+    y = np.ones(3)
+    double(y)
+    allocate(y.copy())
+    assert (y == 2).all()
+    if parallel.PARALLEL:
+        codes = [code for kernel in (double, allocate) for code in kernel.body.inspect_llvm().values()]
+        assert ["NRT_incref" in code or "NRT_decref" in code for code in codes] == [False, True]
 
 
 def test_threads_may_allocate_while_memory_is_traced():

@@ -53,8 +53,8 @@ class Operation:
         """About how many bytes `reserve` allocates."""
         return 0
 
-    def backward_bytes(self, batch):
-        """About how many bytes the first backward allocates."""
+    def backward_bytes(self, batch, dx):
+        """About how many bytes the first backward allocates, and whether it is one that gives `dx`."""
         return 0
 
     def stored(self, x_dtypes, y_dtype):

@@ -24,7 +24,7 @@ def window(i, windows, size):
     return i * size // windows, ((i + 1) * size + windows - 1) // windows
 
 
-@njit(parallel=True)
+@njit(parallel=True, allocates=True)
 def adaptive_avgpool2d_forward(y, x, g):
     """y[m, i, j, c] = the mean of x[m, r, s, c] over the rows r of window i and the columns s of window j."""
     total = np.empty(g.C, tile.number_type(x))
@@ -45,7 +45,7 @@ def adaptive_avgpool2d_forward(y, x, g):
                 tile.put(y, at_y + c, total[c] / divisor)
 
 
-@njit(parallel=True)
+@njit(parallel=True, allocates=True)
 def adaptive_avgpool2d_backward(dx, dy, g):
     """dx[m, r, s, c] = the sum of dy[m, i, j, c] / cells of the window, over the windows (i, j) that pixel (r, s) lies in."""
     total = np.empty(g.C, tile.number_type(dx))

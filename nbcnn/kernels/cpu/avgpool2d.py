@@ -18,7 +18,7 @@ Geometry = namedtuple("Geometry", (
     "divisor_override"))
 
 
-@njit(parallel=True)
+@njit(parallel=True, allocates=True)
 def avgpool2d_forward(y, x, g):
     """y[m, i, j, c] = the mean of x[m, r + p, s + q, c] over p, q, with r = i*stride_h - padding_h, s = j*stride_w - padding_w.
 
@@ -46,7 +46,7 @@ def avgpool2d_forward(y, x, g):
                 tile.put(y, at_y + c, total[c] / divisor)
 
 
-@njit(parallel=True)
+@njit(parallel=True, allocates=True)
 def avgpool2d_backward(dx, dy, g):
     """dx = dy / divisor in all cells of a window. A task owns a row of dx, so overlapping windows need no atomics."""
     for task in prange(g.n * g.H):

@@ -11,9 +11,6 @@ network's outputs are. Weights, their gradients and all sums are float32.
 Behind a max pooling the backward pass is that of a convolution, or on AVX512-BF16 that of `conv2d_maxpool2d.py`, which visits only
 the pixels that won.
 
-The loops over the taps stand in each kernel: of arrays that an inlined function takes, or a slice, Numba would count the references
-in every task.
-
 What a tile reads. The channels of a pixel in blocks of 2*pairs, see `pairs_of`. Where channels do not fall into such blocks, where
 there are few, and where they are float32, `unfold` makes a copy that is read in their place.
 
@@ -24,6 +21,7 @@ import functools
 import math
 from collections import namedtuple
 
+import numba
 import numpy as np
 
 from nbcnn.kernels.bfloat16 import BFLOAT16
@@ -33,13 +31,14 @@ from nbcnn.kernels.cpu.conv2d import Geometry, add_rows, conv2d_backward_bias, t
 from nbcnn.kernels.cpu.conv2d_maxpool2d import Conv2dMaxPool2d
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.matrix_tile import LANES, MOST_PAIRS, ROWS
-from nbcnn.kernels.cpu.parallel import prange
+from nbcnn.kernels.cpu.parallel import THREADS, prange, share
 from nbcnn.kernels.operation import NO_WINNER, Call, Operation
 
 FEW = 16            # channels: fewer are unfolded, so that a kernel row becomes one pixel's channels
 CHUNK = 64          # samples whose weight gradient is computed at a time, so that they stay in the second cache
 MOST_PARTS = 8      # partial sums of a weight gradient
 P = 4               # rows of sums that are rounded at a time
+MOST_VECTORS = 2    # of a tile's row
 LANES_OF_TILE = tile.lanes(np.float32)
 
 # The sizes of x as forward and the weight gradient read it. Where channels are few, a kernel row is one tap, whose channels are
@@ -54,8 +53,8 @@ def round_up(size, to):
 
 
 def vectors(width):
-    """How many vectors of a tile's row so many outputs fill: 1 or 2."""
-    return 1 if width <= LANES else 2
+    """How many vectors of a tile's row so many outputs fill."""
+    return min(MOST_VECTORS, -(-width // LANES))
 
 
 def pairs_of(channels):
@@ -77,38 +76,44 @@ def in_pairs(channels):
     return round_up(channels, 2 * MOST_PAIRS if channels > 2 * MOST_PAIRS else 2)
 
 
+# It is part of the kernels that call it.
+@numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def add_taps(acc, x, w, block, WIDTH, pairs, g, first, top, left):
+    """acc + sum over p, q, c of x[m, top + p*dilation_h, left + q*dilation_w, c] * w[p, q, c] for ROWS samples m >= first."""
+    p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
+    q_first, q_end = tile.range_inside(left, g.dilation_w, g.KW, g.W)
+    for p in range(p_first, p_end):
+        for q in range(q_first, q_end):
+            at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + left + q * g.dilation_w) * g.x_pixel
+            at_w = ((block * g.KH + p) * g.KW + q) * g.x_pixel * WIDTH
+            for c in range(0, g.x_pixel, 2 * pairs):
+                acc = matrix_tile.dot(acc, x, at_x + c, g.x_step, w, at_w + c * WIDTH, 2 * WIDTH, pairs)
+    return acc
+
+
 @functools.cache
 def make_conv2d_forward(V):
     """The forward kernel for a tile of ROWS samples, each with V vectors of output channels."""
     WIDTH, VECTORS, one = V * LANES, V * LANES // LANES_OF_TILE, np.float32(1)
 
-    @njit(parallel=True, error_model="numpy")
-    def conv2d_forward(y, x, w, b, pairs, g):
+    @njit(parallel=True, error_model="numpy", allocates=matrix_tile.ALLOCATES)
+    def conv2d_forward(y, x, w, b, sums, pairs, g):
         """y[m, i, j, o] = b[o] + sum over p, q, c of x[m, r + p*dilation_h, s + q*dilation_w, c] * w[o, p, q, c].
 
         r = i*stride_h - padding_h, s = j*stride_w - padding_w. w is stored as (block of WIDTH outputs, KH, KW, C/2, WIDTH, 2); see
-        pack_weight. A task is ROWS samples, a block of outputs and an image row i.
+        pack_weight. A task is ROWS samples, a block of outputs and an image row i. `sums` has memory for a tile of each thread.
         """
-        blocks, sums = (g.O + WIDTH - 1) // WIDTH, np.empty(ROWS * WIDTH, np.float32)
+        blocks, at_sums = (g.O + WIDTH - 1) // WIDTH, share() * ROWS * WIDTH
         matrix_tile.begin(pairs)
         for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.OH):
             first, block, i = task_row(task, ROWS, blocks, g.OH)
             top = i * g.stride_h - g.padding_h
-            p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
             for j in range(g.OW):
-                left = j * g.stride_w - g.padding_w
-                q_first, q_end = tile.range_inside(left, g.dilation_w, g.KW, g.W)
-                acc = matrix_tile.zero(V)
-                for p in range(p_first, p_end):
-                    for q in range(q_first, q_end):
-                        at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + left + q * g.dilation_w) * g.x_pixel
-                        at_w = ((block * g.KH + p) * g.KW + q) * g.x_pixel * WIDTH
-                        for c in range(0, g.x_pixel, 2 * pairs):
-                            acc = matrix_tile.dot(acc, x, at_x + c, g.x_step, w, at_w + c * WIDTH, 2 * WIDTH, pairs)
-                matrix_tile.sums(acc, sums)
+                acc = add_taps(matrix_tile.zero(V), x, w, block, WIDTH, pairs, g, first, top, j * g.stride_w - g.padding_w)
+                matrix_tile.sums(acc, sums, at_sums)
                 at_y = first * g.y_step + (i * g.OW + j) * g.y_pixel + block * WIDTH
                 for row in range(0, min(ROWS, g.n - first), P):
-                    rows = tile.rows_strided(P, row * WIDTH, WIDTH)
+                    rows = tile.rows_strided(P, at_sums + row * WIDTH, WIDTH)
                     acc = tile.axpy(tile.repeat(P, VECTORS, b, block * WIDTH), one, sums, rows, 0, 0)
                     y_rows = tile.rows_strided(P, at_y + row * g.y_step, g.y_step)
                     tile.store(acc, y, y_rows, 0, 0, g.n - first - row, g.O - block * WIDTH)
@@ -122,43 +127,34 @@ def make_conv2d_maxpool2d_forward(V):
     """The forward kernel with max pooling, for a tile of ROWS samples, each with V vectors of output channels."""
     WIDTH, VECTORS, one = V * LANES, V * LANES // LANES_OF_TILE, np.float32(1)
 
-    @njit(parallel=True, error_model="numpy")
-    def conv2d_maxpool2d_forward(y, argmax, x, w, b, low, none, pairs, g):
+    @njit(parallel=True, error_model="numpy", allocates=matrix_tile.ALLOCATES)
+    def conv2d_maxpool2d_forward(y, argmax, x, w, b, low, none, sums, best, winner, pairs, g):
         """y[m, i, j, o] = the largest over the window's u, v of z[m, i*stride_h + u, j*stride_w + v, o]; argmax says which one.
 
         z is what conv2d_forward computes with a stride of 1, before it is rounded. Where no z is larger than `low`, y = low and
-        argmax = none.
+        argmax = none. `sums`, `best` and `winner` have memory for a tile of each thread.
         """
-        blocks, sums = (g.O + WIDTH - 1) // WIDTH, np.empty(ROWS * WIDTH, np.float32)
-        best, winner = np.empty(ROWS * WIDTH, np.float32), np.empty(ROWS * WIDTH, np.uint8)
+        blocks, at_sums = (g.O + WIDTH - 1) // WIDTH, share() * ROWS * WIDTH
         matrix_tile.begin(pairs)
         for task in prange((g.n + ROWS - 1) // ROWS * blocks * g.OH):
             first, block, i = task_row(task, ROWS, blocks, g.OH)
             for j in range(g.OW):
                 for cell in range(g.stride_h * g.stride_w):
                     top, left = i * g.stride_h + cell // g.stride_w - g.padding_h, j * g.stride_w + cell % g.stride_w - g.padding_w
-                    p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)
-                    q_first, q_end = tile.range_inside(left, g.dilation_w, g.KW, g.W)
-                    acc = matrix_tile.zero(V)
-                    for p in range(p_first, p_end):
-                        for q in range(q_first, q_end):
-                            at_x = first * g.x_step + ((top + p * g.dilation_h) * g.W + left + q * g.dilation_w) * g.x_pixel
-                            at_w = ((block * g.KH + p) * g.KW + q) * g.x_pixel * WIDTH
-                            for c in range(0, g.x_pixel, 2 * pairs):
-                                acc = matrix_tile.dot(acc, x, at_x + c, g.x_step, w, at_w + c * WIDTH, 2 * WIDTH, pairs)
-                    matrix_tile.sums(acc, sums)
+                    acc = add_taps(matrix_tile.zero(V), x, w, block, WIDTH, pairs, g, first, top, left)
+                    matrix_tile.sums(acc, sums, at_sums)
                     for row in range(0, ROWS, P):
-                        rows = tile.rows_strided(P, row * WIDTH, WIDTH)
+                        rows = tile.rows_strided(P, at_sums + row * WIDTH, WIDTH)
                         acc = tile.axpy(tile.repeat(P, VECTORS, b, block * WIDTH), one, sums, rows, 0, 0)
                         tile.pool(acc, best, winner, rows, 0, WIDTH, np.uint8(cell), low, none)
                 at_y, lanes = first * g.y_step + (i * g.OW + j) * g.y_pixel + block * WIDTH, min(WIDTH, g.O - block * WIDTH)
                 for row in range(0, min(ROWS, g.n - first), P):
-                    acc = tile.load(P, VECTORS, best, tile.rows_strided(P, row * WIDTH, WIDTH), 0)
+                    acc = tile.load(P, VECTORS, best, tile.rows_strided(P, at_sums + row * WIDTH, WIDTH), 0)
                     y_rows = tile.rows_strided(P, at_y + row * g.y_step, g.y_step)
                     tile.store(acc, y, y_rows, 0, 0, g.n - first - row, lanes)
                 for row in range(min(ROWS, g.n - first)):
                     for lane in range(lanes):
-                        tile.put(argmax, at_y + row * g.y_step + lane, tile.get(winner, row * WIDTH + lane))
+                        tile.put(argmax, at_y + row * g.y_step + lane, tile.get(winner, at_sums + row * WIDTH + lane))
         matrix_tile.end()
 
     return conv2d_maxpool2d_forward
@@ -187,14 +183,14 @@ def make_conv2d_backward_input(V):
     """The kernel of the input gradient, for a tile of ROWS samples, each with V vectors of input channels."""
     WIDTH, VECTORS = V * LANES, V * LANES // LANES_OF_TILE
 
-    @njit(parallel=True, error_model="numpy")
-    def conv2d_backward_input(dx, dy, w, pairs, g):
+    @njit(parallel=True, error_model="numpy", allocates=matrix_tile.ALLOCATES)
+    def conv2d_backward_input(dx, dy, w, sums, pairs, g):
         """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c].
 
         i = (r + padding_h - p*dilation_h) / stride_h, j likewise; only taps that give whole numbers count, see `conv2d.py`. w is
         stored as (block of WIDTH channels, KH, KW, O/2, WIDTH, 2). A task is ROWS samples, a block of channels and an image row r.
         """
-        blocks, sums = (g.C + WIDTH - 1) // WIDTH, np.empty(ROWS * WIDTH, np.float32)
+        blocks, at_sums = (g.C + WIDTH - 1) // WIDTH, share() * ROWS * WIDTH
         period_h, step_h = g.stride_h // math.gcd(g.stride_h, g.dilation_h), g.dilation_h // math.gcd(g.stride_h, g.dilation_h)
         period_w, step_w = g.stride_w // math.gcd(g.stride_w, g.dilation_w), g.dilation_w // math.gcd(g.stride_w, g.dilation_w)
         matrix_tile.begin(pairs)
@@ -214,12 +210,12 @@ def make_conv2d_backward_input(V):
                         at_w = ((block * g.KH + p_last - u * period_h) * g.KW + q_last - v * period_w) * g.y_pixel * WIDTH
                         for o in range(0, g.y_pixel, 2 * pairs):
                             acc = matrix_tile.dot(acc, dy, at_dy + o, g.y_step, w, at_w + o * WIDTH, 2 * WIDTH, pairs)
-                matrix_tile.sums(acc, sums)
+                matrix_tile.sums(acc, sums, at_sums)
                 at_dx = first * g.x_step + (r * g.W + s) * g.C + block * WIDTH
                 for row in range(0, min(ROWS, g.n - first), P):
+                    acc = tile.load(P, VECTORS, sums, tile.rows_strided(P, at_sums + row * WIDTH, WIDTH), 0)
                     dx_rows = tile.rows_strided(P, at_dx + row * g.x_step, g.x_step)
-                    tile.store(tile.load(P, VECTORS, sums, tile.rows_strided(P, row * WIDTH, WIDTH), 0), dx, dx_rows, 0, 0,
-                               g.n - first - row, g.C - block * WIDTH)
+                    tile.store(acc, dx, dx_rows, 0, 0, g.n - first - row, g.C - block * WIDTH)
         matrix_tile.end()
 
     return conv2d_backward_input
@@ -230,15 +226,15 @@ def make_conv2d_backward_weight(V):
     """The kernel of the weight gradient, for a tile of ROWS outputs, each with V vectors of input channels."""
     WIDTH = V * LANES
 
-    @njit(parallel=True, error_model="numpy")
-    def conv2d_backward_weight(dw, dy, x, samples, rows, parts, add, g):
+    @njit(parallel=True, error_model="numpy", allocates=matrix_tile.ALLOCATES)
+    def conv2d_backward_weight(dw, dy, x, sums, samples, rows, parts, add, g):
         """dw[part, o, p, q, c] = (or, with add, +=) the sum over m, j and the part's i of dy[m, i, j, o] * x[m, r, s, c].
 
         r = i*stride_h + p*dilation_h - padding_h, s likewise. x comes from pair_samples, dy from transpose_samples, of so many
         `samples`, a multiple of 32, and `rows` outputs. A task is a part of the image rows i, a tap, a block of outputs and one of
         channels.
         """
-        outputs, blocks, sums = (g.O + ROWS - 1) // ROWS, (g.C + WIDTH - 1) // WIDTH, np.empty(ROWS * WIDTH, np.float32)
+        outputs, blocks, at_sums = (g.O + ROWS - 1) // ROWS, (g.C + WIDTH - 1) // WIDTH, share() * ROWS * WIDTH
         x_pixel, y_pixel = samples * blocks * WIDTH, samples * rows
         matrix_tile.begin(MOST_PAIRS)
         for task in prange(parts * g.KH * g.KW * outputs * blocks):
@@ -254,11 +250,11 @@ def make_conv2d_backward_weight(V):
                     for m in range(0, samples, 2 * MOST_PAIRS):
                         acc = matrix_tile.dot(acc, dy, at_dy + m, samples, x, at_x + m * blocks * WIDTH, 2 * blocks * WIDTH,
                                               MOST_PAIRS)
-            matrix_tile.sums(acc, sums)
+            matrix_tile.sums(acc, sums, at_sums)
             for row in range(min(ROWS, g.O - o)):
                 at_dw = (((part * g.O + o + row) * g.KH + p) * g.KW + q) * g.C + c
                 for lane in range(min(WIDTH, g.C - c)):
-                    dw[at_dw + lane] = sums[row * WIDTH + lane] + (dw[at_dw + lane] if add else np.float32(0))
+                    dw[at_dw + lane] = sums[at_sums + row * WIDTH + lane] + (dw[at_dw + lane] if add else np.float32(0))
         matrix_tile.end()
 
     return conv2d_backward_weight
@@ -328,7 +324,7 @@ def pack_weight(packed, w, columns, taps, K, channels, width, column_step, tap_s
             tile.put(packed, at + 2 * lane, w[column * column_step + tap * tap_step + k * step] if inside else np.float32(0))
 
 
-@njit(parallel=True, error_model="numpy")
+@njit(parallel=True, error_model="numpy", allocates=True)
 def unfold(out, out_step, channels, columns, x, KW, stride_w, padding_w, dilation_w, n, C, H, W, x_step):
     """out[m, r, j, q*C + c] = x[m, r, j*stride_w + q*dilation_w - padding_w, c], rounded; 0 beside the image and behind KW*C.
 
@@ -375,6 +371,11 @@ class BFloat16Conv2d(Operation):
         self.V, self.dx_V, self.dw_V = vectors(self.O), vectors(self.C), vectors(self.read.C)
         self.packed_w = allocate((round_up(self.O, self.V * LANES) * self.taps * self.channels,), BFLOAT16)
         self.zeros, self.bias_sums = allocate((self.O,), np.float32), allocate((MOST_PARTS * self.O,), np.float32)
+        self.tiles = self.allocate_tiles(np.float32)
+
+    def allocate_tiles(self, dtype):
+        """Memory for a tile of each thread."""
+        return allocate((THREADS * ROWS * MOST_VECTORS * LANES,), dtype)
 
     def geometry(self, n, x, y):
         """The sizes of a pass of n samples through these buffers."""
@@ -420,7 +421,7 @@ class BFloat16Conv2d(Operation):
     def bytes(self, batch):
         return 2 * BFloat16Buffer.elements(batch, self.x_copy_shape()) * self.copies_x
 
-    def backward_bytes(self, batch):
+    def backward_bytes(self, batch, dx):
         copy = BFloat16Buffer.elements(batch, (self.outputs, *self.y_size)) * self.copies_dy
         return 2 * (copy + sum(self.work()) * self.samples(batch)) + 4 * self.sums(batch)
 
@@ -458,7 +459,8 @@ class BFloat16Conv2d(Operation):
 
     def forward_call(self, n, y, x, b, g):
         """The call of the kernel."""
-        return Call(make_conv2d_forward(self.V), (y.array, x.array, self.packed_w, b, pairs_of(self.channels), g), self.flop(n))
+        return Call(make_conv2d_forward(self.V), (
+            y.array, x.array, self.packed_w, b, self.tiles, pairs_of(self.channels), g), self.flop(n))
 
     def backward(self, n, dx, dparams, dy, x, y, params, add):
         calls, dy = self.of_convolution(n, dy)
@@ -503,7 +505,7 @@ class BFloat16Conv2d(Operation):
                 Call(transpose_samples, (transposed.view(np.float32), dy.array, first, samples, rows, g.OH * g.OW, g.O, n,
                                          g.y_step, g.y_pixel)),
                 Call(make_conv2d_backward_weight(self.dw_V), (
-                    dw_parts, transposed, paired, samples, rows, parts, first > 0, g),
+                    dw_parts, transposed, paired, self.tiles, samples, rows, parts, first > 0, g),
                     self.flop(min(samples, n - first)))]
         return [*calls, Call(add_parts, (dw, dw_parts, parts, add))]
 
@@ -513,7 +515,7 @@ class BFloat16Conv2d(Operation):
         pack = Call(pack_weight, (self.packed_w_for_input, w, self.C, taps, self.O, self.outputs, self.dx_V * LANES, 1, self.C,
                                   taps * self.C))
         return [pack, Call(make_conv2d_backward_input(self.dx_V), (
-            dx.array, dy.array, self.packed_w_for_input, pairs_of(self.outputs), g), self.flop(n))]
+            dx.array, dy.array, self.packed_w_for_input, self.tiles, pairs_of(self.outputs), g), self.flop(n))]
 
     @functools.cached_property
     def packed_w_for_input(self):
@@ -544,6 +546,7 @@ class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
         self.arguments = x_shape, conv_shape, kernel_size, padding, pool_size, relu, dtype
         self.pool_size, self.relu = pool_size, relu
         self.size = conv_shape[1] // pool_size[0], conv_shape[2] // pool_size[1]
+        self.best, self.winner = self.allocate_tiles(np.float32), self.allocate_tiles(np.uint8)
 
     def geometry(self, n, x, y):
         """As of a convolution by windows: OH and OW are the pooled sizes, the strides the window's."""
@@ -565,10 +568,10 @@ class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
     def bytes(self, batch):
         return super().bytes(batch) + BFloat16Buffer.elements(batch, (self.O, *self.size))
 
-    def backward_bytes(self, batch):
+    def backward_bytes(self, batch, dx):
         if self.skips:
-            return self.skipping.bytes(batch)
-        return super().backward_bytes(batch) + 2 * BFloat16Buffer.elements(batch, (self.O, *self.y_size))
+            return self.skipping.backward_bytes(batch, dx)
+        return super().backward_bytes(batch, dx) + 2 * BFloat16Buffer.elements(batch, (self.O, *self.y_size))
 
     @functools.cached_property
     def skipping(self):
@@ -586,8 +589,8 @@ class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
     def forward_call(self, n, y, x, b, g):
         low, none = (0, NO_WINNER) if self.relu else (-np.inf, 0)
         return Call(make_conv2d_maxpool2d_forward(self.V), (
-            y.array, self.argmax.array, x.array, self.packed_w, b, np.float32(low), np.uint8(none), pairs_of(self.channels), g),
-            self.flop(n))
+            y.array, self.argmax.array, x.array, self.packed_w, b, np.float32(low), np.uint8(none), self.tiles, self.best,
+            self.winner, pairs_of(self.channels), g), self.flop(n))
 
     def stored(self, x_dtypes, y_dtype):
         super().stored(x_dtypes, BFLOAT16)      # which `dz` is, the gradient of the convolution, whatever y is stored in
@@ -602,6 +605,23 @@ class BFloat16Conv2dMaxPool2d(BFloat16Conv2d):
 class WinnersInPairs(Conv2dMaxPool2d):
     """A backward pass that visits only the pixels that won, for activations in bfloat16."""
     pairs = True
+
+    def reserve(self, batch, argmax):
+        super().reserve(batch, argmax)
+        self.batch, self.strip_sums = batch, None
+
+    def backward_bytes(self, batch, dx):
+        return self.bytes(batch) + 4 * self.strip_size(batch) * dx
+
+    def strip_size(self, batch):
+        """Elements of the strips that threads add up the input gradient of a batch in: those of fewer samples have no more rows."""
+        (H, W), (_, V, *_, width) = self.x_size, self.dx_tile
+        return THREADS * -(-H // self.input_strips(batch)) * W * V * width
+
+    def input_sums(self, dx):
+        if self.strip_sums is None:
+            self.strip_sums = allocate((self.strip_size(self.batch),), self.dtype)
+        return self.strip_sums
 
 
 class BFloat16Linear(BFloat16Conv2d):

@@ -20,7 +20,7 @@ from nbcnn.kernels.cpu.buffer import Buffer, allocate
 from nbcnn.kernels.cpu.conv2d import Conv2d, add_taps, output_places, task_row
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.matrix_tile import IN_PAIR
-from nbcnn.kernels.cpu.parallel import prange
+from nbcnn.kernels.cpu.parallel import THREADS, prange, share
 from nbcnn.kernels.operation import NO_WINNER, Call
 
 SUMS = 25 if tile.VECTOR_BYTES == 64 else 12    # vectors of a tile, of 32 or 16 registers
@@ -73,25 +73,23 @@ def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, PAIRS, LANES):
     KW = REST + 1
 
     @njit(parallel=True, error_model="numpy")
-    def conv2d_maxpool2d_backward_input(dx, dy, argmax, w, steps, g, strips):
+    def conv2d_maxpool2d_backward_input(dx, dy, argmax, sums, w, steps, g, strips):
         """dx[m, r, s, c] = sum over p, q, o of dy[m, i, j, o] * w[o, p, q, c] for the windows (i, j) that pixel (r - p, s - q) won.
 
         `steps` says how w is stored. A task is one of `strips` strips of rows of a sample, for a block of V vectors of channels.
         Row r of dx gets from row t of the convolution, t = r + padding_h - p, under each p: the windows along that row hand on
-        what they won there, one output after another, to the KW pixels under a row of taps.
+        what they won there, one output after another, to the KW pixels under a row of taps. They add it up in dx, which `sums` is
+        too, or with PAIRS in a strip of each thread in `sums`.
         """
         blocks = (g.C + WIDTH - 1) // WIDTH
         tap_rows, one = tile.rows_strided(KW, 0, steps.tap), np.uint64(1)
         zeros, one_row = tile.zero(1, V, dx), tile.rows_strided(1, 0, 0)
-        if PAIRS:
-            sums, pixel = np.empty((g.H + strips - 1) // strips * g.W * WIDTH, np.float32), WIDTH
-        else:
-            sums, pixel = dx, g.C
+        pixel, at_strip = (WIDTH, share() * ((g.H + strips - 1) // strips * g.W * WIDTH)) if PAIRS else (g.C, 0)
         for task in prange(g.n * strips * blocks):
             m, strip, block = task // (strips * blocks), task // blocks % strips, task % blocks
             r_first, r_end = strip * g.H // strips, (strip + 1) * g.H // strips
             c, at_dx = block * WIDTH, m * g.x_step + block * WIDTH
-            at_m, lanes = (-r_first * g.W * WIDTH, WIDTH) if PAIRS else (at_dx, g.C - c)
+            at_m, lanes = (at_strip - r_first * g.W * WIDTH, WIDTH) if PAIRS else (at_dx, g.C - c)
             for k in range(r_first * g.W, r_end * g.W):
                 tile.store(zeros, sums, one_row, at_m + k * pixel, 0, 1, lanes)
             for o_first in range(0, g.O, BLOCK):
@@ -353,7 +351,7 @@ class Conv2dMaxPool2d(Conv2d):
 
     def groups(self, n):
         """Into how many tasks the output channels of a part are split: enough for the threads, and no bit depends on it."""
-        return max(1, min(self.O // 4, -(-numba.config.NUMBA_NUM_THREADS // self.parts(n))))
+        return max(1, min(self.O // 4, -(-THREADS // self.parts(n))))
 
     def reserve(self, batch, argmax=None):
         """Allocate what is kept for backward, the partial sums and the work space, for up to `batch` samples.
@@ -368,11 +366,9 @@ class Conv2dMaxPool2d(Conv2d):
             (lists, self.dw_product_dtype), (lists, np.int32), ((tasks, self.O), np.int32)))
 
     def bytes(self, batch):
-        tasks, itemsize = MOST_PARTS + numba.config.NUMBA_NUM_THREADS, self.dw_product_dtype.itemsize
-        _, V, *_, width = self.dx_tile
-        own = numba.config.NUMBA_NUM_THREADS * 4 * math.prod(self.x_size) * V * width if self.pairs else Buffer.elements(
-            batch, (self.O, *self.size))        # each thread's sums of dx, or argmax
-        return (super().bytes(batch) + own
+        tasks, itemsize = MOST_PARTS + THREADS, self.dw_product_dtype.itemsize
+        argmax = 0 if self.pairs else Buffer.elements(batch, (self.O, *self.size))
+        return (super().bytes(batch) + argmax
                 + tasks * (self.work * itemsize + self.O * self.strips.capacity * (itemsize + 4) + 4 * self.O))
 
     def sums(self, batch):
@@ -406,10 +402,18 @@ class Conv2dMaxPool2d(Conv2d):
 
     def backward_input(self, n, dx, dy, w):
         """dx."""
-        strips = max(1, min(self.x_size[0] // 4, -(-2 * numba.config.NUMBA_NUM_THREADS // n))) if n else 1
         calls, *weights = self.weights_for_input(n, w)
         return [*calls, Call(make_conv2d_maxpool2d_backward_input(*self.dx_tile), (
-            dx.array, dy.array, self.argmax.array, *weights, self.geometry(n, dx, dy), strips), self.flop(n))]
+            dx.array, dy.array, self.argmax.array, self.input_sums(dx), *weights, self.geometry(n, dx, dy), self.input_strips(n)),
+            self.flop(n))]
+
+    def input_strips(self, n):
+        """Into how many strips the rows of an image are divided for the input gradient of n samples."""
+        return max(1, min(self.x_size[0] // 4, -(-2 * THREADS // max(1, n))))
+
+    def input_sums(self, dx):
+        """Where the input gradient is added up."""
+        return dx.array
 
     def flop(self, n):
         """Of the formula, where one pixel of each window counts."""

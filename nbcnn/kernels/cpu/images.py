@@ -15,7 +15,7 @@ def source(r, size, reflect):
     return -r if r < 0 else 2 * (size - 1) - r
 
 
-@njit(parallel=True)
+@njit(parallel=True, allocates=True)
 def gather(out, images, index, flip, shift, reflect, table):
     """out[b, c, i, j] = table[c, byte], the byte of image index[b] at (i, j) after its flip and its shift.
 

@@ -49,11 +49,12 @@ number_apart()
 
 
 def njit(function=None, **options):
-    """`numba.njit`, with or without options, keeping what it compiles. `parallel` means what `parallel.py` says."""
+    """`numba.njit`, with or without options, keeping what it compiles. `parallel` and `allocates` mean what `parallel.py` says."""
     if function is None:
         return functools.partial(njit, **options)
-    if options.pop("parallel", False) and PARALLEL and not config.DISABLE_JIT:
-        body, start = on_threads(function, **options)
+    parallel, allocates = options.pop("parallel", False), options.pop("allocates", False)
+    if parallel and PARALLEL and not config.DISABLE_JIT:
+        body, start = on_threads(function, allocates, **options)
         # Without the GIL: where tracemalloc is on, a thread that allocates waits for it, and would do so for ever.
         kernel = numba.njit(no_cfunc_wrapper=True, nogil=True)(start)
         kernel.body = body

@@ -4,7 +4,7 @@
     acc = matrix_tile.zero(V)
     for k in range(K // (2 * pairs)):
         acc = matrix_tile.dot(acc, x, at_x, x_step, w, at_w, w_step, pairs)
-    matrix_tile.sums(acc, out)                              # out[row*V*16 + lane], float32
+    matrix_tile.sums(acc, out, at)                          # out[at + row*V*16 + lane], float32
     matrix_tile.end()
 
 `dot` multiplies ROWS rows of x with columns of w, which lie in pairs, as the units read them:
@@ -39,6 +39,7 @@ UNIT = CHOICES["matrix_tile.py"] = compiled_for()
 LANES = 16                      # sums in a vector, columns of a tile register
 ROWS = 8 if UNIT == "avx512bf16" else 32
 MOST_PAIRS = 16                 # 64 bytes of a row
+ALLOCATES = UNIT == "emulated"  # whether a tile is an array
 SKIPS = UNIT == "avx512bf16"    # whether it pays to leave out the zeros behind max pooling: a matrix unit should be faster
 
 BYTE, INT32, INDEX, VOID = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.VoidType()
@@ -89,9 +90,10 @@ def emulated_dot(acc, x, at_x, x_step, w, at_w, w_step, pairs):
 
 
 @numba.njit
-def emulated_sums(acc, out):
-    """out = the sums, row by row."""
-    out[:] = acc[:len(out)]
+def emulated_sums(acc, out, at):
+    """out[at:] = the sums, row by row."""
+    for k in range(len(acc) * ROWS // (ROWS + 2)):
+        out[at + k] = acc[k]
 
 
 # ---- the units
@@ -194,15 +196,15 @@ def amx_dot(typingctx, acc, x, at_x, x_step, w, at_w, w_step, pairs):
 
 
 @intrinsic
-def amx_sums(typingctx, acc, out):
+def amx_sums(typingctx, acc, out, at):
     def codegen(context, builder, signature, args):
         for half in range(2):
             for k in range(acc.v):
-                at = ir.Constant(INDEX, LANES * (16 * half * acc.v + k))
+                at = builder.add(args[2], ir.Constant(INDEX, LANES * (16 * half * acc.v + k)))
                 _call(builder, "tilestored64", _byte(_sums_register(half, k)),
                       _at(context, builder, signature.args[1], args[1], at, BYTE), ir.Constant(INDEX, 4 * LANES * acc.v))
         return context.get_dummy_value()
-    return types.void(acc, out), codegen
+    return types.void(acc, out, types.intp), codegen
 
 
 class BFloat(ir.types.Type):
@@ -279,13 +281,13 @@ def avx512bf16_dot(typingctx, acc, x, at_x, x_step, w, at_w, w_step, pairs):
 
 
 @intrinsic
-def avx512bf16_sums(typingctx, acc, out):
+def avx512bf16_sums(typingctx, acc, out, at):
     def codegen(context, builder, signature, args):
         for k in range(ROWS * acc.v):
-            at = _at(context, builder, signature.args[1], args[1], ir.Constant(INDEX, LANES * k), FLOATS)
+            at = _at(context, builder, signature.args[1], args[1], builder.add(args[2], ir.Constant(INDEX, LANES * k)), FLOATS)
             builder.store(builder.extract_value(args[0], k), at).align = 4
         return context.get_dummy_value()
-    return types.void(acc, out), codegen
+    return types.void(acc, out, types.intp), codegen
 
 
 # ---- where only some numbers count: a tile of `tile.py` whose vectors get products in pairs

@@ -47,7 +47,7 @@ def maxpool2d_forward(y, argmax, x, g):
                         tile.put(argmax, at_argmax + c, cell)
 
 
-@njit(parallel=True)
+@njit(parallel=True, allocates=True)
 def maxpool2d_backward(dx, dy, argmax, g):
     """dx = dy at the cells that won. A task owns a row of dx, so overlapping windows need no atomics and keep their order."""
     zero = tile.number_type(dx)(0)

@@ -5,9 +5,11 @@
         for k in prange(count):             # of 10 tasks and 3 threads the first one takes 0, 1, 2, the next one 3, 4, 5
             y[k] = max(x[k], 0)
 
-What stands outside of the loops is done by every thread. So it may compute numbers, and allocate memory for that thread, but not
-write to arrays; and of two loops the second may not read what the first one wrote. Which thread takes a task may not change what
-it computes.
+What stands outside of the loops is done by every thread. So it may compute numbers, but not write to arrays; and of two loops the
+second may not read what the first one wrote. Which thread takes a task may not change what it computes.
+
+Memory that a thread works in begins at share() * size in an array that has room for THREADS of them. A kernel that allocates its
+own says so, `njit(parallel=True, allocates=True)`; else Numba would "only accept returning of array passed into the function".
 
 Numba's own parallel loops are rewritten in many passes, which take two thirds of a kernel's compile time. Here the kernel is
 compiled as any other function, and a function around it hands it to Numba's threads.
@@ -28,8 +30,9 @@ from numba.np.ufunc import parallel
 PARALLEL = not config.BOUNDSCHECK
 
 INTP, POINTER = ir.IntType(64), ir.IntType(8).as_pointer()
+THREADS = config.NUMBA_NUM_THREADS      # at most so many run a kernel
 LINE = 8        # numbers for each thread in SHARES, a cache line: its share, and how many shares there are
-SHARES = np.zeros(LINE * config.NUMBA_NUM_THREADS, np.int64)
+SHARES = np.zeros(LINE * THREADS, np.int64)
 SHARES[1::LINE] = 1
 llvmlite.binding.add_symbol("nbcnn_shares", SHARES.ctypes.data)
 
@@ -58,6 +61,16 @@ def _first_and_end(typingctx, count):
         ends = [builder.and_(end, _constant(2**62 - 1)) for end in ends]
         return context.make_tuple(builder, signature.return_type, ends)
     return types.UniTuple(types.intp, 2)(types.intp), codegen
+
+
+@intrinsic
+def share(typingctx):
+    """The number of this thread's share, below THREADS: no other thread has it while the kernel runs."""
+    require_threads()
+
+    def codegen(context, builder, signature, args):
+        return builder.load(_share_of_this_thread(builder)[0]) if PARALLEL else _constant(0)
+    return types.intp(), codegen
 
 
 @numba.njit(inline="always")
@@ -118,9 +131,13 @@ def _store_all(builder, pointers, values):
         builder.store(value, pointer)
 
 
-def on_threads(function, **options):
-    """A function compiled with these options, and one with the same arguments that runs it on all threads."""
-    kernel = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
+def on_threads(function, allocates=False, **options):
+    """A function compiled with these options, and one with the same arguments that runs it on all threads.
+
+    Unless the kernel `allocates`, no references to its arrays are counted: the function around it holds them. The counts lie in
+    memory that all threads share, so that each would wait for the others in every task.
+    """
+    kernel = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=allocates, **options)(function)
     names = ", ".join(inspect.signature(function).parameters)
     space = {"_kernel": kernel, "_run": _run_on_threads, "_threads": parallel._iget_num_threads}
     exec(f"def _start({names}):\n    _run(_kernel, ({names},), _threads())\n", space)

@@ -32,7 +32,7 @@ def make_multiply_pairs(V):
     """The kernel for a matrix tile of V vectors."""
     WIDTH = V * matrix_tile.LANES
 
-    @njit(parallel=True)
+    @njit(parallel=True, allocates=True)
     def multiply_pairs(y, x, w, repeats):
         """y[task] = the sums of repeats * x w, x (ROWS, K) and w (K, WIDTH) in bfloat16: 2*ROWS*K*WIDTH*repeats flop each.
 
@@ -45,7 +45,7 @@ def make_multiply_pairs(V):
             for _ in range(repeats):
                 for k in range(0, K, 2 * matrix_tile.MOST_PAIRS):
                     acc = matrix_tile.dot(acc, x, k, K, w, k * WIDTH, 2 * WIDTH, matrix_tile.MOST_PAIRS)
-            matrix_tile.sums(acc, sums)
+            matrix_tile.sums(acc, sums, 0)
             y[task] = sums[0]
         matrix_tile.end()
 
