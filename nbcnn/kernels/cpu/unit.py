@@ -14,7 +14,7 @@ import sys
 from nbcnn.kernels.cpu.tile import FEATURES
 
 VARIABLE = "NBCNN_UNIT"
-NEEDS = {"amx": {"+amx-tile", "+amx-bf16", "+avx512f"}, "avx512bf16": {"+avx512bf16", "+avx512f"}}   # Numba's names for them
+NEEDS = {"amx": {"+amx-tile", "+amx-bf16"}, "avx512bf16": {"+avx512bf16", "+avx512f"}}   # Numba's names for them
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA = 158, 0x1023, 18        # Linux's numbers on x86-64
 
 
