@@ -8,6 +8,11 @@ from nbcnn.kernels import cpu
 in_both_dtypes = pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.quick)])
 
 
+def in_turns(cases):
+    """Each case with one dtype, float32 and float64 in turns, where a case takes seconds in the simulator: (dtype, *case)."""
+    return [(np.float64 if k % 2 else np.float32, *case) for k, case in enumerate(cases)]
+
+
 def integers(seed, *shapes, dtype=np.float32):
     """Arrays of small integers: every sum of their products is exact in float32, in any order."""
     rng = np.random.default_rng(seed)

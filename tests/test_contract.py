@@ -24,7 +24,7 @@ X, CONV, POOLED = (2, 6, 4), (3, 6, 4), (3, 3, 2)
 OPERATIONS = {
     "Conv2d": ((X, CONV, (3, 3), (1, 1), (1, 1), (1, 1)), X, CONV),
     "Conv2dDepthwise": ((CONV, CONV, (3, 3), (1, 1), (1, 1), (1, 1)), CONV, CONV),
-    "Conv2dGroups": (((4, 6, 4), (6, 6, 4), (3, 3), (1, 1), (1, 1), (1, 1), 2), (4, 6, 4), (6, 6, 4)),
+    "Conv2dGroups": (((4, 6, 4), (6, 6, 4), (1, 3), (1, 1), (0, 1), (1, 1), 2), (4, 6, 4), (6, 6, 4)),
     "Conv2dMaxPool2d": ((X, CONV, (3, 3), (1, 1), (2, 2), True), X, POOLED),
     "MaxPool2d": ((CONV, (2, 2), (2, 2), (0, 0), (1, 1), POOLED), CONV, POOLED),
     "AvgPool2d": ((CONV, (2, 2), (2, 2), (0, 0), True, None, POOLED), CONV, POOLED),
@@ -37,7 +37,7 @@ OPERATIONS = {
     "Activation": (("relu", X, ()), X, X),              # the name stands for its kernels
 }
 # Shapes of the weights of those that learn.
-WEIGHTS = {"Conv2d": (3, 2, 3, 3), "Conv2dDepthwise": (3, 1, 3, 3), "Conv2dGroups": (6, 2, 3, 3), "Conv2dMaxPool2d": (3, 2, 3, 3),
+WEIGHTS = {"Conv2d": (3, 2, 3, 3), "Conv2dDepthwise": (3, 1, 3, 3), "Conv2dGroups": (6, 2, 1, 3), "Conv2dMaxPool2d": (3, 2, 3, 3),
            "Linear": (5, 18)}
 
 

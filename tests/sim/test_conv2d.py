@@ -10,11 +10,10 @@ from nbcnn.kernels.cuda import buffer, conv2d, gradients, to_device, to_host
 from nbcnn.kernels.cuda.compat import Launch, transposed
 
 import oracles
-from arrays import equal, integers
+from arrays import equal, in_turns, integers
 
 pytestmark = pytest.mark.sim
 
-DTYPES = [np.float32, np.float64]
 GEOMETRIES = [      # shapes of x and w, options
     ((2, 3, 6, 5), (4, 3, 3, 2), dict(stride=(2, 3), padding=(1, 0))),
     ((1, 2, 7, 6), (5, 2, 3, 3), dict(padding=1)),                              # an odd number of rows, computed in pairs
@@ -66,8 +65,7 @@ def check(dtype, x_shape, w_shape, options):
         assert equal(to_host(a), e), name
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("x_shape, w_shape, options", GEOMETRIES)
+@pytest.mark.parametrize("dtype, x_shape, w_shape, options", in_turns(GEOMETRIES))
 def test_equals_cpu(dtype, x_shape, w_shape, options):
     check(dtype, x_shape, w_shape, options)
 

@@ -10,7 +10,7 @@ from nbcnn.kernels.cuda import buffer, conv2d, conv2d_maxpool2d, gradients, to_d
 from nbcnn.kernels.cuda.compat import transposed
 
 import oracles
-from arrays import equal, integers
+from arrays import equal, in_turns, integers
 
 pytestmark = pytest.mark.sim
 
@@ -66,8 +66,7 @@ def check(dtype, x_shape, w_shape, options):
         assert equal(to_host(a), e), name
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("x_shape, w_shape, options", GEOMETRIES)
+@pytest.mark.parametrize("dtype, x_shape, w_shape, options", in_turns(GEOMETRIES))
 def test_equals_cpu(dtype, x_shape, w_shape, options):
     check(dtype, x_shape, w_shape, options)
 

@@ -361,11 +361,11 @@ class BFloat16Conv2d(Operation):
     def __init__(self, x_shape, y_shape, kernel_size, stride, padding, dilation, dtype):
         (self.C, *self.x_size), (self.O, *self.y_size) = x_shape, y_shape
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        KH, KW = kernel_size
+        (KH, KW), (_, stride_w), (_, padding_w), (_, dilation_w) = kernel_size, stride, padding, dilation
+        (H, W), (_, OW) = self.x_size, self.y_size
         few = self.C < FEW and KW > 1
-        self.unfolds = (KW, stride[1], padding[1], dilation[1]) if few else AS_IT_LIES
-        self.read = Read(KW * self.C, self.x_size[0], self.y_size[1], 1, 1, 0, 1) if few else Read(
-            self.C, *self.x_size, KW, stride[1], padding[1], dilation[1])
+        self.unfolds = (KW, stride_w, padding_w, dilation_w) if few else AS_IT_LIES
+        self.read = Read(KW * self.C, H, OW, 1, 1, 0, 1) if few else Read(self.C, H, W, KW, stride_w, padding_w, dilation_w)
         self.taps, self.channels, self.outputs = KH * self.read.KW, in_pairs(self.read.C), in_pairs(self.O)
         self.copies_x, self.copies_dy = few or self.channels > self.C, self.outputs > self.O
         self.V, self.dx_V, self.dw_V = vectors(self.O), vectors(self.C), vectors(self.read.C)

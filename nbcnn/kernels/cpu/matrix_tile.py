@@ -246,7 +246,6 @@ def avx512bf16_dot(typingctx, acc, x, at_x, x_step, w, at_w, w_step, pairs):
     def codegen(context, builder, signature, args):
         acc, x, at_x, x_step, w, at_w, w_step, pairs = args
         kind = signature.args[0]
-        splat = ir.VectorType(INT32, LANES)
         rows = [_at(context, builder, signature.args[1], x, builder.add(at_x, builder.mul(x_step, ir.Constant(INDEX, row))), INT32)
                 for row in range(ROWS)]
         # A loop of its own, which carries the sums.
@@ -262,9 +261,7 @@ def avx512bf16_dot(typingctx, acc, x, at_x, x_step, w, at_w, w_step, pairs):
         for row in range(ROWS):
             pair = builder.load(builder.gep(rows[row], [k]))
             pair.align = 2
-            undefined = ir.Constant(splat, ir.Undefined)
-            pair = builder.shuffle_vector(builder.insert_element(undefined, pair, ir.Constant(INT32, 0)), undefined,
-                                          ir.Constant(splat, [0] * LANES))
+            pair = tile.broadcast(builder, ir.VectorType(INT32, LANES), pair)
             for v, column in enumerate(columns):
                 at = row * kind.v + v
                 value = _vdpbf16ps(builder, builder.extract_value(out, at), pair, column)
@@ -306,10 +303,10 @@ def pair(typingctx, g, one, other, both):
     """The pair g[one], g[other] for `axpy`, rounded where g is float32; not `both`: g[one], 0."""
     def codegen(context, builder, signature, args):
         g, one, other, both = args
-        first, second = (builder.load(tile._pointer(context, builder, signature.args[0], g, at, ir.Constant(INDEX, 1), 0))
+        first, second = (builder.load(tile.pointer_to(context, builder, signature.args[0], g, at, ir.Constant(INDEX, 1), 0))
                          for at in (one, other))
         if first.type != tile.INT16:
-            first, second = (tile._to_bfloat16(builder, value) for value in (first, second))
+            first, second = (tile.to_bfloat16(builder, value) for value in (first, second))
         second = builder.select(both, second, ir.Constant(tile.INT16, 0))
         return builder.or_(builder.zext(first, INT32), builder.shl(builder.zext(second, INT32), ir.Constant(INT32, 16)))
     return types.uint32(g, types.intp, types.intp, types.boolean), codegen
@@ -328,7 +325,7 @@ def axpy(typingctx, acc, g, x, rows, one, other, first):
         acc, g, x, rows, one, other, first = args
         lanes = kind.lanes
         halves, words = ir.VectorType(tile.INT16, 2 * lanes), ir.VectorType(INT32, lanes)
-        g = tile._splat(builder, words, g)
+        g = tile.broadcast(builder, words, g)
 
         def upper(bits):
             return builder.bitcast(builder.and_(bits, ir.Constant(words, [0xffff0000] * lanes)), kind.vector)
@@ -339,14 +336,14 @@ def axpy(typingctx, acc, g, x, rows, one, other, first):
         def add(value, pairs):
             if UNIT == "avx512bf16":
                 return _vdpbf16ps(builder, value, g, pairs)
-            value = tile._multiply_add(builder, kind, upper(g), upper(pairs), value)
-            return tile._multiply_add(builder, kind, lower(g), lower(pairs), value)
+            value = tile.multiply_add(builder, kind, upper(g), upper(pairs), value)
+            return tile.multiply_add(builder, kind, lower(g), lower(pairs), value)
 
         def row(i, k):
             """Numbers of both rows."""
             for offset in (one, other):
                 at = builder.add(builder.add(builder.extract_value(rows, i), offset), ir.Constant(INDEX, 2 * lanes * k))
-                loaded = builder.load(builder.bitcast(tile._pointer(context, builder, signature.args[2], x, at, ir.Constant(
+                loaded = builder.load(builder.bitcast(tile.pointer_to(context, builder, signature.args[2], x, at, ir.Constant(
                     INDEX, 2 * lanes), tile.SLACK), halves.as_pointer()))
                 loaded.align = 2
                 yield loaded
@@ -361,7 +358,7 @@ def axpy(typingctx, acc, g, x, rows, one, other, first):
                         j = (i + shift) * kind.v + 2 * k + half
                         out = builder.insert_value(out, add(builder.extract_value(out, j), pairs), j)
             return out
-        return tile._for_first(builder, acc, first, kind.p - count, add_rows)
+        return tile.for_first(builder, acc, first, kind.p - count, add_rows)
     return kind(kind, types.uint32, x, rows, *[types.intp] * 3), codegen
 
 

@@ -94,7 +94,7 @@ def _bytes(element):
     return {ir.DoubleType(): 8, ir.FloatType(): 4, INT16: 2}[element]
 
 
-def _pointer(context, builder, array_type, array, offset, count, slack):
+def pointer_to(context, builder, array_type, array, offset, count, slack):
     """Where element `offset` of an array lies; under NUMBA_BOUNDSCHECK, that `count` elements from there may be touched."""
     struct = context.make_array(array_type)(context, builder, array)
     if config.BOUNDSCHECK:
@@ -119,13 +119,13 @@ def _load(builder, tile, pointer):
 def _store(builder, tile, vector, pointer):
     element = pointer.type.pointee
     if element == INT16:
-        vector = _to_bfloat16(builder, vector)
+        vector = to_bfloat16(builder, vector)
     builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer())).align = _bytes(element)
 
 
 def _load_row(context, builder, tile, array_type, array, offset):
     """The vectors of array[offset : offset + V*lanes]."""
-    start = _pointer(context, builder, array_type, array, offset, _constant(tile.v * tile.lanes), SLACK)
+    start = pointer_to(context, builder, array_type, array, offset, _constant(tile.v * tile.lanes), SLACK)
     return [_load(builder, tile, builder.gep(start, [_constant(k * tile.lanes)])) for k in range(tile.v)]
 
 
@@ -137,14 +137,15 @@ def _array_of(builder, element, values):
     return array
 
 
-def _splat(builder, vector, scalar):
+def broadcast(builder, vector, scalar):
     """A number in all lanes of a vector of this type."""
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, vector.count), [0] * vector.count))
 
 
-def _multiply_add(builder, tile, a, b, c):
+def multiply_add(builder, tile, a, b, c):
+    """a*b + c, rounded once, for vectors of a tile."""
     name = f"llvm.{MULTIPLY_ADD}.v{tile.lanes}f{tile.dtype.bitwidth}"
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(tile.vector, [tile.vector] * 3), name)
     return builder.call(function, [a, b, c])
@@ -202,7 +203,7 @@ def load_pairs(typingctx, p, x, rows, x_offset, step, count):
         for i in range(tile.p):
             at, pair = builder.add(builder.extract_value(rows, i), x_offset), []
             for half in range(2):
-                pointer = _pointer(context, builder, signature.args[1], x, at, _constant(tile.lanes), SLACK)
+                pointer = pointer_to(context, builder, signature.args[1], x, at, _constant(tile.lanes), SLACK)
                 loaded = builder.load(builder.bitcast(pointer, halves.as_pointer()))
                 loaded.align = 2
                 there = builder.icmp_signed("<", _constant(2 * i + half), count)
@@ -240,12 +241,12 @@ def outer(typingctx, acc, x, rows, x_offset, w, w_offset):
         vectors = _load_row(context, builder, tile, signature.args[4], w, w_offset)
         for i in range(tile.p):
             offset = builder.add(builder.extract_value(rows, i), x_offset)
-            scalar = builder.load(_pointer(context, builder, signature.args[1], x, offset, _constant(1), SLACK))
-            splat = _splat(builder, tile.vector, scalar)
+            scalar = builder.load(pointer_to(context, builder, signature.args[1], x, offset, _constant(1), SLACK))
+            splat = broadcast(builder, tile.vector, scalar)
             for k in range(tile.v):
                 j = i * tile.v + k
                 acc = builder.insert_value(
-                    acc, _multiply_add(builder, tile, splat, vectors[k], builder.extract_value(acc, j)), j)
+                    acc, multiply_add(builder, tile, splat, vectors[k], builder.extract_value(acc, j)), j)
         return acc
     return tile(tile, x, rows, types.intp, w, types.intp), codegen
 
@@ -262,12 +263,12 @@ def product(typingctx, acc, x, rows, x_offset, w, w_offset):
             offset = builder.add(builder.extract_value(rows, i), x_offset)
             for k, vector in enumerate(_load_row(context, builder, tile, signature.args[1], x, offset)):
                 j = i * tile.v + k
-                acc = builder.insert_value(acc, _multiply_add(builder, tile, vector, vectors[k], builder.extract_value(acc, j)), j)
+                acc = builder.insert_value(acc, multiply_add(builder, tile, vector, vectors[k], builder.extract_value(acc, j)), j)
         return acc
     return tile(tile, x, rows, types.intp, w, types.intp), codegen
 
 
-def _for_first(builder, acc, first, most, change):
+def for_first(builder, acc, first, most, change):
     """What `change(acc, first)` makes of a tile, for a `first` of 0 to `most`.
 
     Which registers are changed must be known when compiling: a piece of code for each.
@@ -296,16 +297,16 @@ def axpy(typingctx, acc, g, x, rows, x_offset, first):
 
     def codegen(context, builder, signature, args):
         acc, g, x, rows, x_offset, first = args
-        splat, count = _splat(builder, tile.vector, g), signature.args[3].p
+        splat, count = broadcast(builder, tile.vector, g), signature.args[3].p
 
         def add_rows(out, shift):
             for i in range(count):
                 offset = builder.add(builder.extract_value(rows, i), x_offset)
                 for k, vector in enumerate(_load_row(context, builder, tile, signature.args[2], x, offset)):
                     j = (i + shift) * tile.v + k
-                    out = builder.insert_value(out, _multiply_add(builder, tile, splat, vector, builder.extract_value(out, j)), j)
+                    out = builder.insert_value(out, multiply_add(builder, tile, splat, vector, builder.extract_value(out, j)), j)
             return out
-        return _for_first(builder, acc, first, tile.p - count, add_rows)
+        return for_first(builder, acc, first, tile.p - count, add_rows)
     return tile(tile, tile.dtype, x, rows, types.intp, types.intp), codegen
 
 
@@ -343,13 +344,13 @@ def pool(typingctx, acc, y, argmax, rows, offset, n_lanes, cell, low, none):
         acc, y, argmax, rows, offset, n_lanes, cell, low, none = args
         width = tile.v * tile.lanes
         begins = builder.icmp_unsigned("==", cell, ir.Constant(ir.IntType(8), 0))
-        low, none, cell = (_splat(builder, vector, n) for vector, n in ((tile.vector, low), (bytes_type, none), (bytes_type, cell)))
+        low, none, cell = (broadcast(builder, kind, n) for kind, n in ((tile.vector, low), (bytes_type, none), (bytes_type, cell)))
 
         def row(i, count):
             """Pointers to y and argmax of row i."""
             at = builder.add(builder.extract_value(rows, i), offset)
-            return (_pointer(context, builder, signature.args[1], y, at, count, 0),
-                    _pointer(context, builder, signature.args[2], argmax, at, count, 0))
+            return (pointer_to(context, builder, signature.args[1], y, at, count, 0),
+                    pointer_to(context, builder, signature.args[2], argmax, at, count, 0))
 
         def pool_row(i, source, target):
             for k in range(tile.v):
@@ -409,11 +410,11 @@ def store(typingctx, acc, y, rows, y_offset, first, last, n_lanes):
         with builder.if_else(builder.icmp_signed(">=", n_lanes, _constant(width))) as (whole, ragged):
             with whole:
                 for i, offset in each_row():
-                    store_row(i, _pointer(context, builder, signature.args[1], y, offset, _constant(width), 0))
+                    store_row(i, pointer_to(context, builder, signature.args[1], y, offset, _constant(width), 0))
             with ragged:
                 for i, offset in each_row():
                     store_row(i, spare)
-                    pointer = _pointer(context, builder, signature.args[1], y, offset, n_lanes, 0)
+                    pointer = pointer_to(context, builder, signature.args[1], y, offset, n_lanes, 0)
                     cgutils.raw_memcpy(builder, pointer, spare, n_lanes, _bytes(element))
         return context.get_dummy_value()
     return types.void(tile, y, rows, *[types.intp] * 4), codegen
@@ -510,10 +511,10 @@ def bytes_equal(typingctx, x, offset, count, value):
 
     def codegen(context, builder, signature, args):
         x, offset, count, value = args
-        start = _pointer(context, builder, signature.args[0], x, offset, count, 0)
+        start = pointer_to(context, builder, signature.args[0], x, offset, count, 0)
         loaded = builder.load(builder.bitcast(start, vector.as_pointer()))
         loaded.align = 1
-        equal = builder.bitcast(builder.icmp_unsigned("==", loaded, _splat(builder, vector, value)), INDEX)
+        equal = builder.bitcast(builder.icmp_unsigned("==", loaded, broadcast(builder, vector, value)), INDEX)
         # A shift by 64 is undefined, so the upper bits go by a shift to the right, by at most 63.
         keep = builder.lshr(ir.Constant(INDEX, -1), builder.sub(_constant(64), count))
         return builder.and_(equal, keep)
@@ -539,7 +540,7 @@ def _number(x):
     return types.float32 if x.dtype == types.uint16 else x.dtype
 
 
-def _to_bfloat16(builder, value):
+def to_bfloat16(builder, value):
     """The bits of a float32 rounded to the nearest bfloat16, to the even one of two; of a vector of them, all."""
     count = getattr(value.type, "count", None)
 
@@ -561,7 +562,7 @@ def _to_bfloat16(builder, value):
 def get(typingctx, x, offset):
     """x[offset], flat. Numba's own indexing tests for negative indices, which a short inner loop feels."""
     def codegen(context, builder, signature, args):
-        value = builder.load(_pointer(context, builder, signature.args[0], *args, _constant(1), 0))
+        value = builder.load(pointer_to(context, builder, signature.args[0], *args, _constant(1), 0))
         if x.dtype != types.uint16:
             return value
         bits = builder.shl(builder.zext(value, INT32), ir.Constant(INT32, 16))
@@ -573,8 +574,8 @@ def get(typingctx, x, offset):
 def put(typingctx, x, offset, value):
     """x[offset] = value, flat; see `get`."""
     def codegen(context, builder, signature, args):
-        value = _to_bfloat16(builder, args[2]) if x.dtype == types.uint16 else args[2]
-        builder.store(value, _pointer(context, builder, signature.args[0], *args[:2], _constant(1), 0))
+        value = to_bfloat16(builder, args[2]) if x.dtype == types.uint16 else args[2]
+        builder.store(value, pointer_to(context, builder, signature.args[0], *args[:2], _constant(1), 0))
         return context.get_dummy_value()
     return types.void(x, types.intp, _number(x)), codegen
 
