@@ -8,9 +8,11 @@ from nbcnn.kernels import cpu
 in_both_dtypes = pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.quick)])
 
 
-def in_turns(cases):
-    """Each case with one dtype, float32 and float64 in turns, where a case takes seconds in the simulator: (dtype, *case)."""
-    return [(np.float64 if k % 2 else np.float32, *case) for k, case in enumerate(cases)]
+def mostly_float32(cases, kind=lambda case: None):
+    """(dtype, case) of all cases in float32, and of the first one of each kind in float64: for the simulator, where they take
+    seconds."""
+    first = {kind(case): case for case in reversed(cases)}
+    return [(np.float32, case) for case in cases] + [(np.float64, case) for case in first.values()]
 
 
 def integers(seed, *shapes, dtype=np.float32):

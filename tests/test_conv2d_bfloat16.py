@@ -493,6 +493,9 @@ def test_bytes(case):
     finally:
         tracemalloc.stop()
     assert 0.9 * taken <= operation.bytes(batch) + operation.backward_bytes(batch, x_kind != FLOAT32) <= 1.3 * taken
+    if case.skips:
+        strips, foretold = operation.skipping.strip_sums, [operation.backward_bytes(batch, dx) for dx in (False, True)]
+        assert (strips is None) == (x_kind == FLOAT32) and (strips is None or strips.nbytes == foretold[1] - foretold[0])
 
 
 def test_memory_for_whole_tiles_of_samples():

@@ -73,6 +73,11 @@ def product(x, w, pairs, before=3, gap=4):
     return out[before:len(out) - before].reshape(ROWS, columns)
 
 
+def test_the_unit_is_the_one_asked_for():
+    """By NBCNN_UNIT, or by conftest.py: else the tests here would be of another one."""
+    assert UNIT == os.environ["NBCNN_UNIT"]
+
+
 @pytest.mark.parametrize("V", [1, 2])
 @pytest.mark.parametrize("pairs, times", [(1, 1), (3, 2), (8, 1), (12, 3), (16, 1), (16, 5)])
 def test_integers_are_exact(pairs, times, V):

@@ -54,7 +54,7 @@ class Operation:
         return 0
 
     def backward_bytes(self, batch, dx):
-        """About how many bytes the first backward allocates, and whether it is one that gives `dx`."""
+        """About how many bytes the first backward allocates; `dx` says whether it gives the input gradient."""
         return 0
 
     def stored(self, x_dtypes, y_dtype):

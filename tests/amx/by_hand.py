@@ -3,7 +3,8 @@
 Kernels are compiled as for a processor that has AMX. On another one its instructions are illegal: Linux sends SIGILL to the thread.
 The handler here does what the instruction would have done, on registers in memory, and lets the thread go on behind it. This takes
 microseconds for each, but the code is what a processor with AMX runs, with its registers, sizes, addresses and steps. What that
-processor would refuse ends the process: tiles that are not configured, and sizes that do not fit together.
+processor would refuse ends the process: tiles that are not configured, sizes that do not fit together, registers that there are
+not. So does what no kernel here needs, though it is allowed: palette 0, rows to begin with.
 
 The instructions are as Intel's Software Developer's Manual, volume 2, has them under their names.
 """
@@ -39,9 +40,9 @@ import numpy as np  # noqa: E402
 from numba import types  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
 
-THREADS = 4096                      # by their numbers, which Linux gives one after another
+THREADS = 4096                      # places for the registers of threads, which take one by their number
 TILES, ROWS, BYTES = 8, 16, 64      # registers, rows in each, bytes in a row
-SIZES = 16                          # in front of a thread's registers: the rows of each, the bytes in its rows
+OWNER, SIZES = 16, 24               # in front of them lie the rows of each, the bytes in its rows, and the thread's number
 STATE = np.zeros((THREADS, SIZES + TILES * ROWS * BYTES), np.uint8)
 START, STEP = STATE.ctypes.data, STATE.shape[1]
 
@@ -59,6 +60,12 @@ def memory(typingctx, address, kind):
     """A pointer to numbers of this kind."""
     return types.CPointer(kind.dtype)(address, kind), lambda context, builder, signature, args: builder.inttoptr(
         args[0], context.get_value_type(signature.return_type))
+
+
+@intrinsic
+def multiply_add(typingctx, a, b, c):
+    """a*b + c, rounded once."""
+    return types.float32(*[types.float32] * 3), lambda context, builder, signature, args: builder.fma(*args)
 
 
 @numba.njit
@@ -116,8 +123,8 @@ def product(thread, c, a, b):
             first = second = np.float32(0)
             for k in range(sizes[b]):
                 x, w = (tile + (a * ROWS + m) * BYTES + 4 * k), (tile + (b * ROWS + k) * BYTES + 4 * n)
-                first = flush(first + number(x) * number(w))
-                second = flush(second + number(x + 2) * number(w + 2))
+                first = flush(multiply_add(number(x), number(w), first))
+                second = flush(multiply_add(number(x + 2), number(w + 2), second))
             total = memory(tile + (c * ROWS + m) * BYTES, types.float32)
             total[n] = flush(flush(total[n]) + flush(first + second))
 
@@ -131,16 +138,22 @@ def number(at):
 @numba.cfunc(types.void(types.intc, types.intp, types.intp))
 def run_instruction(_, info, context):
     """The handler: runs the instruction that the thread stopped at, and lets it go on behind."""
-    thread = START + thread_number() % THREADS * STEP
+    me = thread_number()
+    thread = START + me % THREADS * STEP
+    owner = memory(thread + OWNER, types.intp)
+    require(owner[0] == me or owner[0] == 0)        # until it releases them
+    owner[0] = me
     registers = memory(context + CONTEXT, types.intp)
     at = registers[ADDRESS]
     code = memory(at, types.uint8)
     require(code[0] == 0xc4 and code[1] & 0x1f == 2 and code[2] & 0x84 == 0)       # VEX, of the third table, W = 0, 128 bits
-    prefix, operation, mode = code[2] & 3, code[3], code[4]
+    prefix, operation, mode, third = code[2] & 3, code[3], code[4], ~code[2] >> 3 & 15
     # The bits above three of each field are stored inverted.
     above_register, above_index, above_base = ~code[1] >> 4 & 8, ~code[1] >> 3 & 8, ~code[1] >> 2 & 8
     field, kind, base = mode >> 3 & 7, mode >> 6, mode & 7
-    size, place, stride = 5, 0, 0
+    # What an instruction has no use for must be 0.
+    require(above_register == 0 and (third == 0 or operation == 0x5c) and (field == 0 or operation != 0x49 or prefix == F2))
+    size, place, stride, has_steps = 5, 0, 0, kind != 3 and base == 4
     if kind != 3:
         index = 4
         if base == 4:
@@ -158,22 +171,22 @@ def run_instruction(_, info, context):
     elif operation == 0x49 and prefix == NO_PREFIX and mode == 0xc0:                # TILERELEASE
         clear(thread, STEP)
     elif operation == 0x49 and prefix == F2 and kind == 3:                          # TILEZERO
-        require(sizes[field] > 0)
+        require(sizes[field] > 0 and base == 0)
         clear(tile, ROWS * BYTES)
-    elif operation == 0x4b and prefix == F2 and kind != 3:                          # TILELOADD
+    elif operation == 0x4b and prefix == F2 and has_steps:                          # TILELOADD
         require(sizes[field] > 0)
         clear(tile, ROWS * BYTES)
         for row in range(sizes[field]):
             for k in range(sizes[TILES + field]):
                 memory(tile + row * BYTES, types.uint8)[k] = memory(place + row * stride, types.uint8)[k]
-    elif operation == 0x4b and prefix == F3 and kind != 3:                          # TILESTORED
+    elif operation == 0x4b and prefix == F3 and has_steps:                          # TILESTORED
         require(sizes[field] > 0)
         for row in range(sizes[field]):
             for k in range(sizes[TILES + field]):
                 memory(place + row * stride, types.uint8)[k] = memory(tile + row * BYTES, types.uint8)[k]
     elif operation == 0x5c and prefix == F3 and kind == 3:                          # TDPBF16PS
-        require(above_register == above_base == 0)
-        product(thread, field, base, ~code[2] >> 3 & 15)
+        require(above_base == 0 and third < TILES)
+        product(thread, field, base, third)
     else:
         require(False)
     registers[ADDRESS] = at + size
@@ -185,7 +198,7 @@ class Action(ctypes.Structure):
                 ("restorer", ctypes.c_void_p)]
 
 
-WITH_CONTEXT, OTHERS_TOO = 4, 0x40000000        # SA_SIGINFO, SA_NODEFER
-action = Action(handler=run_instruction.address, flags=WITH_CONTEXT | OTHERS_TOO)
+WITH_CONTEXT = 4        # SA_SIGINFO
+action = Action(handler=run_instruction.address, flags=WITH_CONTEXT)
 if LIBC.sigaction(signal.SIGILL, ctypes.byref(action), None):
     raise OSError("sigaction")

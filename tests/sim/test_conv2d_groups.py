@@ -8,7 +8,7 @@ from nbcnn.kernels.cuda import buffer, conv2d_groups, gradients, to_device, to_h
 from nbcnn.kernels.cuda.compat import transposed
 
 import oracles
-from arrays import equal, in_turns, integers
+from arrays import equal, integers, mostly_float32
 
 pytestmark = pytest.mark.sim
 
@@ -41,10 +41,11 @@ def numbers(dtype, x_shape, w_shape, groups, stride=1, padding=0, dilation=1):
     return arrays, [np.concatenate(own, axis) for own, axis in zip(zip(*results, strict=True), (1, 1, 0, 0), strict=True)]
 
 
-@pytest.mark.parametrize("dtype, x_shape, w_shape, options", in_turns(GEOMETRIES))
+@pytest.mark.parametrize("dtype, geometry", mostly_float32(GEOMETRIES))
 @pytest.mark.parametrize("blocks", [1, 1024])
-def test_equals_oracle(monkeypatch, dtype, x_shape, w_shape, options, blocks):
+def test_equals_oracle(monkeypatch, dtype, geometry, blocks):
     """The weight gradient in one part, and in as many as there are samples."""
+    x_shape, w_shape, options = geometry
     monkeypatch.setattr(conv2d_groups, "BLOCKS", blocks)
     (x, w, b, dy), (y, *others) = numbers(dtype, x_shape, w_shape, **options)
     x, w, b, dy = map(to_device, (x, w, b, dy))

@@ -10,7 +10,7 @@ from nbcnn.kernels.cuda import buffer, conv2d, conv2d_maxpool2d, gradients, to_d
 from nbcnn.kernels.cuda.compat import transposed
 
 import oracles
-from arrays import equal, in_turns, integers
+from arrays import equal, integers, mostly_float32
 
 pytestmark = pytest.mark.sim
 
@@ -66,9 +66,9 @@ def check(dtype, x_shape, w_shape, options):
         assert equal(to_host(a), e), name
 
 
-@pytest.mark.parametrize("dtype, x_shape, w_shape, options", in_turns(GEOMETRIES))
-def test_equals_cpu(dtype, x_shape, w_shape, options):
-    check(dtype, x_shape, w_shape, options)
+@pytest.mark.parametrize("dtype, geometry", mostly_float32(GEOMETRIES))
+def test_equals_cpu(dtype, geometry):
+    check(dtype, *geometry)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -21,14 +21,13 @@ import functools
 import math
 from collections import namedtuple
 
-import numba
 import numpy as np
 
 from nbcnn.kernels.bfloat16 import BFLOAT16
 from nbcnn.kernels.cpu import matrix_tile, tile
 from nbcnn.kernels.cpu.buffer import BFloat16Buffer, allocate
 from nbcnn.kernels.cpu.conv2d import Geometry, add_rows, conv2d_backward_bias, task_row
-from nbcnn.kernels.cpu.conv2d_maxpool2d import Conv2dMaxPool2d
+from nbcnn.kernels.cpu.conv2d_maxpool2d import Conv2dMaxPool2d, helper
 from nbcnn.kernels.cpu.kernel_cache import njit
 from nbcnn.kernels.cpu.matrix_tile import LANES, MOST_PAIRS, ROWS
 from nbcnn.kernels.cpu.parallel import THREADS, prange, share
@@ -76,8 +75,7 @@ def in_pairs(channels):
     return round_up(channels, 2 * MOST_PAIRS if channels > 2 * MOST_PAIRS else 2)
 
 
-# It is part of the kernels that call it.
-@numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+@helper
 def add_taps(acc, x, w, block, WIDTH, pairs, g, first, top, left):
     """acc + sum over p, q, c of x[m, top + p*dilation_h, left + q*dilation_w, c] * w[p, q, c] for ROWS samples m >= first."""
     p_first, p_end = tile.range_inside(top, g.dilation_h, g.KH, g.H)

@@ -78,8 +78,8 @@ def make_conv2d_maxpool2d_backward_input(P, V, POOL_W, PAIRS, LANES):
 
         `steps` says how w is stored. A task is one of `strips` strips of rows of a sample, for a block of V vectors of channels.
         Row r of dx gets from row t of the convolution, t = r + padding_h - p, under each p: the windows along that row hand on
-        what they won there, one output after another, to the KW pixels under a row of taps. They add it up in dx, which `sums` is
-        too, or with PAIRS in a strip of each thread in `sums`.
+        what they won there, one output after another, to the KW pixels under a row of taps. It is added up in `sums`: that is dx
+        itself, or with PAIRS memory with a strip for each thread.
         """
         blocks = (g.C + WIDTH - 1) // WIDTH
         tap_rows, one = tile.rows_strided(KW, 0, steps.tap), np.uint64(1)
@@ -186,7 +186,7 @@ def make_conv2d_maxpool2d_backward_weight(P, Q, V, WIDTH, PAIRS):
     return conv2d_maxpool2d_backward_weight
 
 
-# These helpers are part of the kernels that call them, and cached with those; nothing else calls them, so they need no wrappers.
+# What is part of the kernels that call it, and cached with those: nothing else calls it, so it needs no wrappers.
 helper = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 

@@ -14,8 +14,8 @@
     x[row, k] lies at at_x + row*x_step + k;  w[k, lane, half] at at_w + k*w_step + 2*lane + half.
 
 All are uint16 arrays of bfloat16; `pairs` is 16 at most. ROWS rows are read, whatever they hold. A kernel is written once: which
-unit it is compiled for, `unit.py` says. Products are exact in float32. Sums are rounded to nearest even, denormals count as 0, and
-their order is the unit's own:
+unit it is compiled for, `unit.py` says. Products are exact, as long as they are numbers of float32 (units round a product and a sum
+once, the definition each). Sums are rounded to nearest even, denormals count as 0, and their order is the unit's own:
 
     amx, emulated    all first products of the pairs one after another, all second ones likewise, both sums, then acc + that
     avx512bf16       acc + second product + first product, pair after pair

@@ -5,11 +5,11 @@
         for k in prange(count):             # of 10 tasks and 3 threads the first one takes 0, 1, 2, the next one 3, 4, 5
             y[k] = max(x[k], 0)
 
-What stands outside of the loops is done by every thread. So it may compute numbers, but not write to arrays; and of two loops the
-second may not read what the first one wrote. Which thread takes a task may not change what it computes.
+What stands outside of the loops is done by every thread. So it may compute numbers, but not write to arrays that others use; and
+of two loops the second may not read what the first one wrote. Which thread takes a task may not change what it computes.
 
-Memory that a thread works in begins at share() * size in an array that has room for THREADS of them. A kernel that allocates its
-own says so, `njit(parallel=True, allocates=True)`; else Numba would "only accept returning of array passed into the function".
+Memory for threads to work in is an array of THREADS * size, in which a thread's own part begins at share() * size. A kernel that
+allocates says so, `njit(parallel=True, allocates=True)`, else Numba refuses to compile it.
 
 Numba's own parallel loops are rewritten in many passes, which take two thirds of a kernel's compile time. Here the kernel is
 compiled as any other function, and a function around it hands it to Numba's threads.
@@ -30,7 +30,7 @@ from numba.np.ufunc import parallel
 PARALLEL = not config.BOUNDSCHECK
 
 INTP, POINTER = ir.IntType(64), ir.IntType(8).as_pointer()
-THREADS = config.NUMBA_NUM_THREADS      # at most so many run a kernel
+THREADS = config.NUMBA_NUM_THREADS if PARALLEL else 1       # at most so many run a kernel
 LINE = 8        # numbers for each thread in SHARES, a cache line: its share, and how many shares there are
 SHARES = np.zeros(LINE * THREADS, np.int64)
 SHARES[1::LINE] = 1
@@ -135,7 +135,8 @@ def on_threads(function, allocates=False, **options):
     """A function compiled with these options, and one with the same arguments that runs it on all threads.
 
     Unless the kernel `allocates`, no references to its arrays are counted: the function around it holds them. The counts lie in
-    memory that all threads share, so that each would wait for the others in every task.
+    memory that all threads share, so that each would wait for the others in every task. Functions that such a kernel calls are
+    compiled likewise: none of them may return an array.
     """
     kernel = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=allocates, **options)(function)
     names = ", ".join(inspect.signature(function).parameters)
