@@ -1,15 +1,19 @@
 """The sum of inputs: frozen values, oracle, contract, errors, parity with PyTorch."""
+import re
+
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from numba import types
 
 from nbcnn.kernels import add_backward, add_forward, cpu
 from nbcnn.kernels.cpu import add as kernels
 from nbcnn.kernels.cpu.launch import run
+from nbcnn.kernels.cpu.parallel import PARALLEL
 
 from arrays import awkward, equal, filled_buffer, in_both_dtypes
-from llvm import double_operations
+from llvm import afresh, double_operations
 from threads import one_and_all_threads
 
 DTYPES = [np.float32, np.float64]
@@ -86,6 +90,16 @@ def test_strided_and_read_only_inputs(dtype):
     xs = numbers(0, (2, 3, (3, 4, 5)), dtype)
     y = add_forward(xs)
     assert equal(add_forward(map(awkward, xs)), y) and equal(add_backward(awkward(y), 2)[1], y)
+
+
+@pytest.mark.skipif(not PARALLEL, reason="what is compiled with checks of bounds has them in its loops")
+@pytest.mark.parametrize("dtype", [types.float32, types.uint16], ids=["float32", "bfloat16"])
+def test_kernels_are_vectors(dtype):
+    """Sums of single numbers would be many times as slow without a failure elsewhere."""
+    for kernel, arrays in ((kernels.add_forward, 3), (kernels.add_to, 2)):
+        again = afresh(kernel)
+        again.compile((dtype[::1],) * arrays + (types.intp,))
+        assert re.search(r"fadd <\d+ x float>", again.inspect_llvm(again.signatures[0])), kernel
 
 
 def test_float32_kernels_hold_no_double():
