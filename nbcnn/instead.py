@@ -1,4 +1,6 @@
 """Names that PyTorch has and nbcnn has not, each with what to write here."""
+import sys
+
 NAMES = {
     "nbcnn": {
         "Module": "a network is nbcnn.Sequential([layer, ...]); a layer of your own derives from nbcnn.Activation or nbcnn.Layer",
@@ -10,6 +12,9 @@ NAMES = {
         "no_grad": "nothing records what is computed: model(images) needs no such block",
         "tensor": "arrays are NumPy's: write numpy.array", "manual_seed": "seeds are arguments: nbcnn.Sequential(..., seed=1)",
         "cuda": "write model.to('cuda')", "device": "write model.to('cuda') or model.to('cpu')",
+        **dict.fromkeys(("autocast", "GradScaler", "amp", "bfloat16"),
+                        "precision='bf16' is an argument of nbcnn.BackpropScheduler, nbcnn.fit and model.predict"),
+        **dict.fromkeys(("lr_scheduler", "ReduceLROnPlateau"), "schedules are in nbcnn.optim, and so is ReduceLROnPlateau"),
     },
     "nbcnn.optim": {
         **dict.fromkeys(("RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "ASGD", "LBFGS", "Rprop", "SparseAdam"),
@@ -32,6 +37,7 @@ NAMES = {
         "children": "write model.layers.values()", "modules": "write model.layers.values()",
         "named_children": "write model.layers.items()", "forward": "write model(images)",
         "add_module": "write nbcnn.Sequential([...]) with all layers", "append": "write nbcnn.Sequential([...]) with all layers",
+        **dict.fromkeys(("bfloat16", "half"), "precision='bf16' is an argument of nbcnn.BackpropScheduler, nbcnn.fit and predict"),
         "zero_grad": "write optimizer.zero_grad()", "cuda": "write model.to('cuda')", "cpu": "write model.to('cpu')",
     },
 }
@@ -47,10 +53,11 @@ def nearest(name, names):
 def say_instead(place, names=()):
     """A module's `__getattr__`: it raises an AttributeError that says what to write instead.
 
-    For a name of the table it is an ImportError, which `from nbcnn import Module` shows as it is, unlike an AttributeError.
+    For a name of the table it is an ImportError in `from nbcnn import Module`, which shows that as it is, unlike an AttributeError.
     """
     def missing(name):
         if name in NAMES[place]:
-            raise ImportError(f"{place} has no {name}: {NAMES[place][name]}")
+            imports = sys._getframe(1).f_code.co_name == "_handle_fromlist"         # of importlib
+            raise (ImportError if imports else AttributeError)(f"{place} has no {name}: {NAMES[place][name]}")
         raise AttributeError(f"{place} has no {name}{'' if name.startswith('_') else nearest(name, names)}")
     return missing

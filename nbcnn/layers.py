@@ -652,6 +652,8 @@ def require_network(model):
         hint = f"; write {model.__name__}() for an object of the class"
     elif isinstance(model, Layer):
         hint = f"; write nbcnn.Sequential([{model!r}])"
+    elif models and kind == "EMA":
+        hint = "; in a block `with ema.weights():` the averaged weights are in the model that it was made for"
     elif models:
         hint = f"; give the model that it holds, as {kind.lower()}.{models[0]}"
     elif layers:

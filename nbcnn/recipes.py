@@ -116,7 +116,8 @@ def resumed_options(given, saved, source, parse):
     for name, value in given.items():
         # For a network with layers of its own, --model may say where these are, and names no function then.
         layers = name == "model" and saved.model.own_layers() and (value.endswith(".py") or ":" not in value)
-        if layers or (name, value) in (("dataset", "auto"), ("precision", "auto")):
+        stays = name == "precision" and saved.model.dtype != np.float32
+        if layers or stays or (name, value) in (("dataset", "auto"), ("precision", "auto")):
             continue
         longer = name == "epochs" and options["schedule"] == "constant" and value >= saved.progress.epoch
         if not (value == options[name] or longer or name in FREE):

@@ -449,7 +449,8 @@ class BackpropScheduler:
             hint = "; a single image is a batch as images[None]" if images.ndim == 3 else ""
             if images.ndim in (3, 4) and images.shape[-1] in (1, 3):
                 hint = f"; axes are C, H, W: images.transpose{'(2, 0, 1)[None]' if images.ndim == 3 else '(0, 3, 1, 2)'}"
-            raise ValueError(f"{error} from images of shape {images.shape}{hint}") from None
+            said, *more = str(error).split("; ", 1)
+            raise ValueError(f"{said} from images of shape {images.shape}{hint}{''.join(f'; {text}' for text in more)}") from None
 
     def at_once(self, images, n):
         """How many of these images are to be predicted at a time, n or fewer, and the output's shape; raises as `predict`."""
@@ -716,11 +717,13 @@ class BackpropScheduler:
         chain = all(step.inputs == (value,) for step, value in zip(self.steps, values, strict=False))
         for step in self.steps:
             flop, how = step.layer.flop(step.x_shape), "fused" if len(step.names) > 1 else "plain"
+            notes = [f"{how}: {step.reason}"] if step.reason else []
+            notes += ["in float32"] * (self.precision == "bf16" and not step.operation.bfloat16)
             inputs = dict.fromkeys(_shape(value.shape) for value in step.inputs)
             rows.append([step.name, type(step.operation).__name__, ", ".join(inputs), _shape(step.y_shape),
                          *[", ".join(dict.fromkeys(step.output.readers))] * (not chain),
                          f"{math.prod(step.y_shape) * step.output.dtype.itemsize:,}",
-                         f"{flop / 1e6:.2f}", f"{how}: {step.reason}" if step.reason else ""])
+                         f"{flop / 1e6:.2f}", "; ".join(notes)])
         table = format_table(["step", "kernel", "input", "output", *["read by"] * (not chain), "bytes", "MFLOP", ""], rows)
         return f"{table}\n\n{self.backend.describe_bfloat16()}" if self.precision == "bf16" else table
 

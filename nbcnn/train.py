@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import copy
 import importlib.util
+import json
 import math
 import platform
 import shlex
@@ -38,6 +39,7 @@ from nbcnn.threads import ThreadTrial
 
 NAME = "nbcnn train"
 UNBALANCED = 3      # a class with more than so many times the images of another is worth a hint
+FEW_STEPS = 100     # after which a loss may still be what guessing gives
 
 
 def main(argv=None):
@@ -68,7 +70,6 @@ class Run:
             raise ImportError("--tensorboard needs the extra tensorboard: python -m pip install tensorboardX tensorboard crc32c")
         out, source, max_pixels = given.pop("out", None), given.pop("resume", None), given.pop("max_pixels", None)
         set_max_memory(given.pop("max_memory", None))
-        self.unit = unit_in_use()      # raises where NBCNN_UNIT names another
         self.device, self.device_why = cli.choose_device(given.pop("device", "cpu"))
         if self.profile and self.device != "cpu":
             raise ValueError("--profile: expected --device cpu, whose kernels it measures; bench/gpu.py measures those of a GPU")
@@ -131,6 +132,8 @@ class Run:
             raise ValueError(f"--resume: {self.source} was trained with bf16, and {reason}; a new run may begin with its weights: "
                              f"--init-from {shlex.quote(str(self.source))}")
         self.precision_why = ""
+        if o["precision"] != "f32":
+            unit_in_use()       # raises where NBCNN_UNIT names none of this processor's
         if o["precision"] != "auto":
             o["precision"], self.precision_why = cli.precision_of(o, model, o["batch_size"])
         self.trial = self.events = None
@@ -150,16 +153,19 @@ class Run:
         """Train to the end or until a signal, and return the exit status."""
         o = self.checkpoint.options
         self.signals.listen()
+        self._introduce_data(o)
         self._choose_precision()
+        name = cli.precision_name(o["precision"], self.checkpoint.model)
+        unit, before = unit_in_use() if name == "bf16" else None, self._unit_before()
         self.folder.open()
         if self.board is not None:
             self.events = Events(self.board, self.folder)
         self.folder.write_config({
-            "options": o, "device": self.device, "unit": self.unit,
+            "options": o, "device": self.device, "precision": name, "unit": unit,
             "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
             "versions": {"nbcnn": nbcnn.__version__, "numba": numba.__version__, "numpy": np.__version__,
                          "python": platform.python_version()}})
-        self._introduce(o)
+        self._introduce(o, name, unit, before)
         try:
             self._compile()
             self.trial = ThreadTrial()
@@ -207,10 +213,18 @@ class Run:
         """Let a measurement decide what --precision auto leaves open: what is resumed goes on with it."""
         o = self.checkpoint.options
         if o["precision"] == "auto":
+            if not why_not_bfloat16(self.checkpoint.model):
+                self._say("numbers  auto: compiling and measuring some steps with bf16 and with f32 ...")
             o["precision"], self.precision_why = cli.precision_of(o, self.checkpoint.model, o["batch_size"], self.loss)
 
-    def _introduce(self, o):
-        """Say what is about to be trained."""
+    def _unit_before(self):
+        """The unit that what is resumed was trained on, None where its folder does not say."""
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            return json.loads((self.source.parent / "config.json").read_text(encoding="utf-8")).get("unit")
+        return None
+
+    def _introduce_data(self, o):
+        """Say what images there are and how they are learned."""
         if o["split"] == "test":
             cli.remark("WARNING", "--split test trains on the TEST images, as some tutorials do. The test accuracy below is "
                                   "measured on the very images trained on: it does not say how well the network does on others.",
@@ -222,10 +236,14 @@ class Run:
             self._say(f"device   {self.device}: {self.device_why}")
         self._say(f"recipe   {o['recipe']}: epochs {o['epochs']}, batches per epoch {self.batches}, "
                   f"images per batch {o['batch_size']}")
-        if self.precision_why or o["precision"] != "f32":
-            on = f" on the unit {self.unit}" if o["precision"] == "bf16" else ""
-            name = cli.precision_name(o["precision"], self.checkpoint.model)
-            self._say(f"numbers  {name}{on}{self.precision_why and f': {self.precision_why}'}")
+
+    def _introduce(self, o, precision, unit, unit_before):
+        """Say what is about to be trained."""
+        if self.precision_why or precision == "bf16":
+            on = f" on the unit {unit}" if unit else ""
+            self._say(f"numbers  {precision}{on}{self.precision_why and f': {self.precision_why}'}")
+        if unit and unit_before and unit != unit_before:
+            self._say(f"unit     {unit_before} until now, whose last digits are others")
         self._say(f"folder   {self.folder.path}")
         if o["init_from"]:
             self._say(f"weights  from {o['init_from']}{self.remark}")
@@ -277,7 +295,8 @@ class Run:
             self._hint(self.trial.hint)
             self.trial.hint = ""
         guessing = math.log(len(self.train_set.classes))
-        if self.checkpoint.options["loss"] == "cross_entropy" and guessing and -0.005 < metrics["train_loss"] - guessing < 0.02:
+        shows = self.checkpoint.options["loss"] == "cross_entropy" and self.checkpoint.progress.epoch * self.batches >= FEW_STEPS
+        if shows and guessing and -0.005 < metrics["train_loss"] - guessing < 0.02:
             self._hint(f"the loss stays at {guessing:.4f} = ln({len(self.train_set.classes)}), which is what guessing gives. "
                        "Another --lr (ten times smaller, or larger) or --normalize may get it going.")
         state.stop = self.signals.number is not None

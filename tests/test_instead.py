@@ -11,10 +11,13 @@ MODULES = [name for name in NAMES if name != "model"]
 
 @pytest.mark.parametrize("module, name", [(module, name) for module in MODULES for name in NAMES[module]])
 def test_what_to_write_instead(module, name):
-    for ask in (lambda: exec(f"from {module} import {name}"), lambda: getattr(importlib.import_module(module), name)):
-        with pytest.raises(ImportError) as caught:
+    """And `hasattr` is False, as it is of any other name that is not there."""
+    place = importlib.import_module(module)
+    for ask, error in ((lambda: exec(f"from {module} import {name}"), ImportError), (lambda: getattr(place, name), AttributeError)):
+        with pytest.raises(error) as caught:
             ask()
         assert str(caught.value) == f"{module} has no {name}: {NAMES[module][name]}"
+    assert not hasattr(place, name)
 
 
 def test_other_names():

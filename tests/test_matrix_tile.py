@@ -197,9 +197,9 @@ def test_the_fastest_unit_at_hand_is_used(monkeypatch):
 
 
 @pytest.mark.parametrize("features, wanted, there", [
-    (ZEN4, "amx", "avx512bf16, emulated"), ("+avx2", "avx512bf16", "emulated"), (XEON, "AMX", "amx, avx512bf16, emulated")])
+    (ZEN4, "amx", "avx512bf16 or emulated"), ("+avx2", "avx512bf16", "emulated"), (XEON, "AMX", "amx or avx512bf16 or emulated")])
 def test_a_unit_that_is_not_there_is_refused(monkeypatch, features, wanted, there):
-    with pytest.raises(ValueError, match=rf"^NBCNN_UNIT: expected {there}, which this processor has, got '{wanted}'$"):
+    with pytest.raises(ValueError, match=rf"^NBCNN_UNIT: expected {there} on this processor, got '{wanted}'$"):
         units(monkeypatch, features, True, wanted)
 
 

@@ -335,6 +335,8 @@ class Unmade(nbcnn.Sequential):
 
 @pytest.mark.parametrize("make, hint", [
     (lambda: Holder(model1=nbcnn.Sequential([nbcnn.Flatten()])), "got Holder; give the model that it holds, as holder.model1"),
+    (lambda: nbcnn.EMA(nbcnn.Sequential([nbcnn.Linear(4, 2)]), 0.9),
+     r"got EMA; in a block `with ema.weights\(\):` the averaged weights are in the model that it was made for$"),
     (lambda: Holder(a=nbcnn.Flatten(), b=nbcnn.Linear(4, 2)),
      r'got Holder; .* write nbcnn.Sequential\(\[\("a", Flatten\(\)\), \("b", Linear\(in_features=4, out_features=2\)\)\]\)'),
     (lambda: Holder, r"got <class '.*Holder'>; write Holder\(\) for an object of the class"),

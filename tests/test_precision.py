@@ -10,7 +10,7 @@ import pytest
 from own_layers import Softplus, Upsample2d
 
 import nbcnn
-from nbcnn import checkpoint, datasets, precision, precision_trial, predict, train
+from nbcnn import checkpoint, cli, datasets, precision, precision_trial, predict, train
 from nbcnn.evaluate import __main__ as evaluate
 from nbcnn.kernels.bfloat16 import from_bfloat16, to_bfloat16
 from nbcnn.kernels.cpu import unit as units
@@ -85,15 +85,18 @@ def test_a_network_without_products_is_float32():
     assert set(dtypes(nbcnn.BackpropScheduler(model, None, precision="bf16")).values()) == {"f32"}
 
 
-def test_what_knows_no_bfloat16_reads_and_writes_float32():
+def test_what_knows_no_bfloat16_reads_and_writes_float32(monkeypatch):
     """Layers of one's own, and convolutions of groups."""
     model = nbcnn.Sequential([
         ("conv", nbcnn.Conv2d(3, 4, 3)), ("own", Softplus()), ("conv2", nbcnn.Conv2d(4, 4, 1)), ("as_it_is", nbcnn.Identity()),
         ("up", Upsample2d(2)), ("groups", nbcnn.Conv2d(4, 4, 3, groups=2)), ("same", nbcnn.Identity()), ("relu", nbcnn.ReLU()),
         ("flatten", nbcnn.Flatten()), ("linear", nbcnn.Linear(4 * 6 * 6, 3))], input_shape=(3, 6, 6))
     floats = "input", "conv", "own", "conv2", "as_it_is", "up", "groups", "same", "linear"
-    assert dtypes(nbcnn.BackpropScheduler(model, None, precision="bf16")) == {
-        **dict.fromkeys(floats, "f32"), "relu": "bf16", "flatten": "bf16"}
+    step = nbcnn.BackpropScheduler(model, None, precision="bf16")
+    assert dtypes(step) == {**dict.fromkeys(floats, "f32"), "relu": "bf16", "flatten": "bf16"}
+    monkeypatch.setenv("COLUMNS", "200")
+    said = [line.split()[0] for line in str(step).splitlines() if line.endswith("in float32")]
+    assert said == ["own", "up", "groups"]
     exact, found = (trained(copy.deepcopy(model), name)[0] for name in ("f32", "bf16"))
     assert found == pytest.approx(exact, rel=0.02) and found != exact
 
@@ -115,6 +118,7 @@ def test_outputs_and_the_table():
     text = str(step)
     assert "BFloat16Linear" in text and f"on the unit {UNIT}: values between layers are bfloat16" in text
     sizes = {line.split()[0]: line for line in text.splitlines() if line}
+    assert not any(line.endswith("in float32") for line in text.splitlines())
     assert f"{8 * 4 * 4 * 2:,} " in sizes["add"] and f"{3 * 4:,} " in sizes["linear"]
 
 
@@ -345,7 +349,7 @@ def test_train_predict_and_evaluate(folder, capsys):
     assert run("run", "--precision", "bf16") == 0
     assert f"numbers  bf16 on the unit {UNIT}\n" in capsys.readouterr().out
     config = json.loads((folder / "run" / "config.json").read_text())
-    assert config["options"]["precision"] == "bf16" and config["unit"] == UNIT
+    assert config["options"]["precision"] == config["precision"] == "bf16" and config["unit"] == UNIT
     assert evaluate.main(["--checkpoint", "run", "--precision", "bf16", "--json"]) == 0
     rounded = json.loads(capsys.readouterr().out)
     assert evaluate.main(["--checkpoint", "run", "--json"]) == 0
@@ -379,6 +383,51 @@ def test_resume_ends_with_the_same_bits(folder, monkeypatch):
     assert run("floats", "--quiet") == 0
     assert (folder / "floats" / "last.safetensors").read_bytes() != (folder / "whole" / "last.safetensors").read_bytes()
     assert checkpoint.load("whole/last.safetensors").options["precision"] == "bf16"
+
+
+def test_float32_asks_for_no_unit(folder, monkeypatch):
+    monkeypatch.setenv("NBCNN_UNIT", "none of them")
+    monkeypatch.setattr(train, "unit_in_use", lambda: 1 / 0)
+    assert run("run", "--quiet") == 0
+    config = json.loads((folder / "run" / "config.json").read_text())
+    assert config["precision"] == "f32" and config["unit"] is None
+
+
+def test_resume_on_another_unit(folder, capsys):
+    """It is said, as the last digits are others then."""
+    assert run("run", "--precision", "bf16", "--quiet") == 0
+    path = folder / "run" / "config.json"
+    for unit, said in (("another", "unit     another until now, whose last digits are others\n"), (UNIT, ""), (None, "")):
+        path.write_text(json.dumps({"unit": unit}))
+        capsys.readouterr()
+        assert train.main(["--resume", "run"]) == 0
+        out = capsys.readouterr().out
+        assert said in out and ("unit     " in out) == bool(said)
+    path.write_text("[")
+    assert train.main(["--resume", "run"]) == 0
+
+
+def test_auto_says_what_it_does_before_it_does_it(folder, monkeypatch, capsys):
+    """Compiling for both takes half a minute."""
+    def choose(*_):
+        out = capsys.readouterr().out
+        assert out.startswith("data     ") and out.splitlines()[-1].startswith("numbers  auto: compiling and measuring ")
+        return "f32", "so it is"
+    monkeypatch.setattr(cli, "choose_precision", choose)
+    assert run("run", "--precision", "auto") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("numbers  f32: so it is\n") and "data  " not in out
+
+
+def test_a_run_in_float64(folder, capsys):
+    text = (folder / "net.py").read_text()
+    (folder / "net.py").write_text(text.replace("input_shape", "dtype='float64', input_shape"))
+    assert run("run", "--precision", "bf16") == 0
+    assert "numbers  f64: the model's numbers are float64\n" in capsys.readouterr().out
+    config = json.loads((folder / "run" / "config.json").read_text())
+    assert config["precision"] == "f64" and config["unit"] is None
+    for more in ([], ["--precision", "bf16"]):
+        assert train.main(["--resume", "run", *more]) == 0
 
 
 def test_resume_refuses_another_precision(folder, capsys):

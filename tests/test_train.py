@@ -201,10 +201,13 @@ def test_a_hint_where_fewer_threads_are_faster(monkeypatch, capsys):
     assert lines[first + 1] == "hint: with 1 thread"
 
 
-def test_a_hint_where_nothing_is_learned(capsys):
+def test_a_hint_where_nothing_is_learned(monkeypatch, capsys):
     hint = f"hint: the loss stays at {math.log(10):.4f} = ln(10)"
-    run("--epochs", 1, "--lr", 0, "--out", "run", "--recipe", "tutorial")
-    assert hint in capsys.readouterr().out
+    for few, said in ((1, True), (train.FEW_STEPS, False)):
+        monkeypatch.setattr(train, "FEW_STEPS", few)
+        run("--epochs", 1, "--lr", 0, "--out", f"run{few}", "--recipe", "tutorial")
+        assert (hint in capsys.readouterr().out) == said
+    monkeypatch.setattr(train, "FEW_STEPS", 1)
     run("--epochs", 1, "--lr", 0, "--out", "mse", "--recipe", "tutorial", "--loss", "mse")
     run("--epochs", 3, "--out", "learns", "--no-augment")
     assert hint not in capsys.readouterr().out

@@ -79,5 +79,5 @@ def bfloat16():
 
 def describe_bfloat16():
     """One line on what is bfloat16, and which unit multiplies it."""
-    return (f"bf16 on the unit {unit_in_use()}: values between layers are bfloat16; images, outputs, weights, sums and statistics "
-            "float32")
+    return (f"bf16 on the unit {unit_in_use()}: values between layers are bfloat16, but around layers in float32; images, outputs, "
+            "weights, sums and statistics are float32")

@@ -43,7 +43,7 @@ def unit_in_use():
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted and wanted not in (*at_hand(), "emulated"):
-        raise ValueError(f"{VARIABLE}: expected {', '.join((*at_hand(), 'emulated'))}, which this processor has, got {wanted!r}")
+        raise ValueError(f"{VARIABLE}: expected {' or '.join((*at_hand(), 'emulated'))} on this processor, got {wanted!r}")
     return wanted or next(iter(at_hand()), None)
 
 
