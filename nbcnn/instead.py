@@ -1,6 +1,7 @@
 """Names that PyTorch has and nbcnn has not, each with what to write here."""
 import sys
 
+BF16 = "precision='bf16' is an argument of nbcnn.BackpropScheduler, nbcnn.fit and model.predict"
 NAMES = {
     "nbcnn": {
         "Module": "a network is nbcnn.Sequential([layer, ...]); a layer of your own derives from nbcnn.Activation or nbcnn.Layer",
@@ -12,8 +13,7 @@ NAMES = {
         "no_grad": "nothing records what is computed: model(images) needs no such block",
         "tensor": "arrays are NumPy's: write numpy.array", "manual_seed": "seeds are arguments: nbcnn.Sequential(..., seed=1)",
         "cuda": "write model.to('cuda')", "device": "write model.to('cuda') or model.to('cpu')",
-        **dict.fromkeys(("autocast", "GradScaler", "amp", "bfloat16"),
-                        "precision='bf16' is an argument of nbcnn.BackpropScheduler, nbcnn.fit and model.predict"),
+        **dict.fromkeys(("autocast", "GradScaler", "amp", "bfloat16"), BF16),
         **dict.fromkeys(("lr_scheduler", "ReduceLROnPlateau"), "schedules are in nbcnn.optim, and so is ReduceLROnPlateau"),
     },
     "nbcnn.optim": {
@@ -37,7 +37,7 @@ NAMES = {
         "children": "write model.layers.values()", "modules": "write model.layers.values()",
         "named_children": "write model.layers.items()", "forward": "write model(images)",
         "add_module": "write nbcnn.Sequential([...]) with all layers", "append": "write nbcnn.Sequential([...]) with all layers",
-        **dict.fromkeys(("bfloat16", "half"), "precision='bf16' is an argument of nbcnn.BackpropScheduler, nbcnn.fit and predict"),
+        **dict.fromkeys(("bfloat16", "half"), BF16),
         "zero_grad": "write optimizer.zero_grad()", "cuda": "write model.to('cuda')", "cpu": "write model.to('cpu')",
     },
 }

@@ -88,6 +88,14 @@ def clear(at, size):
 
 
 @numba.njit
+def copy(to, to_step, source, step, rows, size):
+    """Rows of so many bytes."""
+    for row in range(rows):
+        for k in range(size):
+            memory(to + row * to_step, types.uint8)[k] = memory(source + row * step, types.uint8)[k]
+
+
+@numba.njit
 def configure(thread, at):
     """LDTILECFG: palette 1, and the sizes of the registers, which are 0 then."""
     source, sizes = memory(at, types.uint8), memory(thread, types.uint8)
@@ -176,14 +184,10 @@ def run_instruction(_, info, context):
     elif operation == 0x4b and prefix == F2 and has_steps:                          # TILELOADD
         require(sizes[field] > 0)
         clear(tile, ROWS * BYTES)
-        for row in range(sizes[field]):
-            for k in range(sizes[TILES + field]):
-                memory(tile + row * BYTES, types.uint8)[k] = memory(place + row * stride, types.uint8)[k]
+        copy(tile, BYTES, place, stride, sizes[field], sizes[TILES + field])
     elif operation == 0x4b and prefix == F3 and has_steps:                          # TILESTORED
         require(sizes[field] > 0)
-        for row in range(sizes[field]):
-            for k in range(sizes[TILES + field]):
-                memory(place + row * stride, types.uint8)[k] = memory(tile + row * BYTES, types.uint8)[k]
+        copy(place, stride, tile, BYTES, sizes[field], sizes[TILES + field])
     elif operation == 0x5c and prefix == F3 and kind == 3:                          # TDPBF16PS
         require(above_base == 0 and third < TILES)
         product(thread, field, base, third)
