@@ -16,8 +16,21 @@ from nbcnn.scheduler import BackpropScheduler
 BEST = "best.safetensors"
 FILES = r"config\.json|metrics\.csv|(last|best|epoch-\d+)\.safetensors"
 LONGEST_METRICS = 10**7      # bytes of metrics.csv; a line has about a hundred
+LONGEST_CONFIG = 10**6       # bytes of config.json, which has some two thousand
 COLUMNS = ["epoch", "lr", "train_loss", "test_loss", "test_accuracy", "images_per_second", "seconds"]
 COLUMNS_VAL = [*COLUMNS[:5], "val_loss", "val_accuracy", *COLUMNS[5:]]      # of a run with images to choose the best epoch with
+
+
+def read_config(folder):
+    """What config.json says of a run; {} where nothing can be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        path = folder / "config.json"
+        files.require_file(path)
+        with open(path, encoding="utf-8") as file:
+            config = json.loads(file.read(LONGEST_CONFIG))
+        if isinstance(config, dict):
+            return config
+    return {}
 
 
 class RunFolder:

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import copy
 import importlib.util
-import json
 import math
 import platform
 import shlex
@@ -33,7 +32,7 @@ from nbcnn.memory import set_max_memory
 from nbcnn.precision import why_not_bfloat16
 from nbcnn.progress import Progress, ProgressBar, epoch_line
 from nbcnn.recipes import RECIPES, SCHEDULES
-from nbcnn.run_folder import Events, RunFolder
+from nbcnn.run_folder import Events, RunFolder, read_config
 from nbcnn.table import fill
 from nbcnn.threads import ThreadTrial
 
@@ -155,17 +154,18 @@ class Run:
         self.signals.listen()
         self._introduce_data(o)
         self._choose_precision()
-        name = cli.precision_name(o["precision"], self.checkpoint.model)
-        unit, before = unit_in_use() if name == "bf16" else None, self._unit_before()
+        precision = cli.precision_name(o["precision"], self.checkpoint.model)
+        unit = unit_in_use() if precision == "bf16" else None
+        before = read_config(self.source.parent).get("unit") if self.source else None       # which is written anew below
         self.folder.open()
         if self.board is not None:
             self.events = Events(self.board, self.folder)
         self.folder.write_config({
-            "options": o, "device": self.device, "precision": name, "unit": unit,
+            "options": o, "device": self.device, "precision": precision, "unit": unit,
             "train_pictures": len(self.train_set), "test_pictures": len(self.test_set),
             "versions": {"nbcnn": nbcnn.__version__, "numba": numba.__version__, "numpy": np.__version__,
                          "python": platform.python_version()}})
-        self._introduce(o, name, unit, before)
+        self._introduce(o, precision, unit, before)
         try:
             self._compile()
             self.trial = ThreadTrial()
@@ -216,12 +216,6 @@ class Run:
             if not why_not_bfloat16(self.checkpoint.model):
                 self._say("numbers  auto: compiling and measuring some steps with bf16 and with f32 ...")
             o["precision"], self.precision_why = cli.precision_of(o, self.checkpoint.model, o["batch_size"], self.loss)
-
-    def _unit_before(self):
-        """The unit that what is resumed was trained on, None where its folder does not say."""
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            return json.loads((self.source.parent / "config.json").read_text(encoding="utf-8")).get("unit")
-        return None
 
     def _introduce_data(self, o):
         """Say what images there are and how they are learned."""

@@ -1,6 +1,7 @@
 """precision="bf16" from the scheduler to the command line. The unit is the emulated one, unless NBCNN_UNIT says another."""
 import copy
 import json
+import os
 import signal
 import tracemalloc
 
@@ -10,7 +11,7 @@ import pytest
 from own_layers import Softplus, Upsample2d
 
 import nbcnn
-from nbcnn import checkpoint, cli, datasets, precision, precision_trial, predict, train
+from nbcnn import checkpoint, cli, datasets, precision, precision_trial, predict, run_folder, train
 from nbcnn.evaluate import __main__ as evaluate
 from nbcnn.kernels.bfloat16 import from_bfloat16, to_bfloat16
 from nbcnn.kernels.cpu import unit as units
@@ -403,8 +404,12 @@ def test_resume_on_another_unit(folder, capsys):
         assert train.main(["--resume", "run"]) == 0
         out = capsys.readouterr().out
         assert said in out and ("unit     " in out) == bool(said)
-    path.write_text("[")
-    assert train.main(["--resume", "run"]) == 0
+    for text in ("[", "[]", "[" * 10**5, '{"unit": {}}'):
+        path.write_text(text)
+        assert train.main(["--resume", "run"]) == 0
+    path.unlink()
+    os.mkfifo(path)         # which nobody writes to
+    assert run_folder.read_config(folder / "run") == {}
 
 
 def test_auto_says_what_it_does_before_it_does_it(folder, monkeypatch, capsys):
